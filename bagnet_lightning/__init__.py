@@ -1,0 +1,7 @@
+"""Patch-based image classifiers (BagNets) on low-resolution images: training, tables, evidence."""
+
+from bagnet_lightning.torchvision_cpu import define_missing_operators_before_import
+
+define_missing_operators_before_import()
+
+__version__ = "0.1.0"

@@ -1,0 +1,82 @@
+"""Weights from elsewhere: the public ImageNet ones, or a local file."""
+
+import pickle
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from bagnet_lightning.errors import UserError
+
+_BAGNETS = (
+    "https://bitbucket.org/wielandbrendel/bag-of-feature-pretrained-models/raw/249e8fa82c0913623a807d9d35eeab9da7dcc2a8"
+)
+PUBLIC_WEIGHTS = {  # the eight hex digits begin the file's sha256
+    "bagnet9": f"{_BAGNETS}/bagnet8-34f4ccd2.pth.tar",
+    "bagnet17": f"{_BAGNETS}/bagnet16-105524de.pth.tar",
+    "bagnet33": f"{_BAGNETS}/bagnet32-2ddd53ed.pth.tar",
+    "resnet18": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+}
+
+
+def load_pretrained(network: nn.Module, name: str, pretrained: bool | str) -> nn.Module:
+    """Puts pretrained weights into `network` (all but the head, if class counts differ) and returns it.
+
+    pretrained: False (as initialised), True (the public ImageNet weights of `name`, downloaded once into torch.hub's
+        cache and checked by their sha256) or the path of a local file: a state dict saved by torch, a checkpoint of this
+        package, or safetensors. Only tensors and plain types are ever unpickled.
+    Raises UserError if the file cannot be had, read, or belongs to another network.
+    """
+    if pretrained is False:
+        return network
+    source = PUBLIC_WEIGHTS[name] if pretrained is True else str(pretrained)
+    weights = _download(source) if pretrained is True else _read(Path(source))
+    own = network.state_dict()
+    for key in ("fc.weight", "fc.bias"):
+        if key in weights and weights[key].shape != own[key].shape:
+            weights[key] = own[key]
+    strange = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
+    strange += [key for key in weights if key not in own]
+    strange += [key for key in own if key in weights and own[key].shape != weights[key].shape]
+    if strange:
+        raise UserError(
+            f"{source} does not hold the weights of this {name}: {len(strange)} tensors differ, the first is "
+            f"{strange[0]}; choose the model (and model.width) that the file was made with"
+        )
+    network.load_state_dict(weights, strict=False)
+    return network
+
+
+def _download(url: str) -> dict[str, Tensor]:
+    try:
+        weights = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+    except (URLError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"cannot download pretrained weights from {url} ({error}); fetch the file on another machine and give it "
+            "as model.pretrained=PATH"
+        ) from error
+    return _state_dict(weights, url)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return _state_dict(torch.load(path, map_location="cpu", weights_only=True), path)
+    except FileNotFoundError:
+        raise UserError(f"model.pretrained={path}: there is no such file") from None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read as weights: {reason}") from error
+
+
+def _state_dict(loaded: object, source: object) -> dict[str, Tensor]:
+    """The tensors of a plain state dict, of a checkpoint ("state_dict"), or of one saved from inside a wrapper."""
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise UserError(f"{source} holds no state dict of tensors")
+    return {key.removeprefix("module.").removeprefix("network."): value for key, value in loaded.items()}

@@ -1,0 +1,23 @@
+"""ResNet-18 (He et al., CVPR 2016) from torchvision: the network the BagNets are compared with."""
+
+import torchvision
+from torch import nn
+
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.models.pretrained import load_pretrained
+
+
+def resnet18(num_classes: int, pretrained: bool | str = False, stem: str = "imagenet") -> nn.Module:
+    """torchvision's ResNet-18.
+
+    stem: "imagenet" (7x7 stride 2 and max-pool: the paper's, 2 x 2 features left of 64 px) or "small" (3x3 stride 1, no
+        max-pool: the usual choice for small images). pretrained: see models/pretrained.py.
+    """
+    if stem not in ("imagenet", "small"):
+        raise UserError(f"model.stem is 'imagenet' or 'small', not {stem!r}")
+    network = torchvision.models.resnet18(num_classes=num_classes)
+    if stem == "small":
+        network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+        network.maxpool = nn.Identity()
+    return load_pretrained(network, "resnet18", pretrained)
