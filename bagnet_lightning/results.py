@@ -1,0 +1,215 @@
+"""result.json, written once by a run and read by everything else, and the rows of the paper's Table 1.
+
+Light on purpose: reading a sweep needs neither torch nor a GPU, and never fails because of one broken file.
+"""
+
+import csv
+import json
+import math
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from bagnet_lightning.paths import CONF
+
+#: Goes up when a field of result.json changes its meaning; files of a higher form are not interpreted.
+FORM = 1
+
+_NUMBER = (int, float, type(None))
+#: What readers compute with. A file that says something else here is not ours, whatever else it holds.
+_FIELD_TYPES = {
+    "model": str,
+    "optimizer": str,
+    "status": str,
+    "pretrained": (bool, type(None)),
+    "epochs": _NUMBER,
+    "best_val_accuracy": _NUMBER,
+    "val_top5_accuracy": _NUMBER,
+    "parameters": _NUMBER,
+    "images_per_second": _NUMBER,
+    "train_seconds": _NUMBER,
+    "versions": (dict, type(None)),
+    "paper": (dict, type(None)),
+}
+_DEEPEST = 4  # levels below a sweep's folder that are searched for runs
+
+
+def write_result(run_folder: Path | str, result: dict) -> Path:
+    """Write result.json whole or not at all; numbers that are not finite become null. Returns its path."""
+    path = Path(run_folder) / "result.json"
+    text = json.dumps({"form": FORM, **_finite(result)}, indent=2, ensure_ascii=False, allow_nan=False)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def read_run(folder: Path | str) -> dict:
+    """Everything that a run's folder tells: result.json's fields, plus folder (Path), config (dict) and epochs_done.
+
+    Never raises for what the folder holds. Without result.json the status is "unfinished"; with one that is cut, or of
+    a newer form, "unreadable" and the reason in error. Both then hold what config.yaml and metrics.csv can tell.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    metrics = read_metrics(folder)
+    run = {
+        "folder": folder,
+        "config": config,
+        "epochs_done": metrics[-1]["epoch"] if metrics else 0,
+        "best_val_accuracy": max(
+            (r["val_accuracy"] for r in metrics if r.get("val_accuracy") is not None), default=None
+        ),
+        **_from_config(config),
+    }
+    try:
+        text = (folder / "result.json").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {**run, "status": "unfinished", "error": None}
+    except (OSError, UnicodeDecodeError) as error:
+        return {**run, "status": "unreadable", "error": f"result.json cannot be read: {error}"}
+    problem, result = _parse_result(text)
+    return {**run, **result, "status": "unreadable", "error": problem} if problem else {**run, **result}
+
+
+def read_runs(folder: Path | str) -> list[dict]:
+    """Every run in or below a sweep's folder, in the order of their paths; an empty list where there is none."""
+    return [read_run(run_folder) for run_folder in _run_folders(Path(folder), _DEEPEST)]
+
+
+def read_metrics(folder: Path | str) -> list[dict]:
+    """The rows of metrics.csv, one a finished epoch, in order; numbers as float, epoch and step as int, gaps as None.
+
+    A last line that was cut is left out, and of an epoch that was run again after an interruption the last one counts.
+    """
+    try:
+        text = (Path(folder) / "metrics.csv").read_text(encoding="utf-8", errors="replace").replace("\0", "")
+    except OSError:
+        return []
+    rows = {}
+    for row in csv.DictReader(text.splitlines()):
+        try:
+            numbers = {name: _number(value) for name, value in row.items()}
+            rows[int(numbers["epoch"])] = numbers
+        except (AttributeError, KeyError, TypeError, ValueError):  # cut, or not a line of numbers
+            continue
+    for epoch, row in rows.items():
+        row["epoch"] = epoch
+        row["step"] = None if row.get("step") is None else int(row["step"])
+    return [rows[epoch] for epoch in sorted(rows)]
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of Table 1; name is its file in conf/table1, accuracy the paper's best top-1 on Tiny ImageNet's val."""
+
+    row: int
+    name: str
+    model: str
+    optimizer: str
+    pretrained: bool
+    epochs: int
+    accuracy: float
+
+
+@cache
+def paper_rows() -> list[PaperRow]:
+    """The 17 rows of Table 1 in the paper's order, from conf/table1."""
+    rows = []
+    for path in (CONF / "table1").glob("*.yaml"):
+        delta = OmegaConf.to_container(OmegaConf.load(path))
+        chosen = {key: value for default in delta["defaults"] for key, value in default.items()}
+        rows.append(
+            PaperRow(
+                row=delta["paper"]["row"],
+                name=path.stem,
+                model=chosen["override /model"],
+                optimizer=chosen["override /optim"],
+                pretrained=delta.get("model", {}).get("pretrained", False),
+                epochs=delta["trainer"]["max_epochs"],
+                accuracy=delta["paper"]["accuracy"],
+            )
+        )
+    return sorted(rows, key=lambda row: row.row)
+
+
+def paper_row(model: str, optimizer: str, pretrained: bool, epochs: int) -> PaperRow | None:
+    """The row of Table 1 for "bagnet17", "adam", False, 15; None where the paper has no such row."""
+    wanted = (model, optimizer, pretrained, epochs)
+    return next((r for r in paper_rows() if (r.model, r.optimizer, r.pretrained, r.epochs) == wanted), None)
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text.strip() else None
+
+
+def _parse_result(text: str) -> tuple[str | None, dict]:
+    """(what is wrong or None, the fields that can be trusted)."""
+    try:
+        result = json.loads(text)
+    except ValueError:
+        return "result.json is cut or damaged; remove it and run again", {}
+    if not isinstance(result, dict):
+        return "result.json is not a result of this program", {}
+    if result.get("form", FORM) != FORM:
+        return f"result.json has form {result['form']}, this version reads form {FORM}; update bagnet_lightning", {}
+    wrong = [name for name, types in _FIELD_TYPES.items() if name in result and not isinstance(result[name], types)]
+    missing = [name for name in ("model", "optimizer", "status") if name not in result]
+    if wrong or missing:
+        return f"result.json is not a result of this program (see {', '.join(wrong + missing)})", {}
+    return None, result
+
+
+def _read_config(folder: Path) -> dict:
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except Exception:  # whatever a damaged file makes YAML or OmegaConf raise
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _from_config(config: dict) -> dict:
+    """Fields of result.json as far as config.yaml alone tells them."""
+
+    def group(name: str) -> dict:
+        return config[name] if isinstance(config.get(name), dict) else {}
+
+    def last_word(target) -> str | None:  # "torch.optim.Adam" -> "adam"
+        return str(target).rpartition(".")[2].lower() if target else None
+
+    paper = group("paper") or None
+    return {
+        "row": paper and paper.get("row"),
+        "model": last_word(group("model").get("_target_")),
+        "optimizer": last_word(group("optim").get("_target_")),
+        "pretrained": bool(group("model").get("pretrained", False)),
+        "epochs": group("trainer").get("max_epochs"),
+        "seed": config.get("seed"),
+        "paper": paper,
+    }
+
+
+def _run_folders(folder: Path, levels: int) -> list[Path]:
+    """A folder with a config or a result is a run and is not searched further; W&B's and hidden folders never are."""
+    try:
+        if (folder / "config.yaml").is_file() or (folder / "result.json").is_file():
+            return [folder]
+        inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+    except OSError:  # gone or not ours to read
+        return []
+    inner = [path for path in inner if not path.name.startswith(".") and path.name != "wandb"] if levels else []
+    return [run for path in inner for run in _run_folders(path, levels - 1)]

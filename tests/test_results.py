@@ -1,0 +1,143 @@
+"""Reading and writing run folders, and Table 1 against numbers typed here by hand."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from bagnet_lightning.paths import CONF
+from bagnet_lightning.results import paper_row, paper_rows, read_metrics, read_run, read_runs, write_result
+
+TABLE_1 = [
+    (1, "resnet18", "sgd", False, 15, 0.2594),
+    (2, "resnet18", "sgd", True, 15, 0.5714),
+    (3, "bagnet9", "sgd", False, 5, 0.0062),
+    (4, "bagnet9", "sgd", False, 15, 0.0052),
+    (5, "bagnet9", "adam", False, 15, 0.3162),
+    (6, "bagnet9", "adadelta", False, 15, 0.3170),
+    (7, "bagnet17", "sgd", False, 5, 0.0169),
+    (8, "bagnet17", "sgd", False, 15, 0.0258),
+    (9, "bagnet17", "adam", False, 5, 0.2359),
+    (10, "bagnet17", "adam", False, 15, 0.4234),
+    (11, "bagnet17", "adam", True, 5, 0.3522),
+    (12, "bagnet17", "adadelta", False, 15, 0.4065),
+    (13, "bagnet17", "adadelta", True, 5, 0.4000),
+    (14, "bagnet33", "sgd", False, 15, 0.0212),
+    (15, "bagnet33", "adam", False, 5, 0.1653),
+    (16, "bagnet33", "adam", False, 15, 0.4432),
+    (17, "bagnet33", "adadelta", False, 15, 0.4395),
+]
+CONFIG = """
+seed: 3
+model: {_target_: bagnet_lightning.models.bagnet.bagnet17, pretrained: true, width: 1.0}
+optim: {_target_: torch.optim.Adam, lr: 0.001}
+trainer: {max_epochs: 15}
+paper: {row: 10, accuracy: 0.4234}
+"""
+METRICS = "epoch,step,train_loss,val_accuracy,seconds\n1,10,5.1,0.05,3.0\n2,20,4.0,0.11,3.0\n"
+RESULT = {"model": "bagnet9", "optimizer": "sgd", "status": "finished", "best_val_accuracy": 0.3}
+
+
+def test_the_17_rows_are_the_papers():
+    assert [(r.row, r.model, r.optimizer, r.pretrained, r.epochs, r.accuracy) for r in paper_rows()] == TABLE_1
+
+
+@pytest.mark.parametrize("row", paper_rows(), ids=lambda row: row.name)
+def test_the_header_of_a_row_says_what_the_file_does(row):
+    lines = (CONF / "table1" / f"{row.name}.yaml").read_text().splitlines()
+    assert f"row {row.row} of Table 1" in lines[0]
+    assert f" {row.epochs} epochs" in lines[0]
+    assert ("from scratch" in lines[0]) != row.pretrained
+    assert lines[1] == f"#   python -m bagnet_lightning.train table1={row.name}"
+    assert lines[2].startswith(f"# Paper {row.accuracy:.4f}.")
+    assert row.name == f"{row.model}_{row.optimizer}_{row.epochs}" + "_pretrained" * row.pretrained
+
+
+def test_paper_row_finds_the_cell_or_nothing():
+    assert paper_row("bagnet17", "adam", True, 5).accuracy == 0.3522
+    assert paper_row("bagnet17", "adam", True, 15) is None
+    assert paper_row("bagnet17", "lion", False, 15) is None
+
+
+def test_reading_results_needs_no_torch():
+    code = "import bagnet_lightning.results as r, sys; r.paper_rows(); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_a_result_comes_back_as_written(tmp_path):
+    write_result(tmp_path, RESULT | {"final_val_accuracy": float("nan"), "versions": {"torch": "2.9"}, "x": [1e400]})
+    run = read_run(tmp_path)
+    assert {key: run[key] for key in RESULT} == RESULT
+    assert run["final_val_accuracy"] is None
+    assert run["x"] == [None]
+    assert run["folder"] == tmp_path
+    json.loads((tmp_path / "result.json").read_text(), parse_constant=pytest.fail)  # NaN is not JSON
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_result_that_cannot_be_written_keeps_the_old_one(tmp_path):
+    write_result(tmp_path, RESULT)
+    with pytest.raises(TypeError):
+        write_result(tmp_path, RESULT | {"x": object()})
+    assert read_run(tmp_path)["best_val_accuracy"] == 0.3
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_an_unfinished_run_tells_what_it_can(tmp_path):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    assert read_run(tmp_path)["epochs_done"] == 0
+    (tmp_path / "metrics.csv").write_text(METRICS)
+    run = read_run(tmp_path)
+    expected = {"status": "unfinished", "model": "bagnet17", "optimizer": "adam", "pretrained": True, "epochs": 15}
+    expected |= {"seed": 3, "row": 10, "epochs_done": 2, "best_val_accuracy": 0.11, "error": None}
+    assert {key: run[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (json.dumps(RESULT)[:40], "cut or damaged"),
+        ("", "cut or damaged"),
+        ("[1, 2]", "not a result"),
+        ("{}", "not a result"),
+        (json.dumps(RESULT | {"form": 2}), "form 2"),
+        (json.dumps(RESULT | {"best_val_accuracy": {"top1": 0.4}}), "best_val_accuracy"),
+    ],
+)
+def test_an_unreadable_result_is_a_line_and_not_an_exception(tmp_path, text, said):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    (tmp_path / "result.json").write_text(text)
+    run = read_run(tmp_path)
+    assert run["status"] == "unreadable"
+    assert said in run["error"]
+    assert run["model"] == "bagnet17"
+
+
+def test_damaged_config_and_binary_rubbish_do_not_raise(tmp_path):
+    for name in ("config.yaml", "metrics.csv", "result.json"):
+        (tmp_path / name).write_bytes(b"\x80\0: [{\xff,\n")
+    run = read_run(tmp_path)
+    assert (run["status"], run["model"], run["epochs_done"]) == ("unreadable", None, 0)
+    (tmp_path / "result.json").unlink()
+    (tmp_path / "config.yaml").write_text("model: bagnet9\noptim: [1]\n")
+    assert read_run(tmp_path)["model"] is None
+
+
+def test_metrics_keep_the_last_word_on_an_epoch_and_drop_a_cut_line(tmp_path):
+    (tmp_path / "metrics.csv").write_text(METRICS + "2,20,3.5,0.12,3.0\n3,30,,0.2,3.0\n4,40,3.1")
+    rows = read_metrics(tmp_path)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[1] == {"epoch": 2, "step": 20, "train_loss": 3.5, "val_accuracy": 0.12, "seconds": 3.0}
+    assert rows[2]["train_loss"] is None
+    assert read_metrics(tmp_path / "nowhere") == []
+
+
+def test_runs_are_found_at_any_depth_but_not_inside_each_other(tmp_path):
+    for name in ("b", "a", "seeds/c", ".hidden", "wandb/run-1/files", "a/logs/inner"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text(CONFIG)
+    (tmp_path / "empty").mkdir()
+    assert [run["folder"].relative_to(tmp_path).as_posix() for run in read_runs(tmp_path)] == ["a", "b", "seeds/c"]
+    assert [run["folder"] for run in read_runs(tmp_path / "a")] == [tmp_path / "a"]
+    assert read_runs(tmp_path / "empty") == read_runs(tmp_path / "nowhere") == []
