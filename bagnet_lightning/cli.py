@@ -1,0 +1,58 @@
+"""What all commands share: Hydra composes their configuration, and a user's mistake is one line, not a traceback."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from bagnet_lightning import config as _  # noqa: F401  registers the resolvers that conf/ uses
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.paths import CONF
+
+
+def command(config_name: str) -> Callable:
+    """Makes `task(config)` a command whose configuration is conf/`config_name`.yaml and key=value arguments.
+
+    A UserError, and any mistake in the arguments, ends it with one line on stderr and exit code 1; Ctrl-C with 130.
+    """
+
+    def decorate(task: Callable[[DictConfig], object]) -> Callable[[], None]:
+        @functools.wraps(task)
+        def main() -> None:
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed by Hydra
+            try:
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(task)()
+            except UserError as error:
+                sys.exit(f"error: {error}")
+            except (HydraException, OmegaConfBaseException) as error:
+                sys.exit(f"error: {_one_line(error)}")
+            except KeyboardInterrupt:
+                sys.exit(130)
+
+        return main
+
+    return decorate
+
+
+def _one_line(error: Exception) -> str:
+    """Hydra's and OmegaConf's messages in one line, with the choices for what was misspelt."""
+    cause = error.__cause__ or error
+    parent, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
+    if isinstance(parent, DictConfig) and key is not None and "not in struct" in str(cause):
+        choices = sorted(str(choice) for choice in parent if choice != "hydra" and not str(choice).startswith("_"))
+        close = get_close_matches(str(key), choices, n=1)
+        guess = f"did you mean {close[0]}? " if close else ""
+        return f"there is no key {getattr(cause, 'full_key', key)}; {guess}choices: {', '.join(choices)}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    choices = [line.removeprefix("Available options in ") for line in lines if line.startswith("Available options")]
+    if choices:
+        start = next(i for i, line in enumerate(lines) if line.startswith("Available options"))
+        stop = next((i for i, line in enumerate(lines) if line.startswith("Config search path")), len(lines))
+        return f"{lines[0].rstrip('.')}; choices: {', '.join(lines[start + 1 : stop])}"
+    return "; ".join(lines[:2])

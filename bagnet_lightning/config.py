@@ -1,0 +1,131 @@
+"""The composed configuration: what values may be, what identifies a run, its folder's name. Imports no torch."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from bagnet_lightning.errors import UserError
+
+Rule = tuple[Callable[[Any], bool], str]
+
+
+def _number(low: float, high: float = float("inf"), *, above: bool = False) -> Rule:
+    words = f"a number {'above' if above else 'from'} {low:g}" + (f" to {high:g}" if high < float("inf") else "")
+
+    def test(value: Any) -> bool:
+        return (
+            isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and (low < value if above else low <= value)
+            and value <= high
+        )
+
+    return test, words
+
+
+def _whole(low: int) -> Rule:
+    return (
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= low,
+        f"a whole number from {low}",
+    )
+
+
+def _or_null(rule: Rule) -> Rule:
+    return lambda value: value is None or rule[0](value), f"{rule[1]}, or null"
+
+
+_BOOL: Rule = (lambda value: isinstance(value, bool), "true or false")
+_CLASSES: Rule = (
+    lambda value: _whole(1)[0](value) or (isinstance(value, list) and len(value) > 0),
+    "a whole number from 1, or a list of classes",
+)
+_PRETRAINED: Rule = (
+    lambda value: isinstance(value, bool) or (isinstance(value, str) and Path(value).is_file()),
+    "true, false or the path of an existing file",
+)
+_PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "64-true")
+
+RULES: dict[str, Rule] = {
+    "seed": _whole(0),
+    "fresh": _BOOL,
+    "sweep": (lambda value: isinstance(value, str) and re.fullmatch(r"[\w.+-]+", value), "a folder's name"),
+    "label_smoothing": _number(0, 1),
+    "data.batch_size": _whole(1),
+    "data.eval_batch_size": _whole(1),
+    "data.classes": _or_null(_CLASSES),
+    "data.images_per_class": _or_null(_whole(1)),
+    "data.holdout": (lambda value: _number(0, 1)[0](value) and value < 1, "a share from 0 to below 1"),
+    "data.crop_padding": _whole(0),
+    "data.flip": _BOOL,
+    "data.normalize": _BOOL,
+    "data.image_size": _whole(9),
+    "data.train_images": _whole(1),
+    "data.val_images": _whole(1),
+    "model.pretrained": _PRETRAINED,
+    "model.width": _number(0.25),
+    "model.pad": _whole(0),
+    "model.stem_momentum": _number(0, 1, above=True),
+    "model.stem": (lambda value: value in ("imagenet", "small"), "imagenet or small"),
+    "optim.lr": _number(0, above=True),
+    "optim.momentum": _number(0, 1),
+    "optim.nesterov": _BOOL,
+    "optim.weight_decay": _number(0),
+    "scheduler.interval": (lambda value: value in ("epoch", "step"), "epoch or step"),
+    "scheduler.step_size": _whole(1),
+    "scheduler.gamma": _number(0, 1, above=True),
+    "scheduler.eta_min": _number(0),
+    "scheduler.pct_start": _number(0, 1),
+    "trainer.max_epochs": _whole(1),
+    "trainer.accumulate_grad_batches": _whole(1),
+    "trainer.gradient_clip_val": _or_null(_number(0, above=True)),
+    "trainer.precision": (lambda value: value in _PRECISIONS, f"one of {', '.join(_PRECISIONS)}"),
+    "trainer.deterministic": _BOOL,
+}
+
+# What changes where things are or how they are shown, but not what is trained.
+NOT_IN_DIGEST = ("sweep", "fresh", "logger", "paper", "data.root", "data.cache", "data.url")
+
+_MISSING = object()
+
+
+def check(config: DictConfig) -> None:
+    """Raises UserError, naming the key and what it may be, for the first value of a wrong type or range."""
+    for key in sorted(OmegaConf.missing_keys(config)):
+        raise UserError(f"{key} is needed: add {key}=...")
+    for key, (test, words) in RULES.items():
+        value = OmegaConf.select(config, key, default=_MISSING)
+        if value is _MISSING:
+            continue
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value, resolve=True)
+        if not test(value):
+            raise UserError(f"{key}={value}: {key} must be {words}")
+
+
+def plain(config: DictConfig) -> dict:
+    """The configuration as plain Python types, interpolations resolved."""
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def digest(config: DictConfig) -> str:
+    """Twelve hex digits that are equal for two configurations exactly if they ask for the same training."""
+    asked = OmegaConf.create(plain(config))
+    for key in NOT_IN_DIGEST:
+        OmegaConf.update(asked, key, None, force_add=True)
+    return hashlib.sha256(json.dumps(plain(asked), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def folder(override_dirname: str) -> str:
+    """A run folder's name from what was asked: safe in shells and in Hydra's overrides, at most 120 characters."""
+    name = re.sub(r"[^\w.+-]+", "-", override_dirname).strip("-") or "defaults"
+    if len(name) > 120:
+        name = f"{name[:107]}-{hashlib.sha256(override_dirname.encode()).hexdigest()[:12]}"
+    return name
+
+
+OmegaConf.register_new_resolver("folder", folder, replace=True)

@@ -1,0 +1,65 @@
+"""Random crop and flip of whole uint8 batches, and normalisation, on whichever device the batch is on.
+
+Every image has draws of its own, a function of (seed, epoch, index) alone: they do not depend on the batch, the order,
+the device or what was drawn before, so a run that is continued sees what an unbroken one would have seen.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def random_bits(seed: int, epoch: int, indices: Tensor) -> Tensor:
+    """61 random bits for each of `indices` (B,), as int64: splitmix64's finaliser (Steele et al. 2014, figure 15)."""
+    x = indices + _signed(0x9E3779B97F4A7C15 * (1 + seed) + 0xD1B54A32D192ED03 * (1 + epoch))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ _shift_right(x, shift)) * _signed(factor)
+    return _shift_right(x ^ _shift_right(x, 31), 3)
+
+
+def augment(images: Tensor, indices: Tensor, seed: int, epoch: int, crop_padding: int, flip: bool) -> Tensor:
+    """Shifts each image by up to `crop_padding` px (black beyond its edge) and mirrors half of them.
+
+    images: (B, H, W, 3) uint8. indices: (B,) int64, which images of the data set they are. Returns the same form.
+    """
+    bits = random_bits(seed, epoch, indices)
+    if crop_padding:
+        shifts = 2 * crop_padding + 1
+        images = _crop(images, crop_padding, (bits >> 1 & 0xFFFF) * shifts >> 16, (bits >> 17 & 0xFFFF) * shifts >> 16)
+    if flip:
+        images = torch.where((bits & 1).bool()[:, None, None, None], images.flip(2), images)
+    return images
+
+
+def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(B, H, W, 3) uint8 to (B, 3, H, W) float32 in channels_last memory: pixels / 255, less mean, over std."""
+    width = images.shape[2]
+    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).repeat(width)
+    bias = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device).repeat(width)
+    # Rows of W * 3 values, since a broadcast over 3 channels alone would defeat vectorisation on the CPU.
+    flat = images.flatten(2).float().mul_(scale).add_(bias)
+    return flat.view(images.shape).permute(0, 3, 1, 2)
+
+
+def _crop(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
+    """The H x W window at (top, left) (B,) of each image padded with zeros by `padding` on each side."""
+    batch, height, width, channels = images.shape
+    padded = F.pad(images, (0, 0, padding, padding, padding, padding))
+    # A view of every horizontal window of every row: then a window is H contiguous runs of bytes, gathered at once.
+    windows = padded.as_strided(
+        (batch, height + 2 * padding, 2 * padding + 1, width * channels), (*padded.stride()[:2], channels, 1)
+    )
+    rows = top[:, None] + torch.arange(height, device=images.device)
+    image = torch.arange(batch, device=images.device)[:, None]
+    return windows[image, rows, left[:, None]].view(images.shape)
+
+
+def _signed(value: int) -> int:
+    """`value` modulo 2^64 as int64 holds it."""
+    value %= 1 << 64
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift: int64's own repeats the sign."""
+    return x >> bits & (1 << (64 - bits)) - 1

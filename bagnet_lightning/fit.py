@@ -1,0 +1,165 @@
+"""One run: configuration in, trained checkpoints and measurements out."""
+
+import os
+import platform
+import resource
+import subprocess
+from pathlib import Path
+
+import pytorch_lightning
+import torch
+import torchvision
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from torch import nn
+
+import bagnet_lightning
+from bagnet_lightning.checkpoint import AtomicCheckpointIO
+from bagnet_lightning.classifier import Classifier
+from bagnet_lightning.config import plain
+from bagnet_lightning.data.module import ImageData
+from bagnet_lightning.history import History
+
+
+def fit(config: DictConfig, folder: Path, run_id: str) -> dict:
+    """Trains what `config` asks for in `folder`, from last.ckpt if it is there, and returns what was measured.
+
+    run_id: names the run to a logger that can continue one. Raises UserError for what the user can mend.
+    """
+    seed_everything(config.seed, verbose=False)
+    data: ImageData = instantiate(config.data, _convert_="all")
+    data.setup()
+    network = instantiate(config.model, num_classes=len(data.class_ids))
+    about = {
+        "config": plain(config),
+        "classes": data.class_ids,
+        "class_names": data.class_names,
+        "mean": data.mean,
+        "std": data.std,
+    }
+    classifier = Classifier(
+        network,
+        optimizer=instantiate(config.optim),
+        scheduler=instantiate({key: value for key, value in config.scheduler.items() if key != "interval"}),
+        interval=config.scheduler.interval,
+        num_classes=len(data.class_ids),
+        label_smoothing=config.label_smoothing,
+        about=about,
+    )
+    history = History(folder / "metrics.csv")
+    logger = instantiate(config.logger, folder=folder, config=plain(config), run_id=run_id) if config.logger else False
+    trainer = Trainer(
+        **{**config.trainer, "precision": precision(config.trainer)},
+        logger=logger,
+        callbacks=[
+            history,
+            ModelCheckpoint(folder, "best", monitor="val_accuracy", mode="max", enable_version_counter=False),
+            ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True),
+            RichProgressBar(leave=False),
+        ],
+        plugins=[AtomicCheckpointIO()],
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=50,
+        use_distributed_sampler=False,
+    )
+    print(f"{folder}: {summary(network, data, trainer)}", flush=True)
+    last = folder / "last.ckpt"
+    if trainer.on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        trainer.fit(classifier, data, ckpt_path=last if last.exists() else None, weights_only=True)
+    finally:
+        if config.logger and "wandb" in config.logger._target_:
+            import wandb
+
+            wandb.finish(exit_code=0 if trainer.state.finished else 1)
+    return {
+        **history.summary(len(data.train_images)),
+        "train_images": len(data.train_images),
+        "val_images": len(data.val_images),
+        "validated_on": "holdout" if data.holdout else "val",
+        "classes": len(data.class_ids),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "receptive_field": getattr(network, "receptive_field", None),
+        "peak_memory_mib": peak_memory_mib(trainer.strategy.root_device),
+        "device": device_name(trainer.strategy.root_device),
+        "precision": trainer.precision,
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def precision(trainer: DictConfig) -> str:
+    """trainer.precision, where "auto" is the fastest that the chosen device computes natively.
+
+    torch.cuda.is_bf16_supported() is not the question: it counts emulation.
+    """
+    if trainer.precision != "auto":
+        return trainer.precision
+    if trainer.accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+        return "32-true"
+    major, _ = torch.cuda.get_device_capability()
+    return "bf16-mixed" if major >= 8 else "16-mixed" if major == 7 else "32-true"
+
+
+def summary(network: nn.Module, data: ImageData, trainer: Trainer) -> str:
+    """What is about to be trained, on what, in one line."""
+    height, width = data.store.splits["train"].images.shape[1:3]
+    parts = [
+        f"{sum(p.numel() for p in network.parameters()):,} parameters",
+        f"{len(data.train_images):,} train and {len(data.val_images):,} validation images of {width} x {height} px",
+        f"{len(data.class_ids)} classes",
+        f"{device_name(trainer.strategy.root_device)}, {trainer.precision}",
+    ]
+    if hasattr(network, "receptive_field"):
+        parts.insert(
+            1,
+            f"patches of {network.receptive_field} px every {network.stride} px that see "
+            f"{network.coverage(height, width):.0%} of an image",
+        )
+    return "; ".join(parts)
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the GPU, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    models = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
+    return f"{models[0].split(':')[1].strip() if models else platform.machine()} ({os.cpu_count()} CPUs)"
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory in use so far: of the GPU's tensors since the run began, or of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if platform.system() == "Darwin" else 2**10)
+
+
+def versions() -> dict[str, str]:
+    """Of everything that has a say in the numbers."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "pytorch_lightning": pytorch_lightning.__version__,
+        "bagnet_lightning": bagnet_lightning.__version__,
+    }
+
+
+def commit() -> str | None:
+    """The checkout's commit, marked "-dirty" if files differ from it; None for an installed package."""
+    root = Path(bagnet_lightning.__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", root, "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []

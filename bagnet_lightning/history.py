@@ -1,0 +1,77 @@
+"""metrics.csv: one row a finished epoch, and what a run's result needs of them."""
+
+import csv
+import os
+import time
+from pathlib import Path
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+COLUMNS = (
+    "epoch",
+    "step",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "val_top5_accuracy",
+    "learning_rate",
+    "seconds",
+)
+
+
+class History(Callback):
+    """Keeps the rows and writes them to `path` after every epoch.
+
+    They travel in the checkpoint, so that a continued run's file holds each epoch once, whatever was lost in between.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+        self.validation_seconds = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.epoch_started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step} | logged
+        row["seconds"] = time.perf_counter() - self.epoch_started
+        self.rows.append({column: row[column] for column in COLUMNS})
+        if trainer.is_global_zero:
+            self._write()
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.validation_started = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.validation_seconds += time.perf_counter() - self.validation_started
+
+    def state_dict(self) -> dict:
+        return {"rows": self.rows, "validation_seconds": self.validation_seconds}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.rows, self.validation_seconds = state["rows"], state["validation_seconds"]
+
+    def summary(self, images_per_epoch: int) -> dict:
+        """The result's figures: the best epoch (the first of equals), the last, and the time of training."""
+        best = max(self.rows, key=lambda row: row["val_accuracy"])
+        seconds = sum(row["seconds"] for row in self.rows)
+        return {
+            "best_val_accuracy": best["val_accuracy"],
+            "best_epoch": best["epoch"],
+            "final_val_accuracy": self.rows[-1]["val_accuracy"],
+            "val_top5_accuracy": best["val_top5_accuracy"],
+            "train_seconds": seconds,
+            "images_per_second": images_per_epoch * len(self.rows) / (seconds - self.validation_seconds),
+        }
+
+    def _write(self) -> None:
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        temporary.replace(self.path)
