@@ -45,7 +45,8 @@ def test_the_17_rows_are_the_papers():
 
 @pytest.mark.parametrize("row", paper_rows(), ids=lambda row: row.name)
 def test_the_header_of_a_row_says_what_the_file_does(row):
-    lines = (CONF / "table1" / f"{row.name}.yaml").read_text().splitlines()
+    package, *lines = (CONF / "table1" / f"{row.name}.yaml").read_text().splitlines()
+    assert package == "# @package _global_"  # Hydra reads it only above any other comment
     assert f"row {row.row} of Table 1" in lines[0]
     assert f" {row.epochs} epochs" in lines[0]
     assert ("from scratch" in lines[0]) != row.pretrained
