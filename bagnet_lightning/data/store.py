@@ -1,8 +1,36 @@
 """Images in memory or packed on disk: one uint8 array a split, with labels, boxes and class names."""
 
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+from tempfile import TemporaryDirectory
 
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, ProgressColumn
 from torch import Tensor
+
+from bagnet_lightning.data.images import pack_chunk, start_worker
+from bagnet_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # of packed stores; also stands for how images are decoded, so a change of either raises it
+CHUNK_BYTES = 4 * 2**20  # of pixels that a worker decodes, writes and hashes at a time; part of the format
+MAX_WORKERS = 16  # a worker holds 50 MiB, and disks are the limit by then
 
 
 @dataclass(frozen=True)
@@ -32,3 +60,228 @@ class Store:
     std: tuple[float, float, float]
     splits: dict[str, Split]
     digest: str
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """A split that is still image files: paths (N), labels (N,) int64, boxes (N, 4) int16 as in Split."""
+
+    paths: list[str]
+    labels: np.ndarray
+    boxes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a store is packed from. resize: images of other sizes are resized to image_size px, otherwise refused.
+
+    fingerprint: changes when the files do (see `fingerprint`).
+    """
+
+    name: str
+    classes: list[str]
+    class_names: list[str]
+    image_size: int
+    resize: bool
+    splits: dict[str, ImageFiles]
+    fingerprint: str
+
+
+def packed_store(
+    folder: Path, fingerprint: str | None, find_source: Callable[[], Source], workers: int | None, if_unwritable: str
+) -> Store:
+    """Opens the packed store in `folder`, memory-mapped; packs it first where there is none, or not this one.
+
+    fingerprint: of the source files, or None where they are gone and any whole store will do.
+    find_source: called only if the store must be packed, by one process at a time.
+    workers: processes that decode; by default one a core. if_unwritable: what the user can do if `folder` cannot be
+    written, for the UserError that is raised then.
+    """
+    store = _open(folder, fingerprint)
+    if store is not None:
+        return store
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _one_process_at_a_time(folder.parent):
+            store = _open(folder, fingerprint)  # somebody else may have packed it while we waited
+            if store is not None:
+                return store
+            source = find_source()
+            with temporary_folder(folder) as temporary:
+                _pack(temporary / "new", source, workers or min(os.cpu_count() or 1, MAX_WORKERS))
+                if folder.exists():
+                    folder.rename(temporary / "old")
+                (temporary / "new").rename(folder)
+    except BrokenProcessPool as error:
+        raise UserError(f"a process that packed images into {folder} was killed (is there enough memory?)") from error
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}; {if_unwritable}") from error
+    store = _open(folder, source.fingerprint)
+    assert store is not None, f"{folder} was packed and cannot be opened"
+    return store
+
+
+def fingerprint(root: Path, paths: Iterable[Path]) -> str:
+    """Hex digest of the names (relative to root), sizes and modification times of files."""
+    entries = [(path.relative_to(root).as_posix(), path.stat()) for path in sorted(paths)]
+    lines = [f"{name}\t{status.st_size}\t{status.st_mtime_ns}" for name, status in entries]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def verify(store: Store) -> bool:
+    """Whether every pixel, label, box and name in the store still has its digest (reads everything)."""
+    hashes = {}
+    for name, split in store.splits.items():
+        images = split.images.numpy()
+        step = _chunk_length(images.shape[1])
+        chunks = [_sha256(images[start : start + step]) for start in range(0, len(images), step)]
+        hashes[name] = [*chunks, _sha256(split.labels.numpy()), _sha256(split.boxes.numpy())]
+    return store.digest == _digest(store.name, store.classes, store.class_names, hashes)
+
+
+@contextlib.contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """An empty folder beside `target`, removed with what is left in it at the end."""
+    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".partial") as temporary:
+        yield Path(temporary)
+
+
+@contextlib.contextmanager
+def progress_bar(description: str, total: int | None, *columns: ProgressColumn) -> Iterator[Callable[[int], None]]:
+    """Yields a function that advances a bar on the terminal; where stderr is no terminal there is no bar."""
+    columns = columns or (MofNCompleteColumn(),)
+    console = Console(stderr=True)
+    bar = Progress(*Progress.get_default_columns(), *columns, console=console, disable=not sys.stderr.isatty())
+    with bar:
+        task = bar.add_task(description, total=total)
+        yield lambda steps: bar.advance(task, steps)
+
+
+@contextlib.contextmanager
+def _one_process_at_a_time(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in here with the same folder, then removes what killed ones left behind."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another process is preparing data in %s: waiting for it", folder)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks: two processes may do the same work, and the last one's stays
+            yield
+            return
+        for left_over in folder.glob(".*.partial"):
+            rmtree(left_over, ignore_errors=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open(folder: Path, fingerprint: str | None) -> Store | None:
+    """The store in `folder`, or None if there is none that is whole, of this format and of these source files.
+
+    Cheap: files must exist and have the right sizes; `verify` reads them.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if manifest["format"] != FORMAT:
+            raise ValueError("it has another format")
+        if fingerprint not in (None, manifest["fingerprint"]):
+            raise ValueError("its source files have changed")
+        for name, size in manifest["bytes"].items():
+            if (folder / name).stat().st_size != size:
+                raise ValueError(f"{name} has another size")
+        # Copy on write: a tensor must be writable, and what is written to it never reaches the file.
+        splits = {
+            name: Split(
+                torch.from_numpy(np.load(folder / f"{name}_images.npy", mmap_mode="c")),
+                torch.from_numpy(np.load(folder / f"{name}_labels.npy")),
+                torch.from_numpy(np.load(folder / f"{name}_boxes.npy")),
+            )
+            for name in manifest["splits"]
+        }
+        return Store(
+            name=manifest["name"],
+            classes=manifest["classes"],
+            class_names=manifest["class_names"],
+            mean=tuple(manifest["mean"]),
+            std=tuple(manifest["std"]),
+            splits=splits,
+            digest=manifest["digest"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if folder.exists():
+            log.info("%s is not used: %s", folder, error)
+        return None
+
+
+def _pack(folder: Path, source: Source, workers: int) -> None:
+    """Writes the store of `source` into the new folder `folder`."""
+    folder.mkdir()
+    step = _chunk_length(source.image_size)
+    jobs = {}  # (split, first image): the arguments of pack_chunk
+    for name, files in source.splits.items():
+        np.save(folder / f"{name}_labels.npy", files.labels)
+        np.save(folder / f"{name}_boxes.npy", files.boxes)
+        shape = (len(files.paths), source.image_size, source.image_size, 3)
+        path = folder / f"{name}_images.npy"
+        array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+        for start in range(0, len(array), step):
+            offset = array.offset + start * array[0].nbytes
+            jobs[name, start] = (files.paths[start : start + step], source.image_size, source.resize, path, offset)
+    chunks = {}
+    context = multiprocessing.get_context("spawn")
+    with (
+        progress_bar("packing images", sum(len(files.paths) for files in source.splits.values())) as advance,
+        ProcessPoolExecutor(min(workers, len(jobs)), context, start_worker) as pool,
+    ):
+        futures = {pool.submit(pack_chunk, *job): key for key, job in jobs.items()}
+        try:
+            for future in as_completed(futures):
+                key = futures[future]
+                chunks[key] = future.result()
+                advance(len(jobs[key][0]))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    mean, std = _mean_and_std(
+        [chunk for (name, _), chunk in chunks.items() if name == "train"],
+        count=len(source.splits["train"].paths) * source.image_size**2,
+    )
+    hashes = {
+        name: [chunks[key].sha256 for key in jobs if key[0] == name] + [_sha256(files.labels), _sha256(files.boxes)]
+        for name, files in source.splits.items()
+    }
+    manifest = {
+        "format": FORMAT,
+        "name": source.name,
+        "fingerprint": source.fingerprint,
+        "digest": _digest(source.name, source.classes, source.class_names, hashes),
+        "mean": mean,
+        "std": std,
+        "splits": list(source.splits),
+        "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+        "classes": source.classes,
+        "class_names": source.class_names,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _mean_and_std(chunks: list, count: int) -> tuple[list[float], list[float]]:
+    """Of pixels / 255, a channel each, exact to the last rounding: the sums are integers."""
+    sums = [sum(chunk.sums[channel] for chunk in chunks) for channel in range(3)]
+    squares = [sum(chunk.squares[channel] for chunk in chunks) for channel in range(3)]
+    mean = [total / (255 * count) for total in sums]
+    std = [math.sqrt(count * square - total**2) / (255 * count) for total, square in zip(sums, squares, strict=True)]
+    return mean, std
+
+
+def _chunk_length(image_size: int) -> int:
+    return min(max(1, CHUNK_BYTES // (image_size * image_size * 3)), 4096)  # sums of 4096 squares fit 32 bits
+
+
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+
+
+def _digest(name: str, classes: list[str], class_names: list[str], hashes: dict[str, list[str]]) -> str:
+    return hashlib.sha256(json.dumps([name, classes, class_names, hashes]).encode()).hexdigest()

@@ -1,0 +1,95 @@
+"""From image files to uint8 pixels. Packing workers start with this module: it imports neither torch nor Lightning."""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from bagnet_lightning.errors import UserError
+
+
+def load_image(path: str | Path, size: int | None = None) -> np.ndarray:
+    """Decodes the image file at `path` to RGB: (H, W, 3) uint8.
+
+    The first frame of any format that Pillow reads. The EXIF orientation is applied; grey and palette images become
+    RGB; transparent pixels are laid on white; 16-bit grey is scaled from 0..65535 to 0..255.
+    size: scale the shorter side to `size` px (bicubic, antialiased) and cut the centre: (size, size, 3).
+    Raises UserError, naming the file, if it cannot be read as an image.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            image = Image.open(BytesIO(file.read()))
+        ImageOps.exif_transpose(image, in_place=True)
+        image = _to_rgb(image)
+        if size is not None and image.size != (size, size):
+            image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+        return np.array(image)
+    except Image.UnidentifiedImageError:
+        raise UserError(f"{path} is no image that can be read: replace or remove it") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}; replace or remove it") from error
+    except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
+        raise UserError(f"{path} cannot be read as an image: {error}; replace or remove it") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    elif image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range (save it with 8 or 16 bits)")
+    elif image.mode.startswith("I"):  # "I;16" and its byte orders; "I" where Pillow widens 16 bits to 32
+        pixels = np.asarray(image).astype(np.int64)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise ValueError("its pixels have 32 bits (save it with 8 or 16 bits)")
+        image = Image.fromarray(((pixels * 255 + 32767) // 65535).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+class PackedChunk(NamedTuple):
+    """Sums of the values and of their squares (a channel each, exact) and the sha256 of a chunk's pixels."""
+
+    sums: list[int]
+    squares: list[int]
+    sha256: str
+
+
+def pack_chunk(paths: list[str], image_size: int, resize: bool, file: Path, offset: int) -> PackedChunk:
+    """Decodes `paths` and writes their pixels into `file` at byte `offset`.
+
+    An image that is not image_size x image_size px is resized if `resize`, otherwise refused.
+    """
+    images = np.empty((len(paths), image_size, image_size, 3), np.uint8)
+    for index, path in enumerate(paths):
+        image = load_image(path, image_size if resize else None)
+        if image.shape != images.shape[1:]:
+            height, width, _ = image.shape
+            raise UserError(f"{path} is {width} x {height} px, not {image_size} x {image_size}: replace or remove it")
+        images[index] = image
+    with open(file, "r+b") as array:
+        array.seek(offset)
+        array.write(images)
+    flat = images.reshape(len(paths), -1)
+    sums, squares = (
+        values.sum(axis=0, dtype=np.uint32).reshape(-1, 3).sum(axis=0, dtype=np.uint64).tolist()
+        for values in (flat, np.square(flat, dtype=np.uint16))
+    )
+    return PackedChunk(sums, squares, hashlib.sha256(images).hexdigest())
+
+
+def start_worker() -> None:
+    """Makes this process leave Ctrl-C to its parent, and end when the parent is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
