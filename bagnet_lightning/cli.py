@@ -16,15 +16,18 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.paths import CONF
 
 
-def command(config_name: str) -> Callable:
+def command(config_name: str, data_of_run: bool = False) -> Callable:
     """Makes `task(config)` a command whose configuration is conf/`config_name`.yaml and key=value arguments.
 
+    data_of_run: the data are those of a finished run, which single `data.key=value` arguments change.
     A UserError, and any mistake in the arguments, ends it with one line on stderr and exit code 1; Ctrl-C with 130.
     """
 
     def decorate(task: Callable[[DictConfig], object]) -> Callable[[], None]:
         @functools.wraps(task)
         def main() -> None:
+            if data_of_run:  # what keys there are is known only once the run's config has been read
+                sys.argv = [f"++{word}" if word.startswith("data.") else word for word in sys.argv]
             os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed by Hydra
             try:
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(task)()

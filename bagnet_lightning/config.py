@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,8 @@ RULES: dict[str, Rule] = {
 
 # What changes where things are or how they are shown, but not what is trained.
 NOT_IN_DIGEST = ("sweep", "fresh", "logger", "paper", "data.root", "data.cache", "data.url")
+NOT_IN_FOLDER = ("sweep", "fresh", "logger", "trainer", "data.root", "data.cache", "data.url")
+CHOICES_FIRST = ("table1", "model", "optim", "scheduler", "data")
 
 _MISSING = object()
 
@@ -120,11 +122,27 @@ def digest(config: DictConfig) -> str:
     return hashlib.sha256(json.dumps(plain(asked), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def folder(override_dirname: str) -> str:
-    """A run folder's name from what was asked: safe in shells and in Hydra's overrides, at most 120 characters."""
-    name = re.sub(r"[^\w.+-]+", "-", override_dirname).strip("-") or "defaults"
+def data_of_run(run: dict, asked: DictConfig | None) -> DictConfig:
+    """The data of a finished run's config, but for what is `asked`: another source, or some keys of the same one."""
+    if asked is not None and "_target_" in asked:
+        return asked
+    data = OmegaConf.create(run["data"])
+    OmegaConf.set_struct(data, True)
+    return OmegaConf.merge(data, asked or {})
+
+
+def folder(overrides: Sequence[str]) -> str:
+    """A run folder's name from the overrides that ask for it, in whatever order: "bagnet17_adam_max_epochs-5".
+
+    Safe in shells and in Hydra's own grammar, and at most 120 characters long.
+    """
+    asked = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
+    asked = {key: value for key, value in sorted(asked.items()) if key not in NOT_IN_FOLDER}
+    parts = [asked.pop(group) for group in CHOICES_FIRST if group in asked]
+    parts += [f"{key.rpartition('.')[2]}-{value}" for key, value in asked.items()]
+    name = re.sub(r"[^\w.+-]+", "-", "_".join(parts)).strip("-") or "defaults"
     if len(name) > 120:
-        name = f"{name[:107]}-{hashlib.sha256(override_dirname.encode()).hexdigest()[:12]}"
+        name = f"{name[:107]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
     return name
 
 

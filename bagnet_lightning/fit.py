@@ -4,6 +4,8 @@ import os
 import platform
 import resource
 import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import pytorch_lightning
@@ -22,12 +24,22 @@ from bagnet_lightning.config import plain
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.history import History
 
+EXPECTED_WARNINGS = (
+    "Checkpoint directory .* exists and is not empty",  # it is the run's folder
+    "You're resuming from a checkpoint that ended before the epoch ended",  # ShuffledBatches goes on where it was
+    "The '.*_dataloader' does not have many workers",  # gathering from the store needs none
+    ".*treespec, LeafSpec.* is deprecated",
+    "You have overridden `.*transfer_batch_to_device` .* but have passed in a `LightningDataModule`",
+)
+
 
 def fit(config: DictConfig, folder: Path, run_id: str) -> dict:
     """Trains what `config` asks for in `folder`, from last.ckpt if it is there, and returns what was measured.
 
     run_id: names the run to a logger that can continue one. Raises UserError for what the user can mend.
     """
+    for harmless in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", harmless)
     seed_everything(config.seed, verbose=False)
     data: ImageData = instantiate(config.data, _convert_="all")
     data.setup()
@@ -57,17 +69,18 @@ def fit(config: DictConfig, folder: Path, run_id: str) -> dict:
             history,
             ModelCheckpoint(folder, "best", monitor="val_accuracy", mode="max", enable_version_counter=False),
             ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True),
-            RichProgressBar(leave=False),
+            *([RichProgressBar()] if sys.stdout.isatty() else []),
         ],
+        enable_progress_bar=sys.stdout.isatty(),
         plugins=[AtomicCheckpointIO()],
         enable_model_summary=False,
         num_sanity_val_steps=0,
         log_every_n_steps=50,
         use_distributed_sampler=False,
     )
-    print(f"{folder}: {summary(network, data, trainer)}", flush=True)
+    print(f"{os.path.relpath(folder)}: {summary(network, data, trainer)}", flush=True)
     last = folder / "last.ckpt"
-    if trainer.on_gpu:
+    if trainer.strategy.root_device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     try:
         trainer.fit(classifier, data, ckpt_path=last if last.exists() else None, weights_only=True)

@@ -1,12 +1,14 @@
 """metrics.csv: one row a finished epoch, and what a run's result needs of them."""
 
 import csv
+import logging
 import os
 import time
 from pathlib import Path
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+log = logging.getLogger(__name__)
 COLUMNS = (
     "epoch",
     "step",
@@ -39,6 +41,7 @@ class History(Callback):
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step} | logged
         row["seconds"] = time.perf_counter() - self.epoch_started
         self.rows.append({column: row[column] for column in COLUMNS})
+        log.info("epoch %(epoch)d: train loss %(train_loss).4f, val accuracy %(val_accuracy).4f, %(seconds).1f s", row)
         if trainer.is_global_zero:
             self._write()
 

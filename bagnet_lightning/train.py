@@ -7,6 +7,7 @@ The same command again skips finished runs and continues unfinished ones.
 """
 
 import logging
+import os
 import traceback
 from pathlib import Path
 
@@ -45,8 +46,8 @@ def main(config: DictConfig) -> dict:
         result = {**asked, "status": "failed", "error": str(error)}
     except Exception as error:
         log.error(traceback.format_exc())
-        where = f"; see {folder / 'train.log'}"
-        result = {**asked, "status": "failed", "error": f"{type(error).__name__}: {str(error).splitlines()[0]}{where}"}
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        result = {**asked, "status": "failed", "error": f"{what}; see train.log in {os.path.relpath(folder)}"}
     write_result(folder, result)
     return result
 

@@ -1,0 +1,95 @@
+"""Top-1, top-5, per-class accuracy and confusion of a trained network.
+
+python -m bagnet_lightning.evaluate checkpoint=multirun_outputs/SWEEP/RUN/best.ckpt
+"""
+
+import json
+import os
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from bagnet_lightning.cli import command
+from bagnet_lightning.config import data_of_run
+from bagnet_lightning.errors import UserError
+
+
+@command("evaluate", data_of_run=True)
+def main(config: DictConfig) -> None:
+    if config.split not in ("train", "val"):
+        raise UserError(f"split={config.split}: split must be train or val, which have labels")
+    from hydra.utils import instantiate
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    from bagnet_lightning.checkpoint import load_trained
+    from bagnet_lightning.inference import predict
+
+    trained = load_trained(config.checkpoint)
+    data = instantiate(data_of_run(trained.config, config.get("data")), _convert_="all")
+    data.setup()
+    strange = [name for name in data.class_ids if name not in trained.classes]
+    if strange:
+        raise UserError(
+            f"{config.checkpoint} knows {len(trained.classes)} classes, and {strange[0]!r} of the data is not one of "
+            "them; choose the classes with data.classes=[...]"
+        )
+    images = data.train_images if config.split == "train" else data.val_images
+    logits = predict(trained, images.pixels[images.chosen])  # (N, classes)
+    labels = images.labels.new_tensor([trained.classes.index(name) for name in data.class_ids])[images.labels]
+
+    count = len(trained.classes)
+    confusion = multiclass_confusion_matrix(logits.argmax(1), labels, count)  # (true, predicted)
+    top5 = logits.topk(min(5, count)).indices.eq(labels[:, None]).any(1)
+    per_class = {
+        trained.class_names[i]: confusion[i, i].item() / max(1, confusion[i].sum().item())
+        for i in labels.unique().tolist()
+    }
+    mistakes = confusion.clone().fill_diagonal_(0)
+    worst = mistakes.flatten().topk(min(10, count)).indices.tolist()
+    evaluation = {
+        "checkpoint": str(config.checkpoint),
+        "data": data.name,
+        "split": config.split,
+        "images": len(labels),
+        "accuracy": confusion.trace().item() / len(labels),
+        "top5_accuracy": top5.float().mean().item(),
+        "accuracy_by_class": per_class,
+        "most_confused": [
+            {
+                "true": trained.class_names[i // count],
+                "predicted": trained.class_names[i % count],
+                "images": mistakes.flatten()[i].item(),
+            }
+            for i in worst
+            if mistakes.flatten()[i] > 0
+        ],
+    }
+
+    out = Path(config.out or Path(config.checkpoint).parent)
+    header = ",".join(["true \\ predicted", *trained.classes])
+    rows = [",".join([name, *map(str, row)]) for name, row in zip(trained.classes, confusion.tolist(), strict=True)]
+    write(out / "confusion.csv", "\n".join([header, *rows]) + "\n")
+    write(out / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
+
+    print(f"top-1 {evaluation['accuracy']:.4f}  top-5 {evaluation['top5_accuracy']:.4f}  on {len(labels):,} images")
+    ranked = sorted(per_class.items(), key=lambda item: -item[1])
+    print("best:  " + ", ".join(f"{name} {accuracy:.2f}" for name, accuracy in ranked[:5]))
+    print("worst: " + ", ".join(f"{name} {accuracy:.2f}" for name, accuracy in ranked[-5:]))
+    for pair in evaluation["most_confused"][:5]:
+        print(f"{pair['images']:>4} {pair['true']} taken for {pair['predicted']}")
+    print(f"written: {out / 'evaluation.json'}, {out / 'confusion.csv'}")
+
+
+def write(path: Path, text: str) -> None:
+    """Whole or not at all. Raises UserError where nothing can be written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}); choose another folder with out=FOLDER") from error
+
+
+if __name__ == "__main__":
+    main()
