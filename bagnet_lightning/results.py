@@ -33,6 +33,7 @@ _FIELD_TYPES = {
     "train_seconds": _NUMBER,
     "versions": (dict, type(None)),
     "paper": (dict, type(None)),
+    "overrides": (list, type(None)),
 }
 _DEEPEST = 4  # levels below a sweep's folder that are searched for runs
 
@@ -75,7 +76,9 @@ def read_run(folder: Path | str) -> dict:
     except (OSError, UnicodeDecodeError) as error:
         return {**run, "status": "unreadable", "error": f"result.json cannot be read: {error}"}
     problem, result = _parse_result(text)
-    return {**run, **result, "status": "unreadable", "error": problem} if problem else {**run, **result}
+    if problem:
+        return {**run, "status": "unreadable", "error": problem}
+    return {**run, **result, "folder": folder, "config": config}
 
 
 def read_runs(folder: Path | str) -> list[dict]:
@@ -160,7 +163,7 @@ def _number(text: str) -> float | None:
 def _parse_result(text: str) -> tuple[str | None, dict]:
     """(what is wrong or None, the fields that can be trusted)."""
     try:
-        result = json.loads(text)
+        result = json.loads(text, parse_constant=lambda _: None)  # NaN is not a result
     except ValueError:
         return "result.json is cut or damaged; remove it and run again", {}
     if not isinstance(result, dict):
@@ -179,25 +182,25 @@ def _read_config(folder: Path) -> dict:
         config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     except Exception:  # whatever a damaged file makes YAML or OmegaConf raise
         return {}
-    return config if isinstance(config, dict) else {}
+    groups = ("model", "optim", "scheduler", "data", "trainer")
+    is_ours = isinstance(config, dict) and all(isinstance(config.get(name, {}), dict) for name in groups)
+    return config if is_ours else {}
 
 
 def _from_config(config: dict) -> dict:
     """Fields of result.json as far as config.yaml alone tells them."""
 
-    def group(name: str) -> dict:
-        return config[name] if isinstance(config.get(name), dict) else {}
-
     def last_word(target) -> str | None:  # "torch.optim.Adam" -> "adam"
         return str(target).rpartition(".")[2].lower() if target else None
 
-    paper = group("paper") or None
+    paper = config["paper"] if isinstance(config.get("paper"), dict) else None
+    epochs = config.get("trainer", {}).get("max_epochs")
     return {
         "row": paper and paper.get("row"),
-        "model": last_word(group("model").get("_target_")),
-        "optimizer": last_word(group("optim").get("_target_")),
-        "pretrained": bool(group("model").get("pretrained", False)),
-        "epochs": group("trainer").get("max_epochs"),
+        "model": last_word(config.get("model", {}).get("_target_")),
+        "optimizer": last_word(config.get("optim", {}).get("_target_")),
+        "pretrained": bool(config.get("model", {}).get("pretrained", False)),
+        "epochs": epochs if isinstance(epochs, int) else None,
         "seed": config.get("seed"),
         "paper": paper,
     }

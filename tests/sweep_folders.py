@@ -1,0 +1,93 @@
+"""Run folders as train leaves them, for the tests of what reads them."""
+
+import json
+from pathlib import Path
+
+import yaml
+
+TARGETS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "adadelta": "Adadelta"}
+
+
+def write_run(
+    folder: Path,
+    model: str = "bagnet17",
+    optimizer: str = "adam",
+    accuracy: float | None = 0.4,
+    *,
+    epochs: int = 15,
+    done: int | None = None,
+    seed: int = 0,
+    pretrained: bool | str = False,
+    status: str | None = "finished",
+    error: str | None = None,
+    config: dict | None = None,
+    **fields,
+) -> Path:
+    """config: {"model.width": 0.25}, over the defaults. fields: over those of result.json, absent if status is None."""
+    folder.mkdir(parents=True)
+    composed = {
+        "seed": seed,
+        "sweep": "sweep",
+        "fresh": False,
+        "model": {
+            "_target_": f"bagnet_lightning.models.{model.rstrip('0123456789')}.{model}",
+            "pretrained": pretrained,
+        },
+        "optim": {"_target_": f"torch.optim.{TARGETS[optimizer]}", "lr": 1.0 if optimizer == "adadelta" else 0.001},
+        "scheduler": {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 7},
+        "data": {"_target_": "m.TinyImageNet", "name": "tiny_imagenet", "classes": None, "seed": seed, "root": "data"},
+        "trainer": {"accelerator": "auto", "max_epochs": epochs},
+        "paper": None,
+    }
+    composed["model"] |= {"stem": "imagenet"} if model == "resnet18" else {"width": 1.0, "pad": 0}
+    if optimizer == "adadelta":
+        composed["scheduler"] = {"_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1.0}
+    for key, value in (config or {}).items():
+        group, _, name = key.rpartition(".")
+        (composed[group] if group else composed)[name] = value
+    (folder / "config.yaml").write_text(yaml.safe_dump(composed))
+
+    done = (epochs if status == "finished" else 0) if done is None else done
+    best = accuracy or 0.1
+    lines = ["epoch,step,train_loss,train_accuracy,val_loss,val_accuracy,val_top5_accuracy,learning_rate,seconds"]
+    for epoch in range(1, done + 1):
+        now = best * (1 - 0.7**epoch) / (1 - 0.7**epochs)
+        lines.append(f"{epoch},{epoch * 1000},{5.3 - 4 * now:.4f},{now},{5.3 - 3 * now:.4f},{now},{now},0.001,3.5")
+    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+
+    result = {
+        "form": 1,
+        "row": None,
+        "model": model,
+        "optimizer": optimizer,
+        "scheduler": "StepLR",
+        "pretrained": pretrained is not False,
+        "epochs": epochs,
+        "seed": seed,
+        "data": composed["data"]["name"],
+        "overrides": [f"model={model}", f"optim={optimizer}"],
+        "status": status,
+    }
+    if status == "finished":
+        result |= {
+            "train_images": 100_000,
+            "val_images": 10_000,
+            "validated_on": "val",
+            "classes": 200,
+            "best_val_accuracy": accuracy,
+            "best_epoch": epochs,
+            "final_val_accuracy": accuracy,
+            "val_top5_accuracy": None if accuracy is None else min(1, 1.6 * accuracy),
+            "parameters": 14_573_832,
+            "train_seconds": 754.2,
+            "images_per_second": 1987.6,
+            "device": "NVIDIA H200",
+            "precision": "bf16-mixed",
+            "versions": {"python": "3.11.7", "torch": "2.9.0", "bagnet_lightning": "0.1.0"},
+            "commit": "0123456789ab",
+        }
+    elif error is not None:
+        result["error"] = error
+    if status is not None:
+        (folder / "result.json").write_text(json.dumps(result | fields))
+    return folder
