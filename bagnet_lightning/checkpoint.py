@@ -58,7 +58,8 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict:
     except pickle.UnpicklingError as error:
         raise UserError(f"checkpoint {path} is refused: it holds more than tensors and plain types") from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"checkpoint {path} cannot be read: {reason}") from error
 
 
 def load_trained(path: str | Path) -> Trained:

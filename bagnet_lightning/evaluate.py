@@ -4,7 +4,6 @@ python -m bagnet_lightning.evaluate checkpoint=multirun_outputs/SWEEP/RUN/best.c
 """
 
 import json
-import os
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -12,6 +11,7 @@ from omegaconf import DictConfig
 from bagnet_lightning.cli import command
 from bagnet_lightning.config import data_of_run
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.files import write_text
 
 
 @command("evaluate", data_of_run=True)
@@ -68,8 +68,12 @@ def main(config: DictConfig) -> None:
     out = Path(config.out or Path(config.checkpoint).parent)
     header = ",".join(["true \\ predicted", *trained.classes])
     rows = [",".join([name, *map(str, row)]) for name, row in zip(trained.classes, confusion.tolist(), strict=True)]
-    write(out / "confusion.csv", "\n".join([header, *rows]) + "\n")
-    write(out / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / "confusion.csv", "\n".join([header, *rows]) + "\n")
+        write_text(out / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write to {out} ({error.strerror}); choose another folder with out=FOLDER") from error
 
     print(f"top-1 {evaluation['accuracy']:.4f}  top-5 {evaluation['top5_accuracy']:.4f}  on {len(labels):,} images")
     ranked = sorted(per_class.items(), key=lambda item: -item[1])
@@ -78,17 +82,6 @@ def main(config: DictConfig) -> None:
     for pair in evaluation["most_confused"][:5]:
         print(f"{pair['images']:>4} {pair['true']} taken for {pair['predicted']}")
     print(f"written: {out / 'evaluation.json'}, {out / 'confusion.csv'}")
-
-
-def write(path: Path, text: str) -> None:
-    """Whole or not at all. Raises UserError where nothing can be written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}); choose another folder with out=FOLDER") from error
 
 
 if __name__ == "__main__":

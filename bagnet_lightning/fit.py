@@ -40,6 +40,7 @@ def fit(config: DictConfig, folder: Path, run_id: str) -> dict:
     """
     for harmless in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", harmless)
+    folder.mkdir(parents=True, exist_ok=True)
     seed_everything(config.seed, verbose=False)
     data: ImageData = instantiate(config.data, _convert_="all")
     data.setup()

@@ -1,12 +1,14 @@
 """metrics.csv: one row a finished epoch, and what a run's result needs of them."""
 
 import csv
+import io
 import logging
-import os
 import time
 from pathlib import Path
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+
+from bagnet_lightning.files import write_text
 
 log = logging.getLogger(__name__)
 COLUMNS = (
@@ -43,7 +45,11 @@ class History(Callback):
         self.rows.append({column: row[column] for column in COLUMNS})
         log.info("epoch %(epoch)d: train loss %(train_loss).4f, val accuracy %(val_accuracy).4f, %(seconds).1f s", row)
         if trainer.is_global_zero:
-            self._write()
+            table = io.StringIO(newline="")
+            writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+            write_text(self.path, table.getvalue())
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.validation_started = time.perf_counter()
@@ -70,11 +76,3 @@ class History(Callback):
             "train_seconds": seconds,
             "images_per_second": images_per_epoch * len(self.rows) / (seconds - self.validation_seconds),
         }
-
-    def _write(self) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        temporary.replace(self.path)

@@ -1,0 +1,103 @@
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import SMALL, composed
+from omegaconf import OmegaConf
+
+from bagnet_lightning import fit as fitting
+from bagnet_lightning.checkpoint import load_trained
+from bagnet_lightning.fit import fit
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_its_measurements_and_checkpoints(tmp_path):
+    result = fit(composed(*SMALL), tmp_path, "id")
+    epochs = rows(tmp_path)
+    assert [row["epoch"] for row in epochs] == ["1", "2"]
+    assert [row["step"] for row in epochs] == ["3", "6"]
+    best = max(epochs, key=lambda row: float(row["val_accuracy"]))
+    assert result["best_val_accuracy"] == float(best["val_accuracy"])
+    assert result["best_epoch"] == int(best["epoch"])
+    assert result["final_val_accuracy"] == float(epochs[-1]["val_accuracy"])
+    assert result["train_images"] == 36
+    assert result["images_per_second"] > 0
+    trained = load_trained(tmp_path / "best.ckpt")
+    assert not trained.network.training
+    assert trained.config["model"]["width"] == 0.25
+    assert len(trained.classes) == result["classes"]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(tmp_path):
+    for name, seed in [("a", 3), ("b", 3), ("c", 4)]:
+        fit(composed(*SMALL, f"seed={seed}"), tmp_path / name, "id")
+    a, b, c = (weights(tmp_path / name / "last.ckpt") for name in "abc")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not torch.equal(a["network.fc.weight"], c["network.fc.weight"])
+
+
+FIT = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from conftest import composed
+from bagnet_lightning.fit import fit
+fit(composed(*{overrides!r}), Path({folder!r}), "id")
+"""
+
+
+@pytest.mark.parametrize("scheduler", ["step", "onecycle"])
+def test_a_killed_and_continued_run_equals_an_unbroken_one(tmp_path, scheduler):
+    overrides = [*SMALL, f"scheduler={scheduler}", "trainer.max_epochs=4", "optim=adam"]
+    if scheduler == "step":
+        overrides.append("scheduler.step_size=1")
+    fit(composed(*overrides), tmp_path / "unbroken", "id")
+    broken = tmp_path / "broken"
+    code = FIT.format(tests=os.path.dirname(__file__), overrides=overrides, folder=str(broken))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    while not (broken / "last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = torch.load(broken / "last.ckpt", weights_only=True)["epoch"]
+    assert done < 3, "it was killed too late to show anything"
+    fit(composed(*overrides), broken, "id")
+    expected, continued = weights(tmp_path / "unbroken/last.ckpt"), weights(broken / "last.ckpt")
+    assert all(torch.equal(expected[key], continued[key]) for key in expected)
+    timed = ("seconds",)
+    for a, b in zip(rows(tmp_path / "unbroken"), rows(broken), strict=True):
+        assert {k: v for k, v in a.items() if k not in timed} == {k: v for k, v in b.items() if k not in timed}
+
+
+@pytest.mark.parametrize(
+    ("available", "capability", "accelerator", "expected"),
+    [
+        (False, None, "auto", "32-true"),
+        (True, (9, 0), "auto", "bf16-mixed"),
+        (True, (8, 0), "gpu", "bf16-mixed"),
+        (True, (7, 5), "auto", "16-mixed"),
+        (True, (3, 7), "auto", "32-true"),
+        (True, (9, 0), "cpu", "32-true"),
+    ],
+)
+def test_precision_follows_the_compute_capability(monkeypatch, available, capability, accelerator, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    asked = OmegaConf.create({"precision": "auto", "accelerator": accelerator})
+    assert fitting.precision(asked) == expected
+    asked.precision = "64-true"
+    assert fitting.precision(asked) == "64-true"

@@ -1,0 +1,82 @@
+import pytest
+import torch
+from conftest import SMALL, composed
+from hydra.utils import instantiate
+
+from bagnet_lightning.errors import UserError
+
+
+def data(*overrides):
+    module = instantiate(composed(*SMALL, *overrides).data, _convert_="all")
+    module.setup()
+    return module
+
+
+def labels_of(images):
+    return images.labels.bincount().tolist()
+
+
+def test_batches_are_the_stores_images_once_an_epoch_in_an_order_of_seed_and_epoch():
+    module = data()
+    epochs = {}
+    for seed, epoch in [(0, 0), (0, 0), (0, 1), (1, 0)]:
+        module.seed, module._position = seed, lambda epoch=epoch: (epoch, 0)
+        batches = list(module.train_dataloader())
+        assert [len(labels) for _, labels, _ in batches] == [12, 12, 12]
+        order = torch.cat([indices for _, _, indices in batches])
+        assert torch.equal(order.sort().values, torch.arange(36))
+        for images, labels, indices in batches:
+            assert torch.equal(images, module.store.splits["train"].images[module.train_images.chosen[indices]])
+            assert torch.equal(labels, module.train_images.labels[indices])
+        assert torch.equal(epochs.setdefault((seed, epoch), order), order)
+    assert len({tuple(order.tolist()) for order in epochs.values()}) == 3
+
+
+def test_a_continued_epoch_goes_on_with_the_batches_that_were_left():
+    module = data()
+    module._position = lambda: (4, 0)
+    whole = [indices for _, _, indices in module.train_dataloader()]
+    module._position = lambda: (4, 2)
+    (rest,) = [indices for _, _, indices in module.train_dataloader()]
+    assert torch.equal(rest, whole[2])
+
+
+def test_classes_by_number_identifier_and_name():
+    everything = data()
+    count = len(everything.class_ids)
+    assert labels_of(everything.train_images) == [36 // count] * count
+    two = data("data.classes=2")
+    assert two.class_ids == everything.class_ids[:2]
+    chosen = instantiate(composed(*SMALL).data, _convert_="all")
+    chosen.classes = [everything.class_names[3], everything.class_ids[1]]
+    chosen.setup()
+    assert chosen.class_ids == [everything.class_ids[3], everything.class_ids[1]]
+    originals = chosen.store.splits["train"].labels[chosen.train_images.chosen]
+    assert set(zip(originals.tolist(), chosen.train_images.labels.tolist(), strict=True)) == {(3, 0), (1, 1)}
+
+
+def test_unknown_or_too_many_classes_are_refused():
+    with pytest.raises(UserError, match="has 6 classes|has .* classes"):
+        data("data.classes=100")
+    with pytest.raises(UserError, match="has no class 'nothing'; nearest: "):
+        data("data.classes=[nothing]")
+
+
+def test_images_per_class_cuts_the_train_split_alone():
+    module = data("data.images_per_class=2")
+    count = len(module.class_ids)
+    assert labels_of(module.train_images) == [2] * count
+    assert len(module.val_images) == 12
+
+
+def test_holdout_is_stratified_disjoint_and_the_same_for_every_seed():
+    module, other = data("data.holdout=0.5"), data("data.holdout=0.5", "seed=7")
+    count = len(module.class_ids)
+    assert labels_of(module.val_images) == [36 // count // 2] * count
+    assert module.val_images.pixels is module.store.splits["train"].images
+    kept, held = set(module.train_images.chosen.tolist()), set(module.val_images.chosen.tolist())
+    assert not kept & held
+    assert len(kept | held) == 36
+    assert held == set(other.val_images.chosen.tolist())
+    with pytest.raises(UserError, match=r"data\.holdout"):
+        data("data.holdout=0.01")
