@@ -1,10 +1,9 @@
 """From image files to uint8 pixels. Packing workers start with this module: it imports neither torch nor Lightning."""
 
 import hashlib
-import multiprocessing
-import os
+import pickle
 import signal
-import threading
+import sys
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -84,12 +83,20 @@ def pack_chunk(paths: list[str], image_size: int, resize: bool, file: Path, offs
     return PackedChunk(sums, squares, hashlib.sha256(images).hexdigest())
 
 
-def start_worker() -> None:
-    """Makes this process leave Ctrl-C to its parent, and end when the parent is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def serve() -> None:
+    """Life of a packing worker: reads pickled arguments of `pack_chunk` from stdin, answers on stdout, ends with stdin.
 
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    An answer is a PackedChunk or the exception that was raised.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end closes stdin
+    while True:
+        try:
+            job = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            answer = pack_chunk(*job)
+        except Exception as error:
+            answer = error
+        pickle.dump(answer, sys.stdout.buffer)
+        sys.stdout.flush()

@@ -6,15 +6,16 @@ import hashlib
 import json
 import logging
 import math
-import multiprocessing
 import os
+import pickle
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from shutil import rmtree
+from subprocess import PIPE, Popen
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -23,7 +24,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, ProgressColumn
 from torch import Tensor
 
-from bagnet_lightning.data.images import pack_chunk, start_worker
+from bagnet_lightning.data.images import PackedChunk
 from bagnet_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1  # of packed stores; also stands for how images are decoded, so a change of either raises it
 CHUNK_BYTES = 4 * 2**20  # of pixels that a worker decodes, writes and hashes at a time; part of the format
 MAX_WORKERS = 16  # a worker holds 50 MiB, and disks are the limit by then
+LEFT_OVER = ".bagnet-partial"  # ends the names of temporary folders
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class ImageFiles:
 class Source:
     """What a store is packed from. resize: images of other sizes are resized to image_size px, otherwise refused.
 
-    fingerprint: changes when the files do (see `fingerprint`).
+    fingerprint: hex, changes when the files do.
     """
 
     name: str
@@ -112,20 +114,11 @@ def packed_store(
                 if folder.exists():
                     folder.rename(temporary / "old")
                 (temporary / "new").rename(folder)
-    except BrokenProcessPool as error:
-        raise UserError(f"a process that packed images into {folder} was killed (is there enough memory?)") from error
     except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}; {if_unwritable}") from error
+        raise UserError(f"cannot make {folder}: {error}; {if_unwritable}") from error
     store = _open(folder, source.fingerprint)
     assert store is not None, f"{folder} was packed and cannot be opened"
     return store
-
-
-def fingerprint(root: Path, paths: Iterable[Path]) -> str:
-    """Hex digest of the names (relative to root), sizes and modification times of files."""
-    entries = [(path.relative_to(root).as_posix(), path.stat()) for path in sorted(paths)]
-    lines = [f"{name}\t{status.st_size}\t{status.st_mtime_ns}" for name, status in entries]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def verify(store: Store) -> bool:
@@ -142,7 +135,7 @@ def verify(store: Store) -> bool:
 @contextlib.contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
     """An empty folder beside `target`, removed with what is left in it at the end."""
-    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".partial") as temporary:
+    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=LEFT_OVER) as temporary:
         yield Path(temporary)
 
 
@@ -170,7 +163,7 @@ def _one_process_at_a_time(folder: Path) -> Iterator[None]:
         except OSError:  # a file system without locks: two processes may do the same work, and the last one's stays
             yield
             return
-        for left_over in folder.glob(".*.partial"):
+        for left_over in folder.glob(f".*{LEFT_OVER}"):
             rmtree(left_over, ignore_errors=True)
         yield
     finally:
@@ -219,7 +212,7 @@ def _pack(folder: Path, source: Source, workers: int) -> None:
     """Writes the store of `source` into the new folder `folder`."""
     folder.mkdir()
     step = _chunk_length(source.image_size)
-    jobs = {}  # (split, first image): the arguments of pack_chunk
+    jobs = {}  # (split, first image): the arguments of images.pack_chunk
     for name, files in source.splits.items():
         np.save(folder / f"{name}_labels.npy", files.labels)
         np.save(folder / f"{name}_boxes.npy", files.boxes)
@@ -230,19 +223,10 @@ def _pack(folder: Path, source: Source, workers: int) -> None:
             offset = array.offset + start * array[0].nbytes
             jobs[name, start] = (files.paths[start : start + step], source.image_size, source.resize, path, offset)
     chunks = {}
-    context = multiprocessing.get_context("spawn")
-    with (
-        progress_bar("packing images", sum(len(files.paths) for files in source.splits.values())) as advance,
-        ProcessPoolExecutor(min(workers, len(jobs)), context, start_worker) as pool,
-    ):
-        futures = {pool.submit(pack_chunk, *job): key for key, job in jobs.items()}
-        try:
-            for future in as_completed(futures):
-                key = futures[future]
-                chunks[key] = future.result()
-                advance(len(jobs[key][0]))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with progress_bar("packing images", sum(len(files.paths) for files in source.splits.values())) as advance:
+        for key, chunk in _work(jobs, min(workers, len(jobs))):
+            chunks[key] = chunk
+            advance(len(jobs[key][0]))
     mean, std = _mean_and_std(
         [chunk for (name, _), chunk in chunks.items() if name == "train"],
         count=len(source.splits["train"].paths) * source.image_size**2,
@@ -266,7 +250,39 @@ def _pack(folder: Path, source: Source, workers: int) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def _mean_and_std(chunks: list, count: int) -> tuple[list[float], list[float]]:
+def _work(jobs: dict[tuple, tuple], workers: int) -> Iterator[tuple[tuple, PackedChunk]]:
+    """Has worker processes do the jobs; yields the key of each with its result, as they finish.
+
+    The processes are not multiprocessing's: those would import the user's main module first, and with it torch.
+    """
+    command = f"import sys; sys.path[:] = {sys.path!r}; from bagnet_lightning.data.images import serve; serve()"
+    idle = SimpleQueue()
+
+    def run(job: tuple) -> PackedChunk:
+        worker = idle.get()
+        try:
+            pickle.dump(job, worker.stdin)
+            worker.stdin.flush()
+            answer = pickle.load(worker.stdout)
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+            raise UserError("a process that packed images was killed: is there enough memory?") from None
+        finally:
+            idle.put(worker)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(workers):
+            idle.put(stack.enter_context(Popen([sys.executable, "-c", command], stdin=PIPE, stdout=PIPE)))
+        threads = stack.enter_context(ThreadPoolExecutor(workers))
+        stack.callback(threads.shutdown, cancel_futures=True)
+        futures = {threads.submit(run, job): key for key, job in jobs.items()}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+def _mean_and_std(chunks: list[PackedChunk], count: int) -> tuple[list[float], list[float]]:
     """Of pixels / 255, a channel each, exact to the last rounding: the sums are integers."""
     sums = [sum(chunk.sums[channel] for chunk in chunks) for channel in range(3)]
     squares = [sum(chunk.squares[channel] for chunk in chunks) for channel in range(3)]

@@ -67,7 +67,7 @@ def _fingerprint(folder: Path) -> str:
     for path in (folder / "wnids.txt", folder / "words.txt", folder / "val" / "val_annotations.txt"):
         digest.update(path.read_bytes() if path.is_file() else b"")
     for images in [*sorted(folder.glob("train/*/images")), folder / "val" / "images", folder / "test" / "images"]:
-        digest.update("\n".join([images.parent.name, *_image_names(images)]).encode())
+        digest.update(os.fsencode("\n".join([images.parent.name, *_image_names(images)])))
     return digest.hexdigest()
 
 
@@ -123,9 +123,9 @@ def _read_val(folder: Path, classes: list[str]) -> ImageFiles:
 def _read_table(folder: Path, name: str, columns: int) -> list[list[str]]:
     """The rows of a tab-separated file; box coordinates are its last four columns where there are five or more."""
     try:
-        lines = (folder / name).read_text(encoding="utf-8").splitlines()
+        lines = (folder / name).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
-        raise _incomplete(folder, folder / name, "is missing") from error
+        raise _incomplete(folder, folder / name, f"cannot be read ({error.strerror})") from error
     rows = [line.split("\t") for line in lines if line]
     for number, row in enumerate(rows, start=1):
         if len(row) != columns or not all(value.isdecimal() for value in row[-4:] if columns > 4):
