@@ -3,6 +3,7 @@
 python -m bagnet_lightning.report runs=multirun_outputs/SWEEP writes them beside the runs.
 """
 
+import math
 import statistics
 import textwrap
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from bagnet_lightning.results import read_metrics
-from bagnet_lightning.settings import short
+from bagnet_lightning.settings import in_words
 from bagnet_lightning.table import OPTIMIZERS, Line, Table, model_name, model_order, optimizer_name
 
 # Okabe & Ito's colours: told apart with any colour vision, and in grey.
@@ -59,7 +60,7 @@ def draw_figure2(table: Table) -> Figure:
             start = stop
     tallest = max([*_heights(line for _, lines in shown for line in lines), 1])
     first.set_ylim(0, tallest * 1.18)
-    figure.legend(handles=_bar_legend(table), loc="outside upper center", ncols=6, frameon=False, fontsize=9)
+    _add_legend(figure, _bar_legend(table))
     if hidden:
         figure.supxlabel(f"{len(hidden)} more settings: see table.csv", fontsize=8, color=GREY)
     return figure
@@ -81,10 +82,7 @@ def draw_curves(table: Table) -> Figure:
         panels[1, column].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         for line in (line for line in table.lines if line.model == model):
             histories = [history for run in line.runs if (history := read_metrics(run["folder"]))]
-            style = {
-                "color": _colour(line.optimizer),
-                "linestyle": DASHES[variants.index(_variant(line)) % len(DASHES)],
-            }
+            style = _style(variants.index(_variant(line)), _colour(line.optimizer))
             for axes, name, unit in zip(panels[:, column], ("val_accuracy", "train_loss"), (100, 1), strict=True):
                 drawn = _draw_curve(axes, histories, name, unit, style, finished=line.status == "finished")
                 crosses |= drawn and line.status != "finished"
@@ -104,7 +102,7 @@ def draw_curves(table: Table) -> Figure:
         ]
     if crosses:
         handles.append(Line2D([], [], color=GREY, linestyle="", marker="x", label="did not finish"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=5, frameon=False, fontsize=9)
+    _add_legend(figure, handles)
     return figure
 
 
@@ -124,8 +122,8 @@ def _title(line: Line) -> str:
 
 def _variant(line: Line) -> str:
     """Pretraining and settings in words; empty for a plain run from scratch."""
-    words = [] if line.pretrained == "no" else [f"pretrained ({line.pretrained})"]
-    return ", ".join(words + [f"{short(name)} {value}" for name, value in line.settings.items() if value is not None])
+    words = ["" if line.pretrained == "no" else f"pretrained ({line.pretrained})", in_words(line.settings)]
+    return ", ".join(filter(None, words))
 
 
 def _slots(lines: list[Line]) -> int:
@@ -186,6 +184,15 @@ def _draw_pair(axes: Axes, x: float, line: Line) -> None:
 
 def _label(axes: Axes, x: float, height: float, text: str, weight: str) -> None:
     axes.annotate(text, (x, height), (0, 2), textcoords="offset points", ha="center", fontsize=8, fontweight=weight)
+
+
+def _add_legend(figure: Figure, handles: list) -> None:
+    """Above the panels, in as many columns as the figure is wide; the figure grows by its lines."""
+    width, height = figure.get_size_inches()
+    column = 0.7 + 0.08 * max(len(handle.get_label()) for handle in handles)  # inches
+    columns = max(1, min(len(handles), int(width / column)))
+    figure.set_size_inches(width, height + 0.2 * math.ceil(len(handles) / columns))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
 
 
 def _heights(lines: Iterable[Line]) -> list[float]:

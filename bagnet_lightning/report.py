@@ -19,12 +19,13 @@ from rich.table import Table as RichTable
 
 from bagnet_lightning.cli import command
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.settings import short
+from bagnet_lightning.settings import clipped, short
 from bagnet_lightning.table import Line, Table, model_name, optimizer_name, read_table
 
 PLAIN_WIDTH = 120  # columns, where the output is not a terminal
 # What a narrow terminal can do without, first to last. table.md and table.csv have it all.
 EXPENDABLE = ("img/s", "params", "time", "top-5", "row", "n", "status", "diff.")
+WORDS = ("model", "optimizer", "optim.", "pretrained", "status")  # columns of words; the others are of numbers
 
 
 @command("report")
@@ -73,8 +74,9 @@ def print_table(table: Table, console: Console) -> None:
             gone.append(name)
     view = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for name in columns:
-        words = name in ("model", "optimizer", "pretrained", "status")
-        view.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=_width(columns) <= width)
+        view.add_column(
+            name, justify="left" if name in WORDS else "right", overflow="fold", no_wrap=_width(columns) <= width
+        )
     for line, cells in zip(table.lines, zip(*columns.values(), strict=True), strict=True):
         style = None if line.status == "finished" else "yellow" if line.status == "unfinished" else "red"
         view.add_row(*map(escape, cells), style=style)
@@ -89,14 +91,12 @@ def print_table(table: Table, console: Console) -> None:
 def markdown(table: Table) -> str:
     """The whole table as GitHub shows it."""
     columns = _long_columns(table)
-    widths = [max(len(name), *map(len, cells)) for name, cells in columns.items()]
-
-    def row(cells) -> str:
-        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
-
-    lines = [f"# {table.folder.resolve().name}", "", row(columns), "|" + "|".join("-" * (w + 2) for w in widths) + "|"]
-    lines += [row(cells) for cells in zip(*columns.values(), strict=True)]
-    return "\n".join([*lines, "", *(f"- {_one_cell(note)}" for note in table.notes)]) + "\n"
+    width = {name: max(len(name), 4, *map(len, cells)) for name, cells in columns.items()}
+    padded = {name: [_pad(name, cell, width[name]) for cell in cells] for name, cells in columns.items()}
+    rule = {name: "-" * width[name] if name in WORDS else "-" * (width[name] - 1) + ":" for name in columns}
+    rows = [[_pad(name, name, width[name]) for name in columns], rule.values(), *zip(*padded.values(), strict=True)]
+    lines = [f"# {table.folder.resolve().name}", "", *(f"| {' | '.join(row)} |" for row in rows), ""]
+    return "\n".join([*lines, *(f"- {_one_cell(note)}" for note in table.notes)]) + "\n"
 
 
 def csv_text(table: Table) -> str:
@@ -164,7 +164,7 @@ def _short_columns(table: Table) -> dict[str, list[str]]:
     """The same for a terminal."""
     names = {name: short(name) for name in table.settings}
     names = {name: word if [*names.values()].count(word) == 1 else name for name, word in names.items()}
-    names |= {"parameters": "params", "difference": "diff.", "train time": "time"}
+    names |= {"optimizer": "optim.", "parameters": "params", "difference": "diff.", "train time": "time"}
     columns = {}
     for name, cells in _long_columns(table).items():
         if name == "accuracy":
@@ -172,16 +172,15 @@ def _short_columns(table: Table) -> dict[str, list[str]]:
             if any(line.std is not None for line in table.lines):
                 columns["n"] = [str(len(line.runs)) if line.accuracy is not None else "" for line in table.lines]
         elif name == "parameters":
-            columns["params"] = [_text(line.parameters and line.parameters / 1e6, ".2f", " M") for line in table.lines]
+            columns["params"] = [_text(line.parameters and line.parameters / 1e6, ".2f", "M") for line in table.lines]
         else:
-            width = 16 if name in table.settings else 100
-            columns[names.get(name, name)] = [c if len(c) <= width else f"{c[: width - 1]}…" for c in cells]
+            columns[names.get(name, name)] = [*map(clipped, cells)]
     return columns
 
 
 def _width(columns: dict[str, list[str]]) -> int:
     """Characters that a line of print_table takes: two between columns."""
-    return sum(max(len(name), *map(len, cells)) + 2 for name, cells in columns.items())
+    return sum(max(len(name), *map(len, cells)) + 2 for name, cells in columns.items()) - 2
 
 
 def _accuracy(line: Line) -> str:
@@ -202,6 +201,10 @@ def _duration(seconds: float | None) -> str:
         return ""
     minutes = round(seconds / 60)
     return f"{seconds:.0f} s" if seconds < 99.5 else f"{minutes} min" if minutes < 100 else f"{seconds / 3600:.1f} h"
+
+
+def _pad(column: str, text: str, width: int) -> str:
+    return text.ljust(width) if column in WORDS else text.rjust(width)
 
 
 def _one_cell(text: str) -> str:

@@ -50,6 +50,17 @@ def short(setting: str) -> str:
     return words[-2] if words[-1] in ("_target_", "name") and len(words) > 1 else words[-1]
 
 
+def in_words(values: dict[str, object]) -> str:
+    """{"model.width": 0.25, "optim.lr": 0.1} -> "width 0.25, lr 0.1"."""
+    return ", ".join(f"{short(name)} {clipped(value)}" for name, value in values.items() if value is not None)
+
+
+def clipped(value: object) -> str:
+    """A value as text for a narrow place; a list of classes can be very long."""
+    text = str(value)
+    return text if len(text) <= 16 else f"{text[:15]}…"
+
+
 def _absent(name: str) -> str | None:
     """None where another choice of the group explains that a config lacks the key."""
     return None if name.partition(".")[0] in _CHOICES else "absent"

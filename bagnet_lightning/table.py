@@ -12,7 +12,7 @@ from pathlib import Path
 from bagnet_lightning.config import NOT_IN_DIGEST
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.results import PaperRow, paper_row, paper_rows, read_runs
-from bagnet_lightning.settings import differing_settings, leaves, short
+from bagnet_lightning.settings import differing_settings, in_words, leaves
 
 TINY_IMAGENET = {"train_images": 100_000, "val_images": 10_000, "classes": 200}  # what the paper's values are of
 _IN_COLUMNS = ("table1", "model", "optim", "model.pretrained", "trainer.max_epochs", "seed")  # overrides
@@ -106,8 +106,7 @@ def one_line(line: Line) -> str:
     words = [model_name(line.model), optimizer_name(line.optimizer)]
     words += [] if line.pretrained == "no" else [f"pretrained ({line.pretrained})"]
     words += [f"{line.epochs} epochs"] if line.epochs else []
-    words += [f"{short(name)} {value}" for name, value in line.settings.items() if value is not None]
-    return ", ".join(words)
+    return ", ".join([*words, in_words(line.settings)] if line.settings else words)
 
 
 def _pretrained(run: dict) -> str:

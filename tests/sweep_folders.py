@@ -45,7 +45,7 @@ def write_run(
     for key, value in (config or {}).items():
         group, _, name = key.rpartition(".")
         (composed[group] if group else composed)[name] = value
-    (folder / "config.yaml").write_text(yaml.safe_dump(composed))
+    (folder / "config.yaml").write_text(yaml.safe_dump(composed, sort_keys=False))
 
     done = (epochs if status == "finished" else 0) if done is None else done
     best = accuracy or 0.1

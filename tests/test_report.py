@@ -1,0 +1,154 @@
+"""The report as its readers get it: files, printed table, and what a user's mistake says."""
+
+import csv
+import io
+
+import pytest
+from PIL import Image
+from rich.console import Console
+from sweep_folders import write_run
+
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.report import csv_text, markdown, print_table, write_report
+from bagnet_lightning.table import read_table
+
+FILES = ["curves.png", "figure2.png", "table.csv", "table.md"]
+
+
+def grid(folder, **of_bagnet33):
+    for model in ("bagnet9", "bagnet17", "bagnet33"):
+        for optimizer in ("sgd", "adam", "adadelta"):
+            write_run(folder / f"{model}_{optimizer}", model, optimizer, **(of_bagnet33 if model == "bagnet33" else {}))
+    return folder
+
+
+def printed(folder, width=80, **options) -> str:
+    stream = io.StringIO()
+    print_table(read_table(folder), Console(file=stream, width=width, **options))
+    return stream.getvalue()
+
+
+def test_all_files_are_written_and_named(tmp_path):
+    stream = io.StringIO()
+    write_report(grid(tmp_path, status=None, done=2), Console(file=stream, width=80))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == FILES
+    for name in FILES:
+        assert str(tmp_path / name) in stream.getvalue().splitlines()
+    for name in ("figure2.png", "curves.png"):
+        with Image.open(tmp_path / name) as picture:
+            picture.load()
+            assert picture.format == "PNG"
+            assert min(picture.size) > 500
+            assert len(set(picture.convert("L").tobytes())) > 10  # something is drawn
+    assert "6 of 9 runs finished." in stream.getvalue()
+
+
+def test_a_second_report_reads_the_same_runs(tmp_path):
+    console = Console(file=io.StringIO())
+    write_report(grid(tmp_path), console)
+    first = (tmp_path / "table.csv").read_text()
+    write_report(tmp_path, console)
+    assert (tmp_path / "table.csv").read_text() == first
+
+
+def test_csv_has_full_precision_and_one_record_a_line(tmp_path):
+    write_run(tmp_path / "a", accuracy=1 / 3, seed=0)
+    write_run(tmp_path / "b", accuracy=2 / 3, seed=1)
+    write_run(
+        tmp_path / "c", "bagnet9", "sgd", status="failed", error='ValueError: "a", b|c', config={"model.width": 0.5}
+    )
+    failed, merged = csv.DictReader(io.StringIO(csv_text(read_table(tmp_path))))
+    assert float(merged["accuracy"]) == (1 / 3 + 2 / 3) / 2
+    assert float(merged["accuracy_std"]) == pytest.approx(1 / 3 / 2**0.5)
+    assert (merged["n"], merged["seed"], merged["folders"]) == ("2", "0; 1", "a; b")
+    assert float(merged["difference"]) == 0.5 - 0.4234
+    assert merged["model.width"] == "1.0"
+    assert (failed["n"], failed["accuracy"], failed["difference"]) == ("0", "", "")
+    assert failed["error"] == 'ValueError: "a", b|c'
+
+
+def test_markdown_is_one_rectangular_table_and_notes(tmp_path):
+    write_run(tmp_path / "a", accuracy=0.41234, seed=0)
+    write_run(tmp_path / "b", accuracy=0.43234, seed=1)
+    write_run(tmp_path / "c", "bagnet9", "sgd", status="failed", error="bad | worse", data="textures")
+    text = markdown(read_table(tmp_path))
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in rows}) == len({len(line) for line in rows}) == 1
+    assert len(rows) == 4
+    assert "| 0.4223 ± 0.0141 (n=2) |   0.4234 |    -0.0011 |" in rows[3]
+    assert "- 2 of 3 runs finished." in text
+    assert "bad \\| worse" in text
+
+
+def test_values_that_cannot_be_compared_stand_in_parentheses(tmp_path):
+    write_run(tmp_path / "a", data="textures", accuracy=0.9)
+    text = markdown(read_table(tmp_path))
+    assert "| (0.4234) |" in text
+    assert "+0.4766" not in text
+
+
+def test_the_table_fits_120_columns_where_there_is_no_terminal(tmp_path):
+    for seed in range(2):
+        for width in (0.25, 1.0):
+            config = {"model.width": width}
+            write_run(tmp_path / f"{seed}{width}", "bagnet33", "adadelta", 0.4 + seed / 100, seed=seed, config=config)
+    write_run(tmp_path / "c", status="failed", error="word " * 60)
+    text = printed(tmp_path)
+    assert max(map(len, text.splitlines())) <= 120
+    assert "\x1b" not in text
+    assert "0.4050 ± 0.0071  2    0.4395  -0.0345" in text
+    assert "BagNet-33" in text
+    assert "Adadelta" in text
+    assert "No room" not in text
+
+
+def test_a_narrow_terminal_loses_columns_and_not_digits(tmp_path):
+    text = printed(grid(tmp_path), width=72, force_terminal=True, color_system=None)
+    assert max(map(len, text.splitlines())) <= 72
+    assert "BagNet-17" in text
+    assert "0.4234" in text
+    assert "img/s" not in text.splitlines()[0]
+    assert "No room here for img/s" in text
+
+
+def test_markup_in_messages_is_text(tmp_path):
+    write_run(tmp_path / "a", status="failed", error="shape [1, 2] [/red] [bold]")
+    assert "shape [1, 2] [/red] [bold]" in printed(tmp_path)
+
+
+def test_where_nothing_can_be_written_the_table_is_still_printed(tmp_path):
+    write_run(tmp_path / "a")
+    (tmp_path / "table.csv").mkdir()  # stands for a folder that is read-only, also for root
+    stream = io.StringIO()
+    with pytest.raises(UserError, match=r"table\.csv cannot be written \(Is a directory\)"):
+        write_report(tmp_path, Console(file=stream))
+    assert "BagNet-17" in stream.getvalue()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "table.csv"]
+
+
+def test_the_command_reports_without_torch_and_leaves_nothing_else(tmp_path, command):
+    grid(tmp_path / "sweep")
+    done = command("report", "runs=sweep", PYTHONPROFILEIMPORTTIME="1")
+    assert done.returncode == 0, done.stderr
+    assert "9 of 9 runs finished." in done.stdout
+    assert "sweep/table.md" in done.stdout
+    assert "matplotlib.figure" in done.stderr
+    assert not [line for line in done.stderr.splitlines() if line.endswith(("| torch", " torch.nn"))]
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "add runs=multirun_outputs/SWEEP"),
+        (["runs=nowhere"], "runs=nowhere: there is no such folder"),
+        (["runs=."], "no runs in it"),
+        (["run=x"], "did you mean runs?"),
+    ],
+)
+def test_a_mistake_is_one_line(command, arguments, said):
+    done = command("report", *arguments)
+    assert done.returncode == 1
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
