@@ -100,6 +100,8 @@ def draw_curves(table: Table) -> Figure:
             Line2D([], [], **_style(i, GREY), label=variant or "from scratch")
             for i, variant in enumerate(variants[:16])
         ]
+    if any(line.std is not None for line in table.lines):
+        handles.append(Patch(facecolor=GREY, alpha=0.18, label="lowest to highest seed"))
     if crosses:
         handles.append(Line2D([], [], color=GREY, linestyle="", marker="x", label="did not finish"))
     _add_legend(figure, handles)
@@ -187,11 +189,14 @@ def _label(axes: Axes, x: float, height: float, text: str, weight: str) -> None:
 
 
 def _add_legend(figure: Figure, handles: list) -> None:
-    """Above the panels, in as many columns as the figure is wide; the figure grows by its lines."""
+    """Above the panels, in as few lines as the figure's width allows; the figure grows by them."""
     width, height = figure.get_size_inches()
-    column = 0.7 + 0.08 * max(len(handle.get_label()) for handle in handles)  # inches
-    columns = max(1, min(len(handles), int(width / column)))
-    figure.set_size_inches(width, height + 0.2 * math.ceil(len(handles) / columns))
+    inches = [0.7 + 0.075 * len(handle.get_label()) for handle in handles]
+    for lines in range(1, len(handles) + 1):
+        if sum(max(inches[i : i + lines]) for i in range(0, len(handles), lines)) < width:
+            break
+    columns = math.ceil(len(handles) / lines)
+    figure.set_size_inches(width, height + 0.2 * lines)
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
 
 

@@ -8,7 +8,6 @@ Works while the sweep goes on, after a crash, and on another machine that has th
 import csv
 import io
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -19,6 +18,7 @@ from rich.table import Table as RichTable
 
 from bagnet_lightning.cli import command
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.files import write_text
 from bagnet_lightning.settings import clipped, short
 from bagnet_lightning.table import Line, Table, model_name, optimizer_name, read_table
 
@@ -46,14 +46,14 @@ def write_report(folder: Path, console: Console) -> None:
     from bagnet_lightning.figures import draw_curves, draw_figure2
 
     written = {
-        "table.csv": lambda path: path.write_text(csv_text(table), encoding="utf-8", newline=""),
-        "table.md": lambda path: path.write_text(markdown(table), encoding="utf-8"),
-        "figure2.png": lambda path: draw_figure2(table).savefig(path, format="png"),
-        "curves.png": lambda path: draw_curves(table).savefig(path, format="png"),
+        "table.csv": lambda path: write_text(path, csv_text(table)),
+        "table.md": lambda path: write_text(path, markdown(table)),
+        "figure2.png": lambda path: _write_picture(path, draw_figure2(table)),
+        "curves.png": lambda path: _write_picture(path, draw_curves(table)),
     }
     for name, write in written.items():
         try:
-            _write_whole(folder / name, write)
+            write(folder / name)
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"{folder / name} cannot be written ({reason}); free or unlock {folder}") from error
@@ -103,7 +103,7 @@ def csv_text(table: Table) -> str:
     """One record a line of the table, every number as it was measured (shares, s, img/s); empty where unknown."""
     stream = io.StringIO()
     records = [_record(line, table) for line in table.lines]
-    writer = csv.DictWriter(stream, fieldnames=records[0])
+    writer = csv.DictWriter(stream, fieldnames=records[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
     return stream.getvalue()
@@ -211,11 +211,11 @@ def _one_cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def _write_picture(path: Path, figure) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        write(temporary)
-        os.replace(temporary, path)
+        figure.savefig(temporary, format="png")
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -6,13 +6,13 @@ Light on purpose: reading a sweep needs neither torch nor a GPU, and never fails
 import csv
 import json
 import math
-import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from bagnet_lightning.files import write_text
 from bagnet_lightning.paths import CONF
 
 #: Goes up when a field of result.json changes its meaning; files of a higher form are not interpreted.
@@ -42,12 +42,7 @@ def write_result(run_folder: Path | str, result: dict) -> Path:
     """Write result.json whole or not at all; numbers that are not finite become null. Returns its path."""
     path = Path(run_folder) / "result.json"
     text = json.dumps({"form": FORM, **_finite(result)}, indent=2, ensure_ascii=False, allow_nan=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, text + "\n")
     return path
 
 
