@@ -25,11 +25,12 @@ def load_image(path: str | Path, size: int | None = None) -> np.ndarray:
     try:
         with open(path, "rb", buffering=0) as file:
             image = Image.open(BytesIO(file.read()))
-        ImageOps.exif_transpose(image, in_place=True)
+        if image.format != "JPEG" or image.info.keys() & {"exif", "xmp"}:  # looking takes 5 % of a small JPEG's time
+            ImageOps.exif_transpose(image, in_place=True)
         image = _to_rgb(image)
         if size is not None and image.size != (size, size):
             image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-        return np.array(image)
+        return np.frombuffer(bytearray(image.tobytes()), np.uint8).reshape(image.height, image.width, 3)
     except Image.UnidentifiedImageError:
         raise UserError(f"{path} is no image that can be read: replace or remove it") from None
     except OSError as error:

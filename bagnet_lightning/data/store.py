@@ -227,6 +227,8 @@ def _pack(folder: Path, source: Source, workers: int) -> None:
         for key, chunk in _work(jobs, min(workers, len(jobs))):
             chunks[key] = chunk
             advance(len(jobs[key][0]))
+            if len(chunks) % 32 == 0:  # now and then, beside the workers, so that little is left for the end
+                _sync(folder / f"{key[0]}_images.npy")
     mean, std = _mean_and_std(
         [chunk for (name, _), chunk in chunks.items() if name == "train"],
         count=len(source.splits["train"].paths) * source.image_size**2,
@@ -248,6 +250,8 @@ def _pack(folder: Path, source: Source, workers: int) -> None:
         "class_names": source.class_names,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    for path in folder.iterdir():
+        _sync(path)
 
 
 def _work(jobs: dict[tuple, tuple], workers: int) -> Iterator[tuple[tuple, PackedChunk]]:
@@ -289,6 +293,12 @@ def _mean_and_std(chunks: list[PackedChunk], count: int) -> tuple[list[float], l
     mean = [total / (255 * count) for total in sums]
     std = [math.sqrt(count * square - total**2) / (255 * count) for total, square in zip(sums, squares, strict=True)]
     return mean, std
+
+
+def _sync(path: Path) -> None:
+    """Returns once the disk has what was written: a store that is found after a power cut must not hold gaps."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def _chunk_length(image_size: int) -> int:

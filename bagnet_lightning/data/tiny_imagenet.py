@@ -36,13 +36,15 @@ def open_store(root: str | Path, url: str, sha256: str, workers: int | None = No
     """
     root = Path(root)
     folder = _find_folder(root)
+    fingerprint = _fingerprint(folder) if folder else None
 
     def find_source() -> Source:
-        return _read_layout(_find_folder(root) or _unzip(_find_zip(root, url, sha256), root))
+        found = _find_folder(root) or _unzip(_find_zip(root, url, sha256), root)
+        return _read_layout(found, fingerprint or _fingerprint(found))
 
     return packed_store(
         root / f"{NAME}.store",
-        _fingerprint(folder) if folder else None,
+        fingerprint,
         find_source,
         workers,
         if_unwritable=f"free some space, or set data.root to a writable folder (a link in it to {NAME} will do)",
@@ -71,9 +73,9 @@ def _fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_layout(folder: Path) -> Source:
-    classes = sorted(wnid for (wnid,) in _read_table(folder, "wnids.txt", columns=1))
-    words = dict(_read_table(folder, "words.txt", columns=2))
+def _read_layout(folder: Path, fingerprint: str) -> Source:
+    classes = sorted(_read_lines(folder, "wnids.txt"))
+    words = dict(line.split("\t", 1) for line in _read_lines(folder, "words.txt") if "\t" in line)
     splits = {"train": _read_train(folder, classes), "val": _read_val(folder, classes)}
     test = folder / "test" / "images"
     names = _image_names(test)
@@ -87,7 +89,7 @@ def _read_layout(folder: Path) -> Source:
         image_size=IMAGE_SIZE,
         resize=False,
         splits=splits,
-        fingerprint=_fingerprint(folder),
+        fingerprint=fingerprint,
     )
 
 
@@ -122,23 +124,27 @@ def _read_val(folder: Path, classes: list[str]) -> ImageFiles:
 
 def _read_table(folder: Path, name: str, columns: int) -> list[list[str]]:
     """The rows of a tab-separated file; box coordinates are its last four columns where there are five or more."""
+    rows = [line.split("\t") for line in _read_lines(folder, name)]
+    for number, row in enumerate(rows, start=1):
+        if len(row) != columns or (columns > 4 and not "".join(row[-4:]).isdecimal()):
+            raise _incomplete(folder, folder / name, f"is damaged in line {number}")
+    return rows
+
+
+def _read_lines(folder: Path, name: str) -> list[str]:
     try:
         lines = (folder / name).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise _incomplete(folder, folder / name, f"cannot be read ({error.strerror})") from error
-    rows = [line.split("\t") for line in lines if line]
-    for number, row in enumerate(rows, start=1):
-        if len(row) != columns or not all(value.isdecimal() for value in row[-4:] if columns > 4):
-            raise _incomplete(folder, folder / name, f"is damaged in line {number}")
-    if not rows:
+    if not lines:
         raise _incomplete(folder, folder / name, "is empty")
-    return rows
+    return lines
 
 
 def _image_names(folder: Path) -> list[str]:
     """Names of the images in a folder, by their number; none where there is no folder."""
     names = os.listdir(folder) if folder.is_dir() else []
-    return sorted((name for name in names if name.endswith(".JPEG")), key=lambda name: (len(name), name))
+    return sorted(sorted(name for name in names if name.endswith(".JPEG")), key=len)
 
 
 def _boxes(boxes: list[list[str] | None]) -> np.ndarray:
