@@ -70,8 +70,10 @@ def load_trained(path: str | Path) -> Trained:
         raise UserError(f"checkpoint {path} is not of a bagnet_lightning run; give it as model.pretrained=PATH")
     model = {**about["config"]["model"], "pretrained": False}
     network = instantiate(model, num_classes=len(about["classes"]))
-    weights = checkpoint["state_dict"]
-    network.load_state_dict(
-        {key.removeprefix("network."): value for key, value in weights.items() if key.startswith("network.")}
-    )
+    weights = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
+    try:
+        network.load_state_dict({key: weights[key] for key in network.state_dict()})
+    except (KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"checkpoint {path} does not fit the network it names: {reason}") from error
     return Trained(network.eval(), **about)

@@ -28,7 +28,8 @@ def augment(images: Tensor, indices: Tensor, seed: int, epoch: int, crop_padding
         shifts = 2 * crop_padding + 1
         images = _crop(images, crop_padding, (bits >> 1 & 0xFFFF) * shifts >> 16, (bits >> 17 & 0xFFFF) * shifts >> 16)
     if flip:
-        images = torch.where((bits & 1).bool()[:, None, None, None], images.flip(2), images)
+        image = torch.arange(len(images), device=images.device)
+        images = torch.cat([images, images.flip(2)]).index_select(0, image + len(images) * (bits & 1))
     return images
 
 
@@ -38,21 +39,22 @@ def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
     scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).repeat(width)
     bias = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device).repeat(width)
     # Rows of W * 3 values, since a broadcast over 3 channels alone would defeat vectorisation on the CPU.
-    flat = images.flatten(2).float().mul_(scale).add_(bias)
-    return flat.view(images.shape).permute(0, 3, 1, 2)
+    values = images.flatten(2).float()
+    torch.addcmul(bias, values, scale, out=values)
+    return values.view(images.shape).permute(0, 3, 1, 2)
 
 
 def _crop(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
     """The H x W window at (top, left) (B,) of each image padded with zeros by `padding` on each side."""
     batch, height, width, channels = images.shape
     padded = F.pad(images, (0, 0, padding, padding, padding, padding))
-    # A view of every horizontal window of every row: then a window is H contiguous runs of bytes, gathered at once.
-    windows = padded.as_strided(
-        (batch, height + 2 * padding, 2 * padding + 1, width * channels), (*padded.stride()[:2], channels, 1)
-    )
-    rows = top[:, None] + torch.arange(height, device=images.device)
-    image = torch.arange(batch, device=images.device)[:, None]
-    return windows[image, rows, left[:, None]].view(images.shape)
+    image_bytes, row_bytes, pixel_bytes, _ = padded.stride()
+    # A window is H runs of W * 3 bytes. With a view of the runs at every byte, all of them are one gather of rows.
+    run = width * channels
+    runs = padded.as_strided((padded.numel() - run + 1, run), (1, 1))
+    first = torch.arange(batch, device=images.device) * image_bytes + top * row_bytes + left * pixel_bytes  # (B,)
+    rows = first[:, None] + torch.arange(height, device=images.device) * row_bytes  # (B, H)
+    return runs.index_select(0, rows.flatten()).view(images.shape)
 
 
 def _signed(value: int) -> int:

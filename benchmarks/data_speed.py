@@ -1,0 +1,90 @@
+"""Augmented, normalised float batches on one CPU core: the packed store against torchvision's ImageFolder.
+
+    python benchmarks/data_speed.py DATA_ROOT      # holds tiny-imagenet-200/
+
+Both sides crop (padding 4), flip and normalise, in batches of 100, in this process (num_workers=0) on one thread. Rates
+are images per second of processor time, so that other programs do not count; rounds alternate, and the ratio is that of
+the medians. Target: at least 30x.
+"""
+
+import statistics
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch.utils.data import DataLoader
+
+import bagnet_lightning.config  # noqa: F401  registers resolvers
+from bagnet_lightning.paths import CONF
+
+ROUNDS, BATCH = 5, 100
+PLAIN_BATCHES, STORE_BATCHES = 20, 300
+
+
+def main(root: str) -> None:
+    torch.set_num_threads(1)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        data = instantiate(compose("config", [f"data.root={root}"]).data, _convert_="all")
+    data.setup()
+    data.trainer = SimpleNamespace(
+        training=True,
+        current_epoch=0,
+        fit_loop=SimpleNamespace(
+            epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=0)))
+        ),
+    )
+    sides = {"ImageFolder": [], "store": []}
+    for _ in range(ROUNDS):
+        sides["ImageFolder"].append(rate(plain_batches(Path(root), data.mean, data.std), PLAIN_BATCHES))
+        sides["store"].append(
+            rate((data.on_after_batch_transfer(b, 0) for b in data.train_dataloader()), STORE_BATCHES)
+        )
+    plain, ours = (statistics.median(rates) for rates in sides.values())
+    gigabytes = ours * 64 * 64 * 3 * 4 / 1e9
+    copied = torch.empty(2**26, dtype=torch.float32)
+    started = time.process_time()
+    for _ in range(5):
+        copied.copy_(copied.neg_())
+    bandwidth = 5 * copied.nbytes / 1e9 / (time.process_time() - started)
+    print(f"ImageFolder  {plain:9,.0f} img/s")
+    print(
+        f"store        {ours:9,.0f} img/s ({gigabytes:.2f} GB/s of floats; writing memory over: {bandwidth:.1f} GB/s)"
+    )
+    print(f"ratio        {ours / plain:9.1f}   (target 30)")
+
+
+def plain_batches(root: Path, mean, std) -> DataLoader:
+    """What one writes without a store."""
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    transform = v2.Compose(
+        [
+            v2.RandomCrop(64, padding=4),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean, std),
+        ]
+    )
+    images = ImageFolder(str(root / "tiny-imagenet-200" / "train"), transform)
+    return DataLoader(images, BATCH, shuffle=True, num_workers=0)
+
+
+def rate(batches, count: int) -> float:
+    """Images per second of `count` batches, after a first one."""
+    iterator = iter(batches)
+    next(iterator)
+    started = time.process_time()
+    for _ in range(count):
+        images, *_ = next(iterator)
+        assert images.shape == (BATCH, 3, 64, 64)
+    return count * BATCH / (time.process_time() - started)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

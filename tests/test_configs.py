@@ -1,0 +1,127 @@
+"""Every YAML that is shipped composes, passes its own rules, and makes what it names."""
+
+import pytest
+import torch
+from conftest import composed
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from bagnet_lightning.config import RULES, check, data_of_run, digest, folder
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.paths import CONF
+
+
+def choices(group):
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("group", ["data", "model", "optim", "scheduler", "trainer", "logger", "table1"])
+def test_every_choice_composes_and_keeps_the_rules(group):
+    assert choices(group)
+    for choice in choices(group):
+        config = composed(f"{group}={choice}", *(["data.root=x"] if choice == "image_folder" else []))
+        if config.model.pretrained is not True:
+            check(config)
+        OmegaConf.to_container(config, resolve=True)
+
+
+@pytest.mark.parametrize("model", choices("model"))
+@pytest.mark.parametrize("optim", choices("optim"))
+@pytest.mark.parametrize("scheduler", choices("scheduler"))
+def test_every_model_optimizer_and_scheduler_can_be_made(model, optim, scheduler):
+    width = [] if model == "resnet18" else ["model.width=0.25"]
+    config = composed(f"model={model}", f"optim={optim}", f"scheduler={scheduler}", *width)
+    optimizer = instantiate(config.optim)([torch.nn.Parameter(torch.zeros(3))])
+    steps = {"total_steps": 10} if config.scheduler.interval == "step" else {}
+    instantiate({k: v for k, v in config.scheduler.items() if k != "interval"})(optimizer, **steps)
+    assert instantiate(config.model, num_classes=3)(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
+
+
+def test_the_paper_settings_are_the_defaults():
+    config = composed()
+    assert (config.trainer.max_epochs, config.data.batch_size, config.optim.lr) == (15, 100, 0.001)
+    assert (config.scheduler.step_size, config.scheduler.gamma) == (7, 0.1)
+    assert composed("optim=adam").optim.lr == 0.001
+    adadelta = composed("optim=adadelta")
+    assert adadelta.optim.lr == 1.0
+    assert adadelta.scheduler._target_.endswith("ConstantLR")
+    assert composed("optim=adadelta", "scheduler=cosine").scheduler._target_.endswith("CosineAnnealingLR")
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        "seed=-1",
+        "trainer.max_epochs=0",
+        "trainer.max_epochs=1.5",
+        "trainer.precision=half",
+        "data.batch_size=many",
+        "data.classes=0",
+        "data.classes=[]",
+        "data.holdout=1",
+        "data.flip=sometimes",
+        "optim.lr=0",
+        "optim.lr=nan",
+        "optim.momentum=2",
+        "model.width=0.1",
+        "model.pad=-1",
+        "model.pretrained=/no/such/file",
+        "scheduler.step_size=0",
+        "sweep=a/b",
+        "label_smoothing=-0.1",
+    ],
+)
+def test_wrong_values_are_refused_by_name(mistake):
+    key = mistake.partition("=")[0]
+    with pytest.raises(UserError, match=rf"^{key}=.*: {key} must be "):
+        check(composed(mistake))
+
+
+def test_missing_values_are_asked_for():
+    with pytest.raises(UserError, match=r"add data\.root=\.\.\."):
+        check(composed("data=image_folder"))
+
+
+def test_rules_are_of_keys_that_exist():
+    known = set()
+    for group in ("data", "model", "optim", "scheduler", "trainer"):
+        for choice in choices(group):
+            config = composed(f"{group}={choice}")
+            known |= {key for key in RULES if OmegaConf.select(config, key, throw_on_missing=False) is not None}
+            known |= {
+                f"{name}.{key}" for name in ("data", "model", "optim", "scheduler", "trainer") for key in config[name]
+            }
+    assert set(RULES) <= known
+
+
+def test_digest_is_of_what_is_trained():
+    asked = digest(composed())
+    assert len(asked) == 12
+    for same in ("sweep=x", "fresh=true", "logger=wandb", "data.root=/elsewhere"):
+        assert digest(composed(same)) == asked
+    for other in ("seed=1", "optim=adam", "optim.lr=0.01", "data.classes=10", "trainer.max_epochs=5"):
+        assert digest(composed(other)) != asked
+    assert digest(composed("model=bagnet17", "optim=sgd")) == asked
+
+
+def test_folders_are_named_by_what_was_asked():
+    assert folder(["optim=adam", "model=bagnet9"]) == folder(["model=bagnet9", "optim=adam"]) == "bagnet9_adam"
+    assert folder([]) == "defaults"
+    assert folder(["model=bagnet9", "+trainer.max_steps=3", "optim.lr=0.01"]) == "bagnet9_lr-0.01_max_steps-3"
+    assert folder(["sweep=x", "fresh=true", "data.root=/a/b", "logger=csv", "seed=1"]) == "seed-1"
+    hydra_safe = folder(["model.pretrained=/a b/c,d='x'.pt", "data.classes=[n01,n02]"])
+    assert not set(hydra_safe) - set("abcdefghijklmnopqrstuvwxyz0123456789-_.+")
+    long = folder([f"a.key{i}={i}" for i in range(60)])
+    assert len(long) <= 120
+    assert long != folder([f"a.key{i}={i + 1}" for i in range(60)])
+
+
+def test_a_finished_runs_data_with_some_keys_changed():
+    run = OmegaConf.to_container(composed("data.classes=10"), resolve=True)
+    data = data_of_run(run, OmegaConf.create({"root": "/elsewhere"}))
+    assert (data.root, data.classes) == ("/elsewhere", 10)
+    other = composed("data=textures").data
+    assert data_of_run(run, other) is other
+    assert data_of_run(run, None).classes == 10
+    with pytest.raises(Exception, match="rooot"):
+        data_of_run(run, OmegaConf.create({"rooot": 1}))
