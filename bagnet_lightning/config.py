@@ -55,6 +55,7 @@ RULES: dict[str, Rule] = {
     "fresh": _BOOL,
     "sweep": (lambda value: isinstance(value, str) and re.fullmatch(r"[\w.+-]+", value), "a folder's name"),
     "label_smoothing": _number(0, 1),
+    "checkpoint.every_n_steps": _or_null(_whole(1)),
     "data.batch_size": _whole(1),
     "data.eval_batch_size": _whole(1),
     "data.classes": _or_null(_CLASSES),
@@ -88,7 +89,7 @@ RULES: dict[str, Rule] = {
 }
 
 # What changes where things are or how they are shown, but not what is trained.
-NOT_IN_DIGEST = ("sweep", "fresh", "logger", "paper", "data.root", "data.cache", "data.url")
+NOT_IN_DIGEST = ("sweep", "fresh", "logger", "checkpoint", "paper", "data.root", "data.cache", "data.url")
 NOT_IN_FOLDER = ("sweep", "fresh", "logger", "trainer", "data.root", "data.cache", "data.url")
 CHOICES_FIRST = ("table1", "model", "optim", "scheduler", "data")
 

@@ -1,4 +1,6 @@
-"""The error that a user can mend."""
+"""Ends of a command that are not our fault."""
+
+import signal
 
 
 class UserError(Exception):
@@ -7,3 +9,11 @@ class UserError(Exception):
     Commands print it without a traceback and exit with code 1. Anything else that is raised is our own fault, and keeps
     its traceback.
     """
+
+
+class Interrupted(BaseException):
+    """Training stopped because of a signal, with everything saved. `exit_code` is the shell's: 128 + its number."""
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = 128 + signum

@@ -23,6 +23,7 @@ from bagnet_lightning.classifier import Classifier
 from bagnet_lightning.config import plain
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.history import History
+from bagnet_lightning.interrupts import StopOnSignal
 
 EXPECTED_WARNINGS = (
     "Checkpoint directory .* exists and is not empty",  # it is the run's folder
@@ -61,7 +62,18 @@ def fit(config: DictConfig, folder: Path, run_id: str) -> dict:
         label_smoothing=config.label_smoothing,
         about=about,
     )
+    last, steps = folder / "last.ckpt", config.checkpoint.every_n_steps
     history = History(folder / "metrics.csv")
+    callbacks = [
+        history,
+        StopOnSignal(last),
+        ModelCheckpoint(folder, "best", monitor="val_accuracy", mode="max", enable_version_counter=False),
+        ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True),
+    ]
+    if steps:
+        callbacks.append(ModelCheckpoint(folder, "last", enable_version_counter=False, every_n_train_steps=steps))
+    if sys.stdout.isatty():
+        callbacks.append(RichProgressBar())
     logger = instantiate(config.logger, folder=folder, config=plain(config), run_id=run_id) if config.logger else False
     trainer = Trainer(
         **{**config.trainer, "precision": precision(config.trainer)},
@@ -69,7 +81,13 @@ def fit(config: DictConfig, folder: Path, run_id: str) -> dict:
         callbacks=[
             history,
             ModelCheckpoint(folder, "best", monitor="val_accuracy", mode="max", enable_version_counter=False),
+            StopOnSignal(last),
             ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True),
+            *(
+                [ModelCheckpoint(folder, "last", enable_version_counter=False, every_n_train_steps=steps)]
+                if steps
+                else []
+            ),
             *([RichProgressBar()] if sys.stdout.isatty() else []),
         ],
         enable_progress_bar=sys.stdout.isatty(),
@@ -80,7 +98,6 @@ def fit(config: DictConfig, folder: Path, run_id: str) -> dict:
         use_distributed_sampler=False,
     )
     print(f"{os.path.relpath(folder)}: {summary(network, data, trainer)}", flush=True)
-    last = folder / "last.ckpt"
     if trainer.strategy.root_device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     try:

@@ -34,6 +34,10 @@ class History(Callback):
         self.path = path
         self.rows: list[dict[str, float]] = []
         self.validation_seconds = 0.0
+        self.unfinished_seconds = 0.0  # of an epoch that another process began
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.epoch_started = time.perf_counter() - self.unfinished_seconds
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.epoch_started = time.perf_counter()
@@ -59,10 +63,15 @@ class History(Callback):
             self.validation_seconds += time.perf_counter() - self.validation_started
 
     def state_dict(self) -> dict:
-        return {"rows": self.rows, "validation_seconds": self.validation_seconds}
+        return {
+            "rows": self.rows,
+            "validation_seconds": self.validation_seconds,
+            "unfinished_seconds": time.perf_counter() - self.epoch_started,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self.rows, self.validation_seconds = state["rows"], state["validation_seconds"]
+        self.unfinished_seconds = state["unfinished_seconds"]
 
     def summary(self, images_per_epoch: int) -> dict:
         """The result's figures: the best epoch (the first of equals), the last, and the time of training."""

@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from bagnet_lightning.cli import command
 from bagnet_lightning.config import digest, plain
-from bagnet_lightning.errors import UserError
+from bagnet_lightning.errors import Interrupted, UserError
+from bagnet_lightning.files import write_text
 from bagnet_lightning.results import paper_row, read_run, write_result
 
 log = logging.getLogger(__name__)
@@ -37,11 +38,14 @@ def main(config: DictConfig) -> dict:
     if earlier.get("status") == "finished":
         return {**earlier, "skipped": True}
     (folder / "result.json").unlink(missing_ok=True)
-    OmegaConf.save(OmegaConf.create(plain(config)), folder / "config.yaml")
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(config))))
     try:
         from bagnet_lightning.fit import fit
 
         result = {**asked, **fit(config, folder, run_id=asked["config_digest"]), "status": "finished"}
+    except Interrupted as stop:
+        log.info("stopped by %s; the same command again goes on", stop)
+        raise SystemExit(stop.exit_code) from stop
     except UserError as error:
         result = {**asked, "status": "failed", "error": str(error)}
     except Exception as error:

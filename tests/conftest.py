@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks of the tests are t
 
 SMALL = [
     "data=textures",
-    "data.image_size=32",
+    "data.image_size=33",
     "data.train_images=36",
     "data.val_images=12",
     "data.batch_size=12",

@@ -54,33 +54,58 @@ import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from conftest import composed
+from bagnet_lightning.errors import Interrupted
 from bagnet_lightning.fit import fit
-fit(composed(*{overrides!r}), Path({folder!r}), "id")
+try:
+    fit(composed(*{overrides!r}), Path({folder!r}), "id")
+except Interrupted as stop:
+    sys.exit(stop.exit_code)
 """
 
 
-@pytest.mark.parametrize("scheduler", ["step", "onecycle"])
-def test_a_killed_and_continued_run_equals_an_unbroken_one(tmp_path, scheduler):
-    overrides = [*SMALL, f"scheduler={scheduler}", "trainer.max_epochs=4", "optim=adam"]
-    if scheduler == "step":
-        overrides.append("scheduler.step_size=1")
+def broken_off(folder, overrides, signum, when) -> int:
+    """Starts the run in a process of its own, sends the signal once `when(folder)`, and returns the exit code."""
+    code = FIT.format(tests=os.path.dirname(__file__), overrides=overrides, folder=str(folder))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    while not when(folder):
+        assert process.poll() is None, "it ended before it could be stopped"
+        time.sleep(0.01)
+    process.send_signal(signum)
+    return process.wait()
+
+
+def progress(folder) -> tuple[int, int]:
+    """(epoch, steps) of last.ckpt; (-1, 0) before it is there."""
+    if not (folder / "last.ckpt").exists():
+        return -1, 0
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    return checkpoint["epoch"], checkpoint["global_step"]
+
+
+@pytest.mark.parametrize(
+    ("signum", "scheduler", "every_n_steps"),
+    [(signal.SIGKILL, "step", None), (signal.SIGKILL, "onecycle", 1), (signal.SIGTERM, "step", None)],
+)
+def test_a_stopped_and_continued_run_equals_an_unbroken_one(tmp_path, signum, scheduler, every_n_steps):
+    overrides = [*SMALL, f"scheduler={scheduler}", "trainer.max_epochs=5", "optim=adam", "data.train_images=120"]
+    overrides += ["scheduler.step_size=1"] if scheduler == "step" else []
+    overrides += [f"checkpoint.every_n_steps={every_n_steps}"] if every_n_steps else []
     fit(composed(*overrides), tmp_path / "unbroken", "id")
     broken = tmp_path / "broken"
-    code = FIT.format(tests=os.path.dirname(__file__), overrides=overrides, folder=str(broken))
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
-    while not (broken / "last.ckpt").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = torch.load(broken / "last.ckpt", weights_only=True)["epoch"]
-    assert done < 3, "it was killed too late to show anything"
+    started = (lambda folder: progress(folder)[1] >= 3) if every_n_steps else (lambda folder: progress(folder)[0] >= 0)
+    code = broken_off(broken, overrides, signum, started)
+    epoch, steps = progress(broken)
+    assert epoch < 4, "it was stopped too late to show anything"
+    if signum == signal.SIGTERM:
+        assert code == 143
+    if signum == signal.SIGTERM or every_n_steps:
+        assert steps % 10, "it was to be stopped within an epoch"
     fit(composed(*overrides), broken, "id")
     expected, continued = weights(tmp_path / "unbroken/last.ckpt"), weights(broken / "last.ckpt")
     assert all(torch.equal(expected[key], continued[key]) for key in expected)
-    timed = ("seconds",)
+    of_validation = ("epoch", "step", "val_loss", "val_accuracy", "val_top5_accuracy", "learning_rate")
     for a, b in zip(rows(tmp_path / "unbroken"), rows(broken), strict=True):
-        assert {k: v for k, v in a.items() if k not in timed} == {k: v for k, v in b.items() if k not in timed}
+        assert [a[column] for column in of_validation] == [b[column] for column in of_validation]
 
 
 @pytest.mark.parametrize(
