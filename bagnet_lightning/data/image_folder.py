@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bagnet_lightning.data.store import ImageFiles, Source, Store, packed_store
+from bagnet_lightning.data.pack import ImageFiles, Source
+from bagnet_lightning.data.store import Store, packed_store
 from bagnet_lightning.errors import UserError
 
 

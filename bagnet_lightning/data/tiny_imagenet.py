@@ -14,7 +14,8 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 from rich.progress import DownloadColumn, TransferSpeedColumn
 
-from bagnet_lightning.data.store import ImageFiles, Source, Store, packed_store, progress_bar, temporary_folder
+from bagnet_lightning.data.pack import ImageFiles, Source, progress_bar
+from bagnet_lightning.data.store import Store, packed_store, temporary_folder
 from bagnet_lightning.errors import UserError
 
 NAME = "tiny-imagenet-200"

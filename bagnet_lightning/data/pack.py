@@ -1,0 +1,172 @@
+"""Packs image files into a store's folder: arrays and a manifest, written by worker processes."""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from subprocess import PIPE, Popen
+
+import numpy as np
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, ProgressColumn
+
+from bagnet_lightning.data.images import PackedChunk
+from bagnet_lightning.errors import UserError
+
+FORMAT = 1  # of packed stores; also stands for how images are decoded, so a change of either raises it
+CHUNK_BYTES = 4 * 2**20  # of pixels that a worker decodes, writes and hashes at a time; part of the format
+MAX_WORKERS = 16  # each holds 50 MiB, and by then the disk is the limit
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """A split that is still image files: paths (N), labels (N,) int64, boxes (N, 4) int16 as in Split."""
+
+    paths: list[str]
+    labels: np.ndarray
+    boxes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a store is packed from. resize: images of other sizes are resized to image_size px, otherwise refused.
+
+    fingerprint: hex, changes when the files do.
+    """
+
+    name: str
+    classes: list[str]
+    class_names: list[str]
+    image_size: int
+    resize: bool
+    splits: dict[str, ImageFiles]
+    fingerprint: str
+
+
+def pack(folder: Path, source: Source, workers: int | None) -> None:
+    """Writes the store of `source` into the new folder `folder`, by `workers` processes (None: one a core).
+
+    Raises UserError, naming the file, if an image cannot be decoded; OSError if the folder cannot be written.
+    """
+    folder.mkdir()
+    step = chunk_length(source.image_size)
+    jobs = {}  # (split, first image): the arguments of images.pack_chunk
+    for name, files in source.splits.items():
+        np.save(folder / f"{name}_labels.npy", files.labels)
+        np.save(folder / f"{name}_boxes.npy", files.boxes)
+        shape = (len(files.paths), source.image_size, source.image_size, 3)
+        path = folder / f"{name}_images.npy"
+        array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+        for start in range(0, len(array), step):
+            offset = array.offset + start * array[0].nbytes
+            jobs[name, start] = (files.paths[start : start + step], source.image_size, source.resize, path, offset)
+    chunks = {}
+    with progress_bar("packing images", sum(len(files.paths) for files in source.splits.values())) as advance:
+        for key, chunk in _work(jobs, min(workers or os.cpu_count() or 1, MAX_WORKERS, len(jobs))):
+            chunks[key] = chunk
+            advance(len(jobs[key][0]))
+            if len(chunks) % 32 == 0:  # now and then, beside the workers, so that little is left for the end
+                _sync(folder / f"{key[0]}_images.npy")
+    mean, std = _mean_and_std(
+        [chunk for (name, _), chunk in chunks.items() if name == "train"],
+        count=len(source.splits["train"].paths) * source.image_size**2,
+    )
+    hashes = {
+        name: [chunks[key].sha256 for key in jobs if key[0] == name] + [sha256(files.labels), sha256(files.boxes)]
+        for name, files in source.splits.items()
+    }
+    manifest = {
+        "format": FORMAT,
+        "name": source.name,
+        "fingerprint": source.fingerprint,
+        "digest": digest(source.name, source.classes, source.class_names, hashes),
+        "mean": mean,
+        "std": std,
+        "splits": list(source.splits),
+        "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+        "classes": source.classes,
+        "class_names": source.class_names,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    for path in folder.iterdir():
+        _sync(path)
+
+
+@contextlib.contextmanager
+def progress_bar(description: str, total: int | None, *columns: ProgressColumn) -> Iterator[Callable[[int], None]]:
+    """Yields a function that advances a bar on the terminal; where stderr is no terminal there is no bar."""
+    columns = columns or (MofNCompleteColumn(),)
+    console = Console(stderr=True)
+    bar = Progress(*Progress.get_default_columns(), *columns, console=console, disable=not sys.stderr.isatty())
+    with bar:
+        task = bar.add_task(description, total=total)
+        yield lambda steps: bar.advance(task, steps)
+
+
+def _work(jobs: dict[tuple, tuple], workers: int) -> Iterator[tuple[tuple, PackedChunk]]:
+    """Has worker processes do the jobs; yields the key of each with its result, as they finish.
+
+    The processes are not multiprocessing's: those would import the user's main module first, and with it torch.
+    """
+    command = f"import sys; sys.path[:] = {sys.path!r}; from bagnet_lightning.data.images import serve; serve()"
+    idle = SimpleQueue()
+
+    def run(job: tuple) -> PackedChunk:
+        worker = idle.get()
+        try:
+            pickle.dump(job, worker.stdin)
+            worker.stdin.flush()
+            answer = pickle.load(worker.stdout)
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+            raise UserError("a process that packed images was killed: is there enough memory?") from None
+        finally:
+            idle.put(worker)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(workers):
+            idle.put(stack.enter_context(Popen([sys.executable, "-c", command], stdin=PIPE, stdout=PIPE)))
+        threads = stack.enter_context(ThreadPoolExecutor(workers))
+        stack.callback(threads.shutdown, cancel_futures=True)
+        futures = {threads.submit(run, job): key for key, job in jobs.items()}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+def _mean_and_std(chunks: list[PackedChunk], count: int) -> tuple[list[float], list[float]]:
+    """Of pixels / 255, a channel each, exact to the last rounding: the sums are integers."""
+    sums = [sum(chunk.sums[channel] for chunk in chunks) for channel in range(3)]
+    squares = [sum(chunk.squares[channel] for chunk in chunks) for channel in range(3)]
+    mean = [total / (255 * count) for total in sums]
+    std = [math.sqrt(count * square - total**2) / (255 * count) for total, square in zip(sums, squares, strict=True)]
+    return mean, std
+
+
+def _sync(path: Path) -> None:
+    """Returns once the disk has what was written: a store that is found after a power cut must not hold gaps."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def chunk_length(image_size: int) -> int:
+    """Images of image_size x image_size px that are decoded, written and hashed together."""
+    return min(max(1, CHUNK_BYTES // (image_size * image_size * 3)), 4096)  # sums of 4096 squares fit 32 bits
+
+
+def sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+
+
+def digest(name: str, classes: list[str], class_names: list[str], hashes: dict[str, list[str]]) -> str:
+    """Of a whole store. hashes: of each split the sha256 of its chunks of images, its labels and its boxes."""
+    return hashlib.sha256(json.dumps([name, classes, class_names, hashes]).encode()).hexdigest()

@@ -1,0 +1,134 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bagnet_lightning.data import image_folder
+from bagnet_lightning.data.images import load_image
+from bagnet_lightning.data.store import Store
+from bagnet_lightning.errors import UserError
+
+FILES = {  # name: (width, height), mode
+    "train/cat/1.png": ((20, 12), "RGB"),
+    "train/cat/2.JPG": ((12, 30), "L"),
+    "train/dog/a.bmp": ((8, 8), "P"),
+    "train/emu/b.tiff": ((9, 9), "RGBA"),
+    "val/dog/x.webp": ((16, 16), "RGB"),
+    "val/cat/y.gif": ((40, 10), "P"),
+}
+
+
+def save(path: Path, size: tuple[int, int], mode: str = "RGB") -> None:
+    draw = np.random.default_rng(len(str(path.name)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(draw.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode).save(path)
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    root = tmp_path / "zoo"
+    for name, (size, mode) in FILES.items():
+        save(root / name, size, mode)
+    return root
+
+
+def open_store(root: Path, image_size: int = 8, cache: Path | None = None) -> Store:
+    return image_folder.open_store(root, image_size, cache, workers=1)
+
+
+def test_folders_become_classes_and_files_images(root):
+    store = open_store(root)
+    assert store.name == "zoo"
+    assert store.classes == store.class_names == ["cat", "dog", "emu"]
+    assert store.splits["train"].labels.tolist() == [0, 0, 1, 2]
+    assert store.splits["val"].labels.tolist() == [0, 1]
+    assert (store.splits["train"].boxes == -1).all()
+    for split, names in {"train": list(FILES)[:4], "val": ["val/cat/y.gif", "val/dog/x.webp"]}.items():
+        for image, name in zip(store.splits[split].images, names, strict=True):
+            np.testing.assert_array_equal(image, load_image(root / name, 8))
+
+
+def test_hidden_nested_and_other_files_are_passed_over(root):
+    digest = open_store(root).digest
+    (root / "train/cat/notes.txt").write_text("no image")
+    (root / "train/cat/.hidden.png").write_text("no image")
+    (root / "train/.cache").mkdir()
+    save(root / "train/cat/raw/3.png", (8, 8))
+    assert open_store(root).digest == digest
+
+
+@pytest.mark.parametrize("names", [["test/b.png", "test/a.png"], ["test/first/a.png", "test/second/b.png"]])
+def test_test_images_have_no_labels(root, names):
+    for number, name in enumerate(names):
+        save(root / name, (8, 8 + number))
+    store = open_store(root)
+    assert store.splits["test"].labels.tolist() == [-1, -1]
+    for image, name in zip(store.splits["test"].images, sorted(names), strict=True):
+        np.testing.assert_array_equal(image, load_image(root / name, 8))
+
+
+def test_packed_again_only_when_a_file_changes(root, monkeypatch):
+    save(root / "train/emu/c.png", (8, 8))
+    open_store(root)
+    with monkeypatch.context() as patch:
+        patch.setattr(image_folder, "Source", lambda *_: pytest.fail("packed again"))
+        assert len(open_store(root).splits["train"].labels) == 5
+    (root / "train/emu/c.png").unlink()
+    assert len(open_store(root).splits["train"].labels) == 4
+    Image.new("RGB", (9, 9), "red").save(root / "train/emu/b.tiff")
+    assert (open_store(root).splits["train"].images[3].numpy() == [255, 0, 0]).all()
+    os.utime(root / "train/emu/b.tiff", (0, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(image_folder, "Source", lambda *_: pytest.fail("packed again"))
+        with pytest.raises(pytest.fail.Exception):
+            open_store(root)
+
+
+def test_every_size_has_its_own_store_and_the_cache_may_be_elsewhere(root, tmp_path):
+    assert open_store(root, 8).splits["val"].images.shape == (2, 8, 8, 3)
+    assert open_store(root, 12).splits["val"].images.shape == (2, 12, 12, 3)
+    assert sorted(path.name for path in root.iterdir()) == [".bagnet_store-12", ".bagnet_store-8", "train", "val"]
+    open_store(root, 8, tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["zoo-8.store"]
+
+
+def empty_folder(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def remove(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    folder.rmdir()
+
+
+DAMAGES = {
+    "no train": (lambda root: remove(root / "train"), "zoo/train is missing: data.root must be a folder"),
+    "no val": (lambda root: remove(root / "val"), "zoo/val is missing"),
+    "no classes": (lambda root: [remove(path) for path in (root / "val").iterdir()], "zoo/val holds no class folders"),
+    "empty class": (lambda root: empty_folder(root / "train/dog"), "zoo/train/dog holds no image"),
+    "empty val class": (lambda root: empty_folder(root / "val/dog"), "zoo/val/dog holds no image"),
+    "strange val class": (
+        lambda root: save(root / "val/yak/1.png", (8, 8)),
+        "zoo/val/yak has no counterpart .*train/yak",
+    ),
+    "no image": (lambda root: (root / "val/dog/x.webp").write_text("x"), r"zoo/val/dog/x\.webp is no image"),
+}
+
+
+@pytest.mark.parametrize(("damage", "said"), DAMAGES.values(), ids=DAMAGES)
+def test_bad_folders_are_one_line_that_names_the_path(root, damage, said):
+    damage(root)
+    with pytest.raises(UserError, match=said) as error:
+        open_store(root)
+    assert "\n" not in str(error.value)
+    assert not list(root.glob(".*"))
+
+
+def test_where_nothing_can_be_written_the_user_is_told_of_the_cache(root, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot make .*zoo-8\.store.*set data\.cache=DIR"):
+        open_store(root, cache=tmp_path / "file")
