@@ -22,7 +22,7 @@ $(BIN)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install ## the 3 x 3 grid on generated textures, a table and a figure: minutes on a CPU
-	$(TRAIN) -m $(GRID) sweep=demo data=textures
+	$(TRAIN) -m $(GRID) sweep=demo data=textures model.width=0.25 model.stem_momentum=0.1 trainer.max_epochs=5
 
 test: install ## all tests
 	$(BIN)/python -m pytest

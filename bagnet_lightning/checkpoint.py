@@ -69,7 +69,7 @@ def load_trained(path: str | Path) -> Trained:
     if about is None:
         raise UserError(f"checkpoint {path} is not of a bagnet_lightning run; give it as model.pretrained=PATH")
     model = {**about["config"]["model"], "pretrained": False}
-    network = instantiate(model, num_classes=len(about["classes"]))
+    network = instantiate(model, _partial_=True)(num_classes=len(about["classes"]))
     weights = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
     try:
         network.load_state_dict({key: weights[key] for key in network.state_dict()})

@@ -3,13 +3,14 @@
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 import hydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from bagnet_lightning import config as _  # noqa: F401  registers the resolvers that conf/ uses
 from bagnet_lightning.errors import UserError
@@ -25,27 +26,42 @@ def command(config_name: str, data_of_run: bool = False) -> Callable:
 
     def decorate(task: Callable[[DictConfig], object]) -> Callable[[], None]:
         @functools.wraps(task)
+        def run(config: DictConfig) -> object:
+            with _mistakes_in_one_line():
+                return task(config)
+
+        @functools.wraps(task)
         def main() -> None:
             if data_of_run:  # what keys there are is known only once the run's config has been read
                 sys.argv = [f"++{word}" if word.startswith("data.") else word for word in sys.argv]
             os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed by Hydra
-            try:
-                hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(task)()
-            except UserError as error:
-                sys.exit(f"error: {error}")
-            except (HydraException, OmegaConfBaseException) as error:
-                sys.exit(f"error: {_one_line(error)}")
-            except KeyboardInterrupt:
-                sys.exit(130)
+            with _mistakes_in_one_line():
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)()
 
         return main
 
     return decorate
 
 
+@contextmanager
+def _mistakes_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except InstantiationException:
+        raise
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {_one_line(error)}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
 def _one_line(error: Exception) -> str:
     """Hydra's and OmegaConf's messages in one line, with the choices for what was misspelt."""
     cause = error.__cause__ or error
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{cause.full_key} is needed: add {cause.full_key}=..."
     parent, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
     if isinstance(parent, DictConfig) and key is not None and "not in struct" in str(cause):
         choices = sorted(str(choice) for choice in parent if choice != "hydra" and not str(choice).startswith("_"))

@@ -25,7 +25,7 @@ def main(config: DictConfig) -> None:
     from bagnet_lightning.inference import predict
 
     trained = load_trained(config.checkpoint)
-    data = instantiate(data_of_run(trained.config, config.get("data")), _convert_="all")
+    data = instantiate(data_of_run(trained.config, config.get("data")), _partial_=True, _convert_="all")()
     data.setup()
     strange = [name for name in data.class_ids if name not in trained.classes]
     if strange:

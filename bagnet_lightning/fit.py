@@ -43,9 +43,10 @@ def fit(config: DictConfig, folder: Path, run_id: str) -> dict:
         warnings.filterwarnings("ignore", harmless)
     folder.mkdir(parents=True, exist_ok=True)
     seed_everything(config.seed, verbose=False)
-    data: ImageData = instantiate(config.data, _convert_="all")
+    # Partial, so that a UserError of theirs comes as it is and not wrapped in one of Hydra's.
+    data: ImageData = instantiate(config.data, _partial_=True, _convert_="all")()
     data.setup()
-    network = instantiate(config.model, num_classes=len(data.class_ids))
+    network = instantiate(config.model, _partial_=True)(num_classes=len(data.class_ids))
     about = {
         "config": plain(config),
         "classes": data.class_ids,
@@ -74,10 +75,10 @@ def fit(config: DictConfig, folder: Path, run_id: str) -> dict:
         callbacks.append(ModelCheckpoint(folder, "last", enable_version_counter=False, every_n_train_steps=steps))
     if sys.stdout.isatty():
         callbacks.append(RichProgressBar())
-    logger = instantiate(config.logger, folder=folder, config=plain(config), run_id=run_id) if config.logger else False
+    logger = config.logger and instantiate(config.logger, folder=folder, composed=plain(config), run_id=run_id)
     trainer = Trainer(
         **{**config.trainer, "precision": precision(config.trainer)},
-        logger=logger,
+        logger=logger or False,
         callbacks=[
             history,
             ModelCheckpoint(folder, "best", monitor="val_accuracy", mode="max", enable_version_counter=False),

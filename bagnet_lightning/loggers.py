@@ -9,7 +9,7 @@ from requests.utils import get_netrc_auth
 from bagnet_lightning.errors import UserError
 
 
-def wandb_logger(project: str, folder: Path, config: dict, run_id: str) -> WandbLogger:
+def wandb_logger(project: str, folder: Path, composed: dict, run_id: str) -> WandbLogger:
     """A Weights & Biases run, grouped by sweep; the same `run_id` goes on where an earlier process stopped.
 
     Online where a key is configured (WANDB_API_KEY or `wandb login`) unless WANDB_MODE says otherwise, else offline
@@ -24,13 +24,13 @@ def wandb_logger(project: str, folder: Path, config: dict, run_id: str) -> Wandb
         save_dir=folder,
         id=run_id,
         mode=mode,
-        group=config["sweep"],
-        config=config,
+        group=composed["sweep"],
+        config=composed,
         resume="allow",
     )
 
 
-def tensorboard_logger(folder: Path, config: dict, run_id: str) -> TensorBoardLogger:
+def tensorboard_logger(folder: Path, composed: dict, run_id: str) -> TensorBoardLogger:
     """TensorBoard files in `folder`/tensorboard."""
     try:
         return TensorBoardLogger(folder, name="tensorboard", version="")

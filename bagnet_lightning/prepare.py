@@ -17,7 +17,7 @@ def main(config: DictConfig) -> None:
     from hydra.utils import instantiate
 
     started = time.perf_counter()
-    store = instantiate(config.data, _convert_="all").open_store()
+    store = instantiate(config.data, _partial_=True, _convert_="all")().open_store()
     for name, split in store.splits.items():
         count, height, width, _ = split.images.shape
         print(f"{name:>6}: {count:,} images of {width} x {height} px")

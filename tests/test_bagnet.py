@@ -102,8 +102,8 @@ def test_composed_first_convolution_trains_both_weights():
 
 
 def test_too_small_images_and_widths_are_refused():
-    with pytest.raises(ValueError, match="40 x 32 px .* smaller than the 33 px"):
+    with pytest.raises(ValueError, match=r"40 x 32 px .* smaller than the 33 px"):
         bagnet33(5, width=0.25)(torch.zeros(1, 3, 32, 40))
     assert bagnet33(5, width=0.25, pad=1).eval()(torch.zeros(1, 3, 32, 40)).shape == (1, 5)
-    with pytest.raises(UserError, match="at least 0.25"):
+    with pytest.raises(UserError, match=r"at least 0\.25"):
         bagnet9(5, width=0.2)

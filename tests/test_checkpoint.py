@@ -81,7 +81,13 @@ def test_other_files_are_refused_in_one_line(tmp_path):
     torch.save([1, 2], tmp_path / "list")
     torch.save(checkpoint(bagnet9(3, width=0.25)), tmp_path / "whole")
     (tmp_path / "cut").write_bytes((tmp_path / "whole").read_bytes()[:100_000])
-    for name, reason in {"none": "does not exist", "text": "", "foreign": "not of a", "list": "not of a", "cut": ""}.items():
+    for name, reason in {
+        "none": "does not exist",
+        "text": "",
+        "foreign": "not of a",
+        "list": "not of a",
+        "cut": "",
+    }.items():
         with pytest.raises(UserError, match=f"{name} .*{reason}") as caught:
             load_trained(tmp_path / name)
         assert "\n" not in str(caught.value)
@@ -91,5 +97,3 @@ def test_weights_of_another_size_are_refused(tmp_path):
     torch.save(checkpoint(bagnet9(5, width=0.25)), tmp_path / "x.ckpt")
     with pytest.raises(UserError, match=r"x\.ckpt"):
         load_trained(tmp_path / "x.ckpt")
-
-

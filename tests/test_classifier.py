@@ -4,7 +4,7 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
+from torch.optim.lr_scheduler import OneCycleLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from bagnet_lightning.classifier import Classifier
@@ -55,7 +55,6 @@ def test_onecycle_spans_the_whole_run_in_steps():
     assert max(seen) == pytest.approx(2.0)
     assert 4 <= seen.index(max(seen)) <= 6  # at 30 % of 20 steps
     assert seen[-1] < 0.001
-
 
 
 def test_smoothing_metrics_and_checkpoint_contents():

@@ -58,7 +58,7 @@ def test_a_download_with_another_sha_is_refused(server, tmp_path, monkeypatch):
         next((tmp_path / "www").iterdir()).rename(tmp_path / "www/bagnet8-00000000.pth"),
     )
     monkeypatch.setitem(pretrained.PUBLIC_WEIGHTS, "bagnet9", f"{server}/bagnet8-00000000.pth")
-    with pytest.raises(UserError, match="invalid hash value.*model.pretrained=PATH"):
+    with pytest.raises(UserError, match=r"invalid hash value.*model\.pretrained=PATH"):
         small(7, pretrained=True)
     assert not list((tmp_path / "hub").rglob("*.pth"))
 
@@ -66,7 +66,7 @@ def test_a_download_with_another_sha_is_refused(server, tmp_path, monkeypatch):
 def test_no_network_says_the_way_out(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setitem(pretrained.PUBLIC_WEIGHTS, "resnet18", "http://127.0.0.1:9/resnet18-00000000.pth")
-    with pytest.raises(UserError, match="cannot download .* model.pretrained=PATH"):
+    with pytest.raises(UserError, match=r"cannot download .* model\.pretrained=PATH"):
         resnet18(5, pretrained=True)
 
 

@@ -1,0 +1,175 @@
+"""The commands as a user runs them: processes, exit codes, what is printed and what is left behind."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import SMALL
+
+SWEEP = ["-m", *[word for word in SMALL if word != "model=bagnet9"], "sweep=s"]
+
+
+def result(folder) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+def one_line(process) -> str:
+    """What a refused command says: a single line on stderr, exit code 1."""
+    assert process.returncode == 1, process.stderr
+    lines = process.stderr.strip().splitlines()
+    assert len(lines) == 1, process.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_a_sweep_with_a_failing_run_then_evaluate_report_and_the_same_again(command, tmp_path):
+    first = command("train", *SWEEP, "model=bagnet9", "optim=sgd,adam", "trainer.max_epochs=1")
+    assert first.returncode == 0, first.stderr
+    assert "[1/2] bagnet9 sgd: " in first.stdout
+    assert "; 1 left, about 0 min" in first.stdout
+    assert "2 of 2 runs finished" in first.stdout
+    sweep = tmp_path / "multirun_outputs/s"
+    runs = sorted(path for path in sweep.iterdir() if path.is_dir())
+    assert len(runs) == 2
+    for run in runs:
+        assert {path.name for path in run.iterdir()} == {
+            "config.yaml",
+            "metrics.csv",
+            "best.ckpt",
+            "last.ckpt",
+            "result.json",
+            "train.log",
+        }
+        done = result(run)
+        assert done["status"] == "finished"
+        assert (done["model"], done["epochs"], done["data"]) == ("bagnet9", 1, "textures")
+        assert set(done["versions"]) >= {"python", "torch", "torchvision", "pytorch_lightning"}
+        for key in ("best_val_accuracy", "val_top5_accuracy", "images_per_second", "peak_memory_mib", "train_seconds"):
+            assert done[key] >= 0
+    assert {path.name for path in sweep.iterdir() if path.is_file()} >= {
+        "table.csv",
+        "table.md",
+        "figure2.png",
+        "curves.png",
+    }
+
+    written = result(runs[0])
+    more = command("train", *SWEEP, "model=bagnet9", "optim=sgd,adam,adadelta", "trainer.max_epochs=1")
+    assert more.returncode == 0
+    assert more.stdout.count("skipped: finished before") == 2
+    assert result(runs[0]) == written
+
+    failing = [*SWEEP, "model=bagnet9", "optim=adam", "trainer.max_epochs=1", "data.classes=100,2"]
+    broken = command("train", *failing)
+    assert broken.returncode == 1
+    assert "Traceback" not in broken.stderr
+    assert "[1/2] bagnet9 adam: failed: data.classes=100: textures has 6 classes" in broken.stdout
+    assert "[2/2] bagnet9 adam: 0." in broken.stdout
+    assert "data.classes=100: textures has 6 classes" in (sweep / "table.md").read_text()
+
+    evaluated = command("evaluate", f"checkpoint={runs[0] / 'best.ckpt'}")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert f"top-1 {result(runs[0])['best_val_accuracy']:.4f}" in evaluated.stdout
+    evaluation = json.loads((runs[0] / "evaluation.json").read_text())
+    assert evaluation["accuracy"] == pytest.approx(result(runs[0])["best_val_accuracy"])
+    confusion = [line.split(",")[1:] for line in (runs[0] / "confusion.csv").read_text().splitlines()[1:]]
+    assert sum(int(count) for row in confusion for count in row) == evaluation["images"] == 12
+
+    reported = command("report", f"runs={sweep}")
+    assert reported.returncode == 0
+    assert "bagnet9" in reported.stdout.lower().replace("-", "")
+
+
+def test_a_killed_sweep_is_completed_by_the_same_command(tmp_path, command):
+    arguments = [*SWEEP, "model=bagnet9", "optim=sgd,adam", "trainer.max_epochs=4"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bagnet_lightning.train", *arguments], cwd=tmp_path, stdout=subprocess.DEVNULL
+    )
+    sweep = tmp_path / "multirun_outputs/s"
+    while not any("adam" in path.parent.name for path in sweep.glob("*/last.ckpt")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    partial = command("report", f"runs={sweep}")
+    assert "1 of 2 runs finished" in partial.stdout
+    again = command("train", *arguments)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("skipped: finished before") == 1
+    assert "2 of 2 runs finished" in again.stdout
+    for run in sweep.glob("*/metrics.csv"):
+        assert len(run.read_text().splitlines()) == 5
+
+
+def test_another_configuration_in_the_same_folder_is_refused_and_fresh_starts_over(command, tmp_path):
+    arguments = [*SMALL, "trainer.max_epochs=1"]
+    assert command("train", *arguments).returncode == 0
+    (run,) = (tmp_path / "multirun_outputs/textures").iterdir()
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("flip: true", "flip: false"))
+    before = result(run)
+    refused = command("train", *arguments)
+    assert refused.returncode == 1
+    assert "holds a run of another configuration" in refused.stdout
+    assert result(run) == before
+    assert command("train", *arguments, "fresh=true").returncode == 0
+    assert "flip: true" in config.read_text()
+
+
+def test_a_fault_of_ours_leaves_its_traceback_and_its_line(command, tmp_path):
+    failed = command("train", *SMALL, "+trainer.no_such_argument=1")
+    assert failed.returncode == 1
+    assert "failed: TypeError" in failed.stdout
+    (run,) = (tmp_path / "multirun_outputs/textures").iterdir()
+    assert "Traceback" in (run / "train.log").read_text()
+    assert result(run)["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["model=bagnet10"], "choices: bagnet17, bagnet33, bagnet9, resnet18"),
+        (["trainer.max_epoch=3"], "did you mean max_epochs?"),
+        (["trainer.max_epochs=three"], "must be a whole number from 1"),
+        (["-m", "optim=adam", "optim.lr=0.1,-1"], "optim.lr must be a number above 0"),
+        (["data=image_folder"], "add data.root=..."),
+    ],
+)
+def test_wrong_arguments_are_refused_in_one_line_before_anything_is_made(command, tmp_path, arguments, words):
+    assert words in one_line(command("train", *arguments))
+    assert not any(tmp_path.iterdir())
+
+
+def test_help_and_wrong_arguments_need_no_torch(command, tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    helped = command("train", "--help", PYTHONPATH=str(tmp_path))
+    assert helped.returncode == 0
+    assert "model: bagnet17, bagnet33, bagnet9, resnet18" in helped.stdout
+    assert "did you mean" in one_line(command("train", "optim.lrr=1", PYTHONPATH=str(tmp_path)))
+
+
+def test_missing_data_without_a_network_says_the_ways_out(command, tmp_path):
+    asked = ["data.root=nowhere", "data.url=http://127.0.0.1:9/tiny-imagenet-200.zip"]
+    line = one_line(command("prepare", *asked))
+    failed = command("train", *asked)
+    assert failed.returncode == 1
+    for said in (line, failed.stdout):
+        assert "data.root=" in said
+        assert "data=textures" in said
+
+
+def test_checkpoints_that_cannot_be_evaluated(command, tmp_path):
+    assert "checkpoint=" in one_line(command("evaluate"))
+    assert "does not exist" in one_line(command("evaluate", "checkpoint=none.ckpt"))
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    assert "not of a bagnet_lightning run" in one_line(command("evaluate", "checkpoint=foreign.ckpt"))
+
+
+def test_prepare_tells_what_there_is(command):
+    prepared = command("prepare", "data=textures", "data.train_images=12", "data.val_images=6")
+    assert prepared.returncode == 0
+    assert "12 images of 64 x 64 px" in prepared.stdout

@@ -1,0 +1,84 @@
+"""The wheel holds what the commands need, and the README says what the Makefile and the code do."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import composed
+from hydra.errors import HydraException
+
+from bagnet_lightning.config import check
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """A clean environment with the wheel in it; what the wheel depends on is lent from this one."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT]
+    subprocess.run(build, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
+    (site,) = (folder / "env").glob("lib/python*/site-packages")
+    (wheel,) = folder.glob("*.whl")
+    target = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel]
+    subprocess.run(target, check=True, capture_output=True)
+    lent = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "lent.pth").write_text("\n".join(lent))
+    return folder / "env/bin/python"
+
+
+def run(python, *arguments, cwd):
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.run([python, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=200)
+
+
+def test_the_wheel_works_without_the_checkout(installed, tmp_path):
+    where = run(installed, "-c", "import bagnet_lightning; print(bagnet_lightning.__file__)", cwd=tmp_path)
+    assert str(installed.parents[1]) in where.stdout
+    small = ["data=textures", "data.train_images=12", "data.val_images=6", "data.batch_size=6", "model.width=0.25"]
+    trained = run(installed, "-m", "bagnet_lightning.train", *small, "trainer.max_epochs=1", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    reported = run(installed, "-m", "bagnet_lightning.report", "runs=multirun_outputs/textures", cwd=tmp_path)
+    assert reported.returncode == 0, reported.stderr
+    assert "1 of 1 runs finished" in reported.stdout
+
+
+def make(target: str) -> str:
+    """The commands that `make TARGET` would run."""
+    shown = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True)
+    return shown.stdout
+
+
+def readme_commands() -> list[str]:
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    return [" ".join(line.split()) for line in text.splitlines() if line.startswith("    python -m ")]
+
+
+def test_makes_grid_is_the_readmes():
+    grid = next(line for line in readme_commands() if "train -m model=" in line).removeprefix("python ")
+    assert grid in make("train")
+    assert "table1=glob(*)" in make("table1")
+
+
+def test_the_readme_tells_every_make_target_and_no_other():
+    targets = set(re.findall(r"^([a-z0-9-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    told = set(re.findall(r"\bmake ([a-z0-9-]+)", (ROOT / "README.md").read_text()))
+    assert told == targets
+    for target in targets:
+        assert make(target)
+
+
+@pytest.mark.parametrize("line", [line for line in readme_commands() if "bagnet_lightning.train" in line])
+def test_the_readmes_train_commands_compose(line):
+    words = [word.strip("'").replace("FOLDER", "x").replace("NAME", "x") for word in line.split()[3:] if word != "-m"]
+    choices = [re.sub(r"=([\w]+),.*", r"=\1", word) for word in words]
+    if any("glob" in word for word in choices):
+        return
+    try:
+        check(composed(*choices))
+    except HydraException as error:
+        pytest.fail(str(error))
