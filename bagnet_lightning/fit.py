@@ -75,7 +75,9 @@ def fit(config: DictConfig, folder: Path, run_id: str) -> dict:
         callbacks.append(ModelCheckpoint(folder, "last", enable_version_counter=False, every_n_train_steps=steps))
     if sys.stdout.isatty():
         callbacks.append(RichProgressBar())
-    logger = config.logger and instantiate(config.logger, folder=folder, composed=plain(config), run_id=run_id)
+    logger = config.logger and instantiate(config.logger, _partial_=True)(
+        folder=folder, composed=plain(config), run_id=run_id
+    )
     trainer = Trainer(
         **{**config.trainer, "precision": precision(config.trainer)},
         logger=logger or False,
