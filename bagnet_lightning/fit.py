@@ -1,29 +1,24 @@
 """One run: configuration in, trained checkpoints and measurements out."""
 
 import os
-import platform
-import resource
-import subprocess
 import sys
 import warnings
 from pathlib import Path
 
-import pytorch_lightning
 import torch
-import torchvision
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from torch import nn
 
-import bagnet_lightning
 from bagnet_lightning.checkpoint import AtomicCheckpointIO
 from bagnet_lightning.classifier import Classifier
 from bagnet_lightning.config import plain
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.history import History
 from bagnet_lightning.interrupts import StopOnSignal
+from bagnet_lightning.machine import chosen_precision, commit, device_name, peak_memory_mib, versions
 
 EXPECTED_WARNINGS = (
     "Checkpoint directory .* exists and is not empty",  # it is the run's folder
@@ -79,20 +74,9 @@ def fit(config: DictConfig, folder: Path, run_id: str) -> dict:
         folder=folder, composed=plain(config), run_id=run_id
     )
     trainer = Trainer(
-        **{**config.trainer, "precision": precision(config.trainer)},
+        **{**config.trainer, "precision": chosen_precision(config.trainer.precision, config.trainer.accelerator)},
         logger=logger or False,
-        callbacks=[
-            history,
-            ModelCheckpoint(folder, "best", monitor="val_accuracy", mode="max", enable_version_counter=False),
-            StopOnSignal(last),
-            ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True),
-            *(
-                [ModelCheckpoint(folder, "last", enable_version_counter=False, every_n_train_steps=steps)]
-                if steps
-                else []
-            ),
-            *([RichProgressBar()] if sys.stdout.isatty() else []),
-        ],
+        callbacks=callbacks,
         enable_progress_bar=sys.stdout.isatty(),
         plugins=[AtomicCheckpointIO()],
         enable_model_summary=False,
@@ -103,13 +87,7 @@ def fit(config: DictConfig, folder: Path, run_id: str) -> dict:
     print(f"{os.path.relpath(folder)}: {summary(network, data, trainer)}", flush=True)
     if trainer.strategy.root_device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    try:
-        trainer.fit(classifier, data, ckpt_path=last if last.exists() else None, weights_only=True)
-    finally:
-        if config.logger and "wandb" in config.logger._target_:
-            import wandb
-
-            wandb.finish(exit_code=0 if trainer.state.finished else 1)
+    trainer.fit(classifier, data, ckpt_path=last if last.exists() else None, weights_only=True)
     return {
         **history.summary(len(data.train_images)),
         "train_images": len(data.train_images),
@@ -124,19 +102,6 @@ def fit(config: DictConfig, folder: Path, run_id: str) -> dict:
         "versions": versions(),
         "commit": commit(),
     }
-
-
-def precision(trainer: DictConfig) -> str:
-    """trainer.precision, where "auto" is the fastest that the chosen device computes natively.
-
-    torch.cuda.is_bf16_supported() is not the question: it counts emulation.
-    """
-    if trainer.precision != "auto":
-        return trainer.precision
-    if trainer.accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
-        return "32-true"
-    major, _ = torch.cuda.get_device_capability()
-    return "bf16-mixed" if major >= 8 else "16-mixed" if major == 7 else "32-true"
 
 
 def summary(network: nn.Module, data: ImageData, trainer: Trainer) -> str:
@@ -155,45 +120,3 @@ def summary(network: nn.Module, data: ImageData, trainer: Trainer) -> str:
             f"{network.coverage(height, width):.0%} of an image",
         )
     return "; ".join(parts)
-
-
-def device_name(device: torch.device) -> str:
-    """The name of the GPU, or the processor's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    models = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
-    return f"{models[0].split(':')[1].strip() if models else platform.machine()} ({os.cpu_count()} CPUs)"
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """Most memory in use so far: of the GPU's tensors since the run began, or of the whole process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if platform.system() == "Darwin" else 2**10)
-
-
-def versions() -> dict[str, str]:
-    """Of everything that has a say in the numbers."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "pytorch_lightning": pytorch_lightning.__version__,
-        "bagnet_lightning": bagnet_lightning.__version__,
-    }
-
-
-def commit() -> str | None:
-    """The checkout's commit, marked "-dirty" if files differ from it; None for an installed package."""
-    root = Path(bagnet_lightning.__file__).parents[1]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", root, "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []

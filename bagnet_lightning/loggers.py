@@ -9,6 +9,14 @@ from requests.utils import get_netrc_auth
 from bagnet_lightning.errors import UserError
 
 
+class FinishedWandbLogger(WandbLogger):
+    """Ends its run with the training, however that ends, so that the next run of a sweep begins one of its own."""
+
+    def finalize(self, status: str) -> None:
+        super().finalize(status)
+        self.experiment.finish(exit_code=0 if status == "success" else 1)
+
+
 def wandb_logger(project: str, folder: Path, composed: dict, run_id: str) -> WandbLogger:
     """A Weights & Biases run, grouped by sweep; the same `run_id` goes on where an earlier process stopped.
 
@@ -18,7 +26,7 @@ def wandb_logger(project: str, folder: Path, composed: dict, run_id: str) -> Wan
     server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     has_key = "WANDB_API_KEY" in os.environ or get_netrc_auth(server) is not None
     mode = os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
-    return WandbLogger(
+    return FinishedWandbLogger(
         project=project,
         name=folder.name,
         save_dir=folder,

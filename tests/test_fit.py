@@ -8,9 +8,7 @@ import time
 import pytest
 import torch
 from conftest import SMALL, composed
-from omegaconf import OmegaConf
 
-from bagnet_lightning import fit as fitting
 from bagnet_lightning.checkpoint import load_trained
 from bagnet_lightning.fit import fit
 
@@ -106,23 +104,3 @@ def test_a_stopped_and_continued_run_equals_an_unbroken_one(tmp_path, signum, sc
     of_validation = ("epoch", "step", "val_loss", "val_accuracy", "val_top5_accuracy", "learning_rate")
     for a, b in zip(rows(tmp_path / "unbroken"), rows(broken), strict=True):
         assert [a[column] for column in of_validation] == [b[column] for column in of_validation]
-
-
-@pytest.mark.parametrize(
-    ("available", "capability", "accelerator", "expected"),
-    [
-        (False, None, "auto", "32-true"),
-        (True, (9, 0), "auto", "bf16-mixed"),
-        (True, (8, 0), "gpu", "bf16-mixed"),
-        (True, (7, 5), "auto", "16-mixed"),
-        (True, (3, 7), "auto", "32-true"),
-        (True, (9, 0), "cpu", "32-true"),
-    ],
-)
-def test_precision_follows_the_compute_capability(monkeypatch, available, capability, accelerator, expected):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    asked = OmegaConf.create({"precision": "auto", "accelerator": accelerator})
-    assert fitting.precision(asked) == expected
-    asked.precision = "64-true"
-    assert fitting.precision(asked) == "64-true"
