@@ -1,0 +1,71 @@
+"""Approximate attributions for any network, by captum: what exact evidence (evidence.py) is compared with.
+
+    grad_cam(network, images, classes)              # (B, H, W)
+    integrated_gradients(network, images, classes)  # (B, H, W)
+
+Both keep their sign: positive pixels spoke for the class, negative ones against it. Their unit is not that of logits a
+patch, so maps of different methods are compared by their pattern, not by their numbers. Networks are expected in
+evaluation mode; neither their parameters nor their gradients are touched.
+"""
+
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bagnet_lightning.errors import UserError
+
+PIXELS_AT_A_TIME = 2**18  # of images in one pass forward and back: 64 images of 64 px
+
+
+def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+    """Grad-CAM (Selvaraju et al., ICCV 2017) of the last convolutional stage, without its final ReLU.
+
+    network: with a `layer4` of blocks, as torchvision's ResNets and the BagNets have. images: (B, 3, H, W), normalised.
+    classes: (B,) int64. Returns (B, H, W): the stage's output weighted by the class's mean gradients, upsampled
+    bilinearly, as captum does it, as if its positions tiled the image.
+
+    Of a BagNet, before upsampling, it is the patches' contributions to the logit but for the bias.
+    Raises UserError if captum is not installed.
+    """
+    method = _captum().LayerGradCam(network, network.layer4[-1])
+    group = max(1, PIXELS_AT_A_TIME // images[0, 0].numel())
+    with torch.enable_grad():
+        maps = [
+            method.attribute(chunk.detach().requires_grad_(), target=target).detach()  # (b, 1, h, w)
+            for chunk, target in zip(images.split(group), classes.split(group), strict=True)
+        ]
+    return F.interpolate(torch.cat(maps), images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+
+
+def integrated_gradients(network: nn.Module, images: Tensor, classes: Tensor, steps: int = 32) -> Tensor:
+    """Integrated gradients (Sundararajan et al., ICML 2017), summed over the colour channels.
+
+    The path starts at zero in normalised values, an image of the mean colour: it is what evidence.py surrounds images
+    with, and unlike black it is as far from dark objects as from bright ones. images: (B, 3, H, W), normalised.
+    classes: (B,) int64. steps: points of the Gauss-Legendre quadrature. Returns (B, H, W); each map's sum approaches
+    the image's logit less that of the mean colour.
+
+    Raises UserError if captum is not installed.
+    """
+    method = _captum().IntegratedGradients(network)
+    at_a_time = max(1, PIXELS_AT_A_TIME // images[0, 0].numel())
+    with torch.enable_grad():
+        maps = [
+            method.attribute(
+                image[None].detach(), baselines=0, target=int(label), n_steps=steps, internal_batch_size=at_a_time
+            ).detach()
+            for image, label in zip(images, classes, strict=True)
+        ]
+    return torch.cat(maps).sum(1)
+
+
+def _captum() -> ModuleType:
+    try:
+        import captum.attr
+    except ImportError as error:
+        raise UserError(
+            "Grad-CAM and integrated gradients need captum: pip install 'bagnet-lightning[explain]'"
+        ) from error
+    return captum.attr

@@ -1,0 +1,79 @@
+"""captum's methods against what they must equal where that is known."""
+
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bagnet_lightning.attribution import grad_cam, integrated_gradients
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.evidence import contributions
+from bagnet_lightning.models.bagnet import bagnet9, bagnet33
+from bagnet_lightning.models.resnet import resnet18
+
+pytest.importorskip("captum", reason="captum is an optional dependency: pip install 'bagnet-lightning[explain]'")
+
+
+def network(make, **options):
+    torch.manual_seed(0)
+    model = make(5, **options).double().eval()
+    torch.nn.init.normal_(model.fc.bias)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.bias, 0, 0.3)  # without biases, gradients along the path would not change
+    return model
+
+
+def test_grad_cam_of_a_bagnet_is_the_exact_contributions_without_the_bias():
+    model = network(bagnet9, width=0.25)
+    images, classes = torch.randn(3, 3, 41, 50, dtype=torch.float64), torch.tensor([4, 0, 4])
+    exact = contributions(model, images)  # (3, h, w, 5)
+    own = exact[torch.arange(3), ..., classes] - (model.fc.bias / exact[0, ..., 0].numel())[classes, None, None]
+    expected = F.interpolate(own[:, None], (41, 50), mode="bilinear", align_corners=False)[:, 0]
+    assert torch.allclose(grad_cam(model, images, classes), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "options"), [(bagnet33, {"width": 0.25}), (resnet18, {}), (resnet18, {"stem": "small"})]
+)
+def test_shapes_signs_and_an_untouched_network(make, options):
+    model = network(make, **options)
+    images, classes = torch.randn(2, 3, 40, 36, dtype=torch.float64), torch.tensor([1, 3])
+    for method, steps in ((grad_cam, {}), (integrated_gradients, {"steps": 4})):
+        maps = method(model, images, classes, **steps)
+        assert maps.shape == (2, 40, 36)
+        assert not maps.requires_grad
+        assert maps.abs().max() > 0
+    assert not images.requires_grad
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_integrated_gradients_add_up_to_the_logit_less_that_of_the_mean_colour():
+    model = network(bagnet9, width=0.25)
+    images, classes = torch.randn(2, 3, 33, 23, dtype=torch.float64) / 4, torch.tensor([2, 0])
+    with torch.no_grad():
+        expected = (model(images) - model(torch.zeros_like(images)))[torch.arange(2), classes]
+    coarse, fine = (
+        (integrated_gradients(model, images, classes, steps).sum((1, 2)) - expected).abs().max() for steps in (1, 64)
+    )
+    assert fine < 0.05 * expected.abs().max()
+    assert fine < coarse
+
+
+def test_it_does_not_matter_which_images_are_explained_together(monkeypatch):
+    model = network(bagnet9, width=0.25)
+    images, classes = torch.randn(3, 3, 20, 20, dtype=torch.float64), torch.tensor([0, 1, 2])
+    for method in (grad_cam, integrated_gradients):
+        together = method(model, images, classes)
+        monkeypatch.setattr("bagnet_lightning.attribution.PIXELS_AT_A_TIME", 20 * 20 * 2)
+        assert torch.allclose(method(model, images, classes), together, atol=1e-12)
+        monkeypatch.undo()
+
+
+def test_without_captum_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    for method in (grad_cam, integrated_gradients):
+        with pytest.raises(UserError, match=r"pip install 'bagnet-lightning\[explain\]'"):
+            method(network(resnet18), torch.randn(1, 3, 32, 32).double(), torch.tensor([0]))
