@@ -53,6 +53,7 @@ _PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "64-true")
 RULES: dict[str, Rule] = {
     "seed": _whole(0),
     "fresh": _BOOL,
+    "dry_run": _BOOL,
     "sweep": (lambda value: isinstance(value, str) and re.fullmatch(r"[\w.+-]+", value), "a folder's name"),
     "label_smoothing": _number(0, 1),
     "checkpoint.every_n_steps": _or_null(_whole(1)),
@@ -89,8 +90,8 @@ RULES: dict[str, Rule] = {
 }
 
 # What changes where things are or how they are shown, but not what is trained.
-NOT_IN_DIGEST = ("sweep", "fresh", "logger", "checkpoint", "paper", "data.root", "data.cache", "data.url")
-NOT_IN_FOLDER = ("sweep", "fresh", "logger", "trainer", "data.root", "data.cache", "data.url")
+NOT_IN_DIGEST = ("sweep", "fresh", "dry_run", "logger", "checkpoint", "paper", "data.root", "data.cache", "data.url")
+NOT_IN_FOLDER = ("sweep", "fresh", "dry_run", "logger", "trainer", "data.root", "data.cache", "data.url")
 CHOICES_FIRST = ("table1", "model", "optim", "scheduler", "data")
 
 _MISSING = object()

@@ -17,3 +17,7 @@ class Interrupted(BaseException):
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
         self.exit_code = 128 + signum
+
+
+class Diverged(Exception):
+    """The loss was not finite: says at which step, on which images, at what learning rate, and what is left."""

@@ -16,6 +16,8 @@ from bagnet_lightning.checkpoint import AtomicCheckpointIO
 from bagnet_lightning.classifier import Classifier
 from bagnet_lightning.config import plain
 from bagnet_lightning.data.module import ImageData
+from bagnet_lightning.divergence import StopOnDivergence
+from bagnet_lightning.errors import UserError
 from bagnet_lightning.history import History
 from bagnet_lightning.interrupts import StopOnSignal
 from bagnet_lightning.machine import chosen_precision, commit, device_name, peak_memory_mib, versions
@@ -62,6 +64,7 @@ def fit(config: DictConfig, folder: Path, run_id: str) -> dict:
     history = History(folder / "metrics.csv")
     callbacks = [
         history,
+        StopOnDivergence(last),
         StopOnSignal(last),
         ModelCheckpoint(folder, "best", monitor="val_accuracy", mode="max", enable_version_counter=False),
         ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True),
@@ -87,7 +90,14 @@ def fit(config: DictConfig, folder: Path, run_id: str) -> dict:
     print(f"{os.path.relpath(folder)}: {summary(network, data, trainer)}", flush=True)
     if trainer.strategy.root_device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    trainer.fit(classifier, data, ckpt_path=last if last.exists() else None, weights_only=True)
+    try:
+        trainer.fit(classifier, data, ckpt_path=last if last.exists() else None, weights_only=True)
+    except torch.OutOfMemoryError as error:
+        half = max(1, data.batch_size // 2)
+        raise UserError(
+            f"out of memory at data.batch_size={data.batch_size}; ask for data.batch_size={half}, which trains differently, or for that with trainer.accumulate_grad_batches=2, "
+            f"which differs only in its batch statistics (of {half} images)"
+        ) from error
     return {
         **history.summary(len(data.train_images)),
         "train_images": len(data.train_images),

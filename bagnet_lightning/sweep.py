@@ -17,6 +17,7 @@ from rich.console import Console
 
 from bagnet_lightning.config import check
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.results import read_run
 
 
 class Sweep(Callback):
@@ -29,16 +30,21 @@ class Sweep(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs) -> None:
         _check(config)
+        if config.dry_run:
+            _print_jobs([config.hydra.run.dir])
 
     def on_multirun_start(self, config: DictConfig, **kwargs) -> None:
         loader = GlobalHydra.instance().config_loader()
         try:
             overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(config.hydra.overrides.task))
             (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-            for job in jobs:
-                _check(loader.load_sweep_config(config, job))
+            configs = [loader.load_sweep_config(config, job) for job in jobs]
         except HydraException:
             return  # Hydra meets it again, and then reports it
+        for job in configs:
+            _check(job)
+        if config.dry_run:
+            _print_jobs([f"{job.hydra.sweep.dir}/{job.hydra.sweep.subdir}" for job in configs])
         self.total = len(jobs)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs) -> None:
@@ -69,6 +75,16 @@ def _check(config: DictConfig) -> None:
         check(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
     except UserError as error:
         sys.exit(f"error: {error}")
+
+
+def _print_jobs(folders: list[str]) -> None:
+    """What a sweep would do, and nothing done: ends the command."""
+    for number, folder in enumerate(folders, start=1):
+        run = read_run(folder)
+        done = f"{run['epochs_done']} epochs done" if run["config"] else "to do"
+        print(f"[{number}/{len(folders)}] {folder}: {done if run['status'] == 'unfinished' else run['status']}")
+    print("one after the other, each with the whole device")
+    sys.exit(0)
 
 
 def _line(result: dict, done: int, total: int, results: list[dict]) -> str:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bagnet_lightning.cli import command
 from bagnet_lightning.config import digest, plain
-from bagnet_lightning.errors import Interrupted, UserError
+from bagnet_lightning.errors import Diverged, Interrupted, UserError
 from bagnet_lightning.files import write_text
 from bagnet_lightning.results import paper_row, read_run, write_result
 
@@ -46,6 +46,8 @@ def main(config: DictConfig) -> dict:
     except Interrupted as stop:
         log.info("stopped by %s; the same command again goes on", stop)
         raise SystemExit(stop.exit_code) from stop
+    except Diverged as error:
+        result = {**asked, "status": "diverged", "error": str(error)}
     except UserError as error:
         result = {**asked, "status": "failed", "error": str(error)}
     except Exception as error:

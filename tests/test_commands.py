@@ -129,6 +129,24 @@ def test_a_fault_of_ours_leaves_its_traceback_and_its_line(command, tmp_path):
     assert result(run)["status"] == "failed"
 
 
+def test_a_diverging_run_is_told_apart_from_a_failed_one(command, tmp_path):
+    diverged = command("train", *SMALL, "optim.lr=1e30")
+    assert diverged.returncode == 1
+    assert "bagnet9 sgd: diverged: the loss is " in diverged.stdout
+    (run,) = (tmp_path / "multirun_outputs/textures").iterdir()
+    assert result(run)["status"] == "diverged"
+
+
+def test_a_dry_run_prints_the_jobs_and_makes_nothing(command, tmp_path):
+    asked = [*SWEEP, "model=bagnet9,bagnet17", "optim=sgd,adam", "dry_run=true"]
+    dry = command("train", *asked)
+    assert dry.returncode == 0, dry.stderr
+    lines = dry.stdout.splitlines()
+    assert [line.split(": ")[1] for line in lines[:4]] == ["to do"] * 4
+    assert "multirun_outputs/s/bagnet17_adam_" in lines[3]
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

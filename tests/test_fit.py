@@ -10,6 +10,8 @@ import torch
 from conftest import SMALL, composed
 
 from bagnet_lightning.checkpoint import load_trained
+from bagnet_lightning.classifier import Classifier
+from bagnet_lightning.errors import Diverged, UserError
 from bagnet_lightning.fit import fit
 
 
@@ -104,3 +106,27 @@ def test_a_stopped_and_continued_run_equals_an_unbroken_one(tmp_path, signum, sc
     of_validation = ("epoch", "step", "val_loss", "val_accuracy", "val_top5_accuracy", "learning_rate")
     for a, b in zip(rows(tmp_path / "unbroken"), rows(broken), strict=True):
         assert [a[column] for column in of_validation] == [b[column] for column in of_validation]
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    original = Classifier.training_step
+
+    def poisoned(self, batch):
+        return original(self, batch) * (float("nan") if self.trainer.global_step == 4 else 1)
+
+    monkeypatch.setattr(Classifier, "training_step", poisoned)
+    with pytest.raises(
+        Diverged, match=r"is nan at step 4 \(epoch 2, learning rate 0.001, train images \[\d+(, \d+){11}\]"
+    ):
+        fit(composed(*SMALL), tmp_path, "id")
+    assert progress(tmp_path) == (0, 3)
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "last.ckpt").values())
+
+
+def test_out_of_memory_names_the_batch_size_and_the_ways_out(tmp_path, monkeypatch):
+    def exhausted(self, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Classifier, "training_step", exhausted)
+    with pytest.raises(UserError, match=r"data\.batch_size=12; ask for data\.batch_size=6.*accumulate_grad_batches=2"):
+        fit(composed(*SMALL), tmp_path, "id")
