@@ -95,8 +95,9 @@ def fit(config: DictConfig, folder: Path, run_id: str) -> dict:
     except torch.OutOfMemoryError as error:
         half = max(1, data.batch_size // 2)
         raise UserError(
-            f"out of memory at data.batch_size={data.batch_size}; ask for data.batch_size={half}, which trains differently, or for that with trainer.accumulate_grad_batches=2, "
-            f"which differs only in its batch statistics (of {half} images)"
+            f"out of memory at data.batch_size={data.batch_size}; ask for data.batch_size={half}, which trains "
+            f"differently, or for that with trainer.accumulate_grad_batches=2, which differs only in its batch "
+            f"statistics (of {half} images)"
         ) from error
     return {
         **history.summary(len(data.train_images)),
