@@ -1,0 +1,234 @@
+"""The figures of an analysis: one function a measurement, from the plain numbers that measure.py returns.
+
+`networks` are one such dict for each network, with its "name". None is returned where nobody measured the subject.
+"""
+
+import textwrap
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+DPI = 150
+GREY = "#666666"
+# Okabe & Ito's colours: told apart with any colour vision, and in grey.
+METHODS = {
+    "evidence": ("exact evidence", "#0072B2"),
+    "grad_cam": ("Grad-CAM", "#E69F00"),
+    "integrated_gradients": ("integrated gradients", "#009E73"),
+    "random": ("random order", GREY),
+}
+RULES = {
+    "strongest": ("strongest patches", "#0072B2"),
+    "by_class": ("each class's own strongest", "#E69F00"),
+    "random": ("random patches", GREY),
+}
+NETWORKS = ("#0072B2", "#D55E00")
+CLASSES_SHOWN = 10
+OUTSIDE = 0.85  # grey, where a patch reaches beyond the image
+
+
+def draw_patches(network: dict, class_names: dict[str, str], pixels: np.ndarray) -> Figure:
+    """The most informative patches of some classes: correct ones on the left, misleading ones on the right.
+
+    class_names: by identifier. pixels: (N, H, W, 3) uint8, all images of the split.
+    """
+    informative = {label: found for label, found in network["informative"].items() if found["correct"]}
+    shown = [*informative][:: max(1, -(-len(informative) // CLASSES_SHOWN))]
+    most = max(len(entries) for label in shown for entries in informative[label].values())
+    starts = {"correct": 0.0, "misleading": most + 0.4}
+    figure = Figure(figsize=(2 * most * 0.78 + 2.2, len(shown) * 1.0 + 0.7), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    for row, label in enumerate(shown):
+        for kind, start in starts.items():
+            for i, entry in enumerate(informative[label][kind]):
+                x, y = start + i, 1.28 * row
+                patch = _patch(pixels[entry["image"]], entry["top"], entry["left"], network["receptive_field"])
+                axes.imshow(patch, extent=(x, x + 0.94, y + 0.94, y), interpolation="nearest")
+                words = f"{entry['logit']:.1f}"
+                if kind == "misleading":
+                    words += f" {_short(class_names[entry['label']], 9)}"
+                axes.text(x + 0.47, y + 0.97, words, ha="center", va="top", fontsize=6, color=GREY)
+        name = textwrap.fill(_short(class_names[label], 30), 16)
+        axes.text(-0.15, 1.28 * row + 0.47, name, ha="right", va="center", fontsize=8)
+    for kind, words in (("correct", "in images of the class"), ("misleading", "in images of other classes (named)")):
+        axes.text(starts[kind], -0.15, words, fontsize=9, va="bottom")
+    axes.set_xlim(-1.9, starts["misleading"] + most)
+    axes.set_ylim(1.28 * len(shown), -0.5)
+    axes.set_axis_off()
+    return figure
+
+
+def draw_kept(networks: list[dict]) -> Figure | None:
+    """Accuracy as a function of the number of patches kept, a panel a network."""
+    networks = [network for network in networks if "strongest" in network]
+    if not networks:
+        return None
+    figure, panels = _panels(1, len(networks))
+    for axes, network in zip(panels[0], networks, strict=True):
+        kept = network["strongest"]["kept"]
+        for rule, (words, colour) in RULES.items():
+            _line(axes, kept, network["strongest"][rule], words, colour)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(kept, [str(k) for k in kept])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel(f"patches kept of {network['patches']}")
+        axes.set_title(network["name"], fontsize=10)
+    panels[0, 0].set_ylabel("accuracy (%)")
+    panels[0, 0].set_ylim(bottom=0)
+    _legend(figure, panels[0, 0])
+    return figure
+
+
+def draw_masked(networks: list[dict]) -> Figure:
+    """Deletion (above) and insertion curves (below), a column a network; areas in the legends."""
+    figure, panels = _panels(2, len(networks))
+    for column, network in enumerate(networks):
+        masked = network["masked"]
+        for axes, kind, words in zip(
+            panels[:, column],
+            ("deletion", "insertion"),
+            ("strongest tiles replaced by the mean colour (%)", "strongest tiles shown (%)"),
+            strict=True,
+        ):
+            for method in (method for method in METHODS if method in masked):
+                name, colour = METHODS[method]
+                area = _text(masked[method][kind]["area"])
+                shares = [100 * share for share in masked["shares"]]
+                _line(axes, shares, masked[method][kind]["curve"], f"{name}: {area}", colour)
+            axes.set_xlabel(words)
+            axes.legend(
+                title="area" + (", lower is better" if kind == "deletion" else ", higher is better"),
+                fontsize=7,
+                title_fontsize=7,
+                frameon=False,
+                loc="upper right" if kind == "deletion" else "lower right",
+            )
+        panels[0, column].set_title(network["name"], fontsize=10)
+    for axes, kind in zip(panels[:, 0], ("deletion", "insertion"), strict=True):
+        axes.set_ylabel(f"{kind}: probability of\nthe predicted class (%)")
+        axes.set_ylim(bottom=0)
+    return figure
+
+
+def draw_pointing(networks: list[dict]) -> Figure | None:
+    """Pointing game: hits and mass inside the box, for each network and method, against chance."""
+    networks = [network for network in networks if "pointing" in network]
+    if not networks:
+        return None
+    figure, panels = _panels(1, 2, height=0.9 + 0.9 * len(networks))
+    titles = {"hits": "strongest pixel in the box (% of images)", "mass": "positive evidence in the box (%)"}
+    for axes, (kind, title) in zip(panels[0], titles.items(), strict=True):
+        ticks, y = [], 0
+        for network in networks:
+            start = y
+            for method in (method for method in METHODS if method in network["pointing"]):
+                value, colour = network["pointing"][method][kind], METHODS[method][1]
+                axes.barh(
+                    y, 100 * (value["mean"] or 0), 0.85, xerr=_error(value), color=colour, ecolor="black", capsize=2
+                )
+                axes.annotate(
+                    f"{100 * value['mean']:.0f}", (0, y), (4, 0), textcoords="offset points", va="center", color="white"
+                )
+                y += 1
+            ticks.append(((start + y - 1) / 2, network["name"]))
+            y += 0.7
+        chance = 100 * networks[0]["pointing"]["chance"]["mean"]
+        axes.axvline(chance, color="black", linestyle=":", lw=1.2, label="the box's share of the image (chance)")
+        if kind == "hits":
+            centre = 100 * networks[0]["pointing"]["centre"]["mean"]
+            axes.axvline(centre, color=GREY, linestyle="--", lw=1.2, label="always the middle pixel")
+        axes.set_yticks(*zip(*ticks, strict=True))
+        axes.set_ylim(y - 0.6, -0.7)
+        axes.set_xlim(0, 100)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel(title)
+        axes.grid(axis="y", visible=False)
+    panels[0, 1].set_yticklabels([])
+    used = {method for network in networks for method in METHODS if method in network["pointing"]}
+    for method in (method for method in METHODS if method in used):
+        panels[0, 0].bar(0, 0, color=METHODS[method][1], label=METHODS[method][0])
+    _legend(figure, panels[0, 0], columns=3)
+    return figure
+
+
+def draw_shuffled(networks: list[dict]) -> Figure:
+    """Accuracy, and share of unchanged predictions, by the size of the shuffled tiles, a line a network."""
+    figure, panels = _panels(1, 2)
+    sizes = networks[0]["shuffled"]["tile"]
+    places = range(len(sizes))
+    for axes, key, words in zip(
+        panels[0], ("accuracy", "unchanged"), ("accuracy (%)", "unchanged predictions (%)"), strict=True
+    ):
+        for network, colour in zip(networks, NETWORKS, strict=False):
+            values = network["shuffled"][key]
+            heights = [100 * (value["mean"] or 0) for value in values]
+            axes.errorbar(
+                places,
+                heights,
+                [_error(value) for value in values],
+                color=colour,
+                marker="o",
+                markersize=4,
+                capsize=3,
+                label=network["name"],
+            )
+            for x, height in zip(places, heights, strict=True):
+                axes.annotate(
+                    f"{height:.0f}", (x, height), (5, 4), textcoords="offset points", fontsize=7, color=colour
+                )
+        axes.set_xticks(places, ["none" if size is None else f"{size} px" for size in sizes])
+        axes.set_xlim(-0.3, len(sizes) - 0.6)
+        axes.set_ylim(0, 108 if key == "unchanged" else None)
+        axes.set_xlabel("shuffled tiles")
+        axes.set_ylabel(words)
+    if len(networks) > 1:
+        _legend(figure, panels[0, 0])
+    return figure
+
+
+def _panels(rows: int, columns: int, height: float = 2.7) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(max(6.5, 3.4 * columns), height * rows + 0.5), dpi=DPI, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharey="row" if rows == 2 else False)
+    for axes in panels.flat:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_axisbelow(True)
+    return figure, panels
+
+
+def _line(axes: Axes, x: list, values: list[dict], label: str, colour: str) -> None:
+    """The means in % in a band of one standard error on either side."""
+    means = np.array([100 * (value["mean"] or 0) for value in values])
+    errors = np.array([_error(value) for value in values])
+    axes.plot(x, means, color=colour, marker="o", markersize=3, lw=1.6, label=label)
+    axes.fill_between(x, means - errors, means + errors, color=colour, alpha=0.18, lw=0)
+
+
+def _legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=8)
+
+
+def _error(value: dict) -> float:
+    """One standard error, in %; none drawn where there is none."""
+    return 100 * (value["se"] or 0)
+
+
+def _text(value: dict) -> str:
+    return f"{value['mean']:.3f}" + (f" ± {value['se']:.3f}" if value["se"] is not None else "")
+
+
+def _patch(image: np.ndarray, top: int, left: int, field: int) -> np.ndarray:
+    """The field x field px patch of an image (H, W, 3) uint8, as 0 to 1; grey where it reaches beyond the image."""
+    patch = np.full((field, field, 3), OUTSIDE)
+    rows = slice(max(top, 0), min(top + field, image.shape[0]))
+    columns = slice(max(left, 0), min(left + field, image.shape[1]))
+    patch[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = image[rows, columns] / 255
+    return patch
+
+
+def _short(name: str, length: int) -> str:
+    name = name.partition(",")[0]
+    return name if len(name) <= length else name[: length - 1] + "…"

@@ -1,0 +1,113 @@
+"""What a network's decisions rest on, and how well attribution maps say so, as numbers and figures.
+
+python -m bagnet_lightning.analyze checkpoint=multirun_outputs/SWEEP/RUN/best.ckpt compare=ANOTHER/best.ckpt
+"""
+
+import io
+import json
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from omegaconf import DictConfig
+
+from bagnet_lightning.cli import command
+from bagnet_lightning.config import data_of_run
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.files import write_text
+
+
+@command("analyze", data_of_run=True)
+def main(config: DictConfig) -> None:
+    if config.split not in ("train", "val"):
+        raise UserError(f"split={config.split}: split must be train or val, which have labels")
+    for key in ("count", "map_count"):
+        if not (type(config[key]) is int and config[key] > 0) and (key, config[key]) != ("count", None):
+            raise UserError(f"{key}={config[key]}: {key} must be a whole number from 1")
+    import torch
+    from hydra.utils import instantiate
+
+    from bagnet_lightning.analysis_figures import draw_kept, draw_masked, draw_patches, draw_pointing, draw_shuffled
+    from bagnet_lightning.analysis_page import as_text, page, summary
+    from bagnet_lightning.checkpoint import load_trained
+    from bagnet_lightning.measure import Sample, measure
+
+    paths = [str(path) for path in (config.checkpoint, config.compare) if path is not None]
+    all_trained = [load_trained(path) for path in paths]
+    first = all_trained[0]
+    if strange := sorted(set(first.classes) ^ set(all_trained[-1].classes)):
+        raise UserError(
+            f"{paths[0]} and {paths[1]} do not know the same classes ({strange[0]!r} is not in both); compare runs "
+            "of the same data.classes"
+        )
+    out = Path(config.out or Path(config.checkpoint).parent / "analysis")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=out).close()  # what cannot be written should be said before minutes of measuring
+    except OSError as error:
+        raise UserError(f"cannot write to {out} ({error.strerror}); choose another folder with out=FOLDER") from error
+
+    data = instantiate(data_of_run(first.config, config.get("data")), _partial_=True, _convert_="all")()
+    data.setup()
+    if strange := [name for name in data.class_ids if name not in first.classes]:
+        raise UserError(
+            f"{config.checkpoint} knows {len(first.classes)} classes, and {strange[0]!r} of the data is not one of "
+            "them; choose the classes with data.classes=[...]"
+        )
+    images = data.train_images if config.split == "train" else data.val_images
+    split = next(split for split in data.store.splits.values() if split.images is images.pixels)
+    some = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))[: config.count]
+    chosen = images.chosen[some]
+
+    networks = []
+    for path, trained in zip(paths, all_trained, strict=True):
+        labels = torch.tensor([trained.classes.index(name) for name in data.class_ids])[images.labels[some]]
+        sample = Sample(images.pixels[chosen], labels, split.boxes[chosen], chosen)
+        measured = measure(trained, sample, config.map_count, config.seed)
+        networks.append({"name": measured["model"], "checkpoint": path, **measured})
+    if len({network["name"] for network in networks}) < len(networks):
+        for network in networks:
+            network["name"] += f" ({Path(network['checkpoint']).parent.name})"
+    analysis = {
+        "data": data.name,
+        "split": config.split,
+        "classes": len(first.classes),
+        "class_names": dict(zip(first.classes, first.class_names, strict=True)),
+        "seed": config.seed,
+        "networks": networks,
+    }
+
+    figures = {
+        f"patches_{number}": draw_patches(network, analysis["class_names"], split.images.numpy())
+        for number, network in enumerate(networks, start=1)
+        if "informative" in network
+    }
+    for name, draw in (
+        ("kept", draw_kept),
+        ("masked", draw_masked),
+        ("pointing", draw_pointing),
+        ("shuffled", draw_shuffled),
+    ):
+        if figure := draw(networks):
+            figures[name] = figure
+    pictures = {}
+    for name, figure in figures.items():
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png")
+        pictures[name] = stream.getvalue()
+    try:
+        write_text(out / "analysis.json", json.dumps(analysis, indent=1) + "\n")
+        for name, picture in pictures.items():
+            (out / f"{name}.png").write_bytes(picture)
+        write_text(out / "analysis.html", page(analysis, pictures))
+    except OSError as error:
+        raise UserError(f"cannot write to {out} ({error.strerror}); choose another folder with out=FOLDER") from error
+
+    print(as_text(summary(networks)))
+    for note in dict.fromkeys(note for network in networks for note in network["notes"]):
+        print(f"note: {note}")
+    print(f"{networks[0]['images']:,} images, maps and masks on {networks[0]['map_images']:,}; ± one standard error")
+    print(f"written: {out / 'analysis.html'}, {out / 'analysis.json'}")
+
+
+if __name__ == "__main__":
+    main()
