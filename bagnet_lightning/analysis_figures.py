@@ -26,6 +26,7 @@ RULES = {
 }
 NETWORKS = ("#0072B2", "#D55E00")
 CLASSES_SHOWN = 10
+ROW = 1.36  # of pictures, in widths of a patch
 OUTSIDE = 0.85  # grey, where a patch reaches beyond the image
 
 
@@ -38,24 +39,24 @@ def draw_patches(network: dict, class_names: dict[str, str], pixels: np.ndarray)
     shown = [*informative][:: max(1, -(-len(informative) // CLASSES_SHOWN))]
     most = max(len(entries) for label in shown for entries in informative[label].values())
     starts = {"correct": 0.0, "misleading": most + 0.4}
-    figure = Figure(figsize=(2 * most * 0.78 + 2.2, len(shown) * 1.0 + 0.7), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(2 * most * 0.78 + 2.2, len(shown) * 0.78 * ROW + 0.6), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     for row, label in enumerate(shown):
         for kind, start in starts.items():
             for i, entry in enumerate(informative[label][kind]):
-                x, y = start + i, 1.28 * row
+                x, y = start + i, ROW * row
                 patch = _patch(pixels[entry["image"]], entry["top"], entry["left"], network["receptive_field"])
                 axes.imshow(patch, extent=(x, x + 0.94, y + 0.94, y), interpolation="nearest")
                 words = f"{entry['logit']:.1f}"
                 if kind == "misleading":
-                    words += f" {_short(class_names[entry['label']], 9)}"
-                axes.text(x + 0.47, y + 0.97, words, ha="center", va="top", fontsize=6, color=GREY)
+                    words += f"\n{_short(class_names[entry['label']], 15)}"
+                axes.text(x + 0.47, y + 0.97, words, ha="center", va="top", fontsize=5.5, color=GREY, linespacing=0.95)
         name = textwrap.fill(_short(class_names[label], 30), 16)
-        axes.text(-0.15, 1.28 * row + 0.47, name, ha="right", va="center", fontsize=8)
+        axes.text(-0.15, ROW * row + 0.47, name, ha="right", va="center", fontsize=8)
     for kind, words in (("correct", "in images of the class"), ("misleading", "in images of other classes (named)")):
         axes.text(starts[kind], -0.15, words, fontsize=9, va="bottom")
     axes.set_xlim(-1.9, starts["misleading"] + most)
-    axes.set_ylim(1.28 * len(shown), -0.5)
+    axes.set_ylim(ROW * len(shown), -0.5)
     axes.set_axis_off()
     return figure
 
@@ -65,7 +66,7 @@ def draw_kept(networks: list[dict]) -> Figure | None:
     networks = [network for network in networks if "strongest" in network]
     if not networks:
         return None
-    figure, panels = _panels(1, len(networks))
+    figure, panels = _panels(1, len(networks), sharey=True)
     for axes, network in zip(panels[0], networks, strict=True):
         kept = network["strongest"]["kept"]
         for rule, (words, colour) in RULES.items():
@@ -82,14 +83,14 @@ def draw_kept(networks: list[dict]) -> Figure | None:
 
 
 def draw_masked(networks: list[dict]) -> Figure:
-    """Deletion (above) and insertion curves (below), a column a network; areas in the legends."""
-    figure, panels = _panels(2, len(networks))
+    """Deletion (above) and insertion curves (below), a column a network; areas beside the methods' names."""
+    figure, panels = _panels(2, len(networks), height=3.3, sharey="row")
     for column, network in enumerate(networks):
         masked = network["masked"]
         for axes, kind, words in zip(
             panels[:, column],
             ("deletion", "insertion"),
-            ("strongest tiles replaced by the mean colour (%)", "strongest tiles shown (%)"),
+            ("strongest tiles masked (%)", "strongest tiles shown (%)"),
             strict=True,
         ):
             for method in (method for method in METHODS if method in masked):
@@ -98,14 +99,18 @@ def draw_masked(networks: list[dict]) -> Figure:
                 shares = [100 * share for share in masked["shares"]]
                 _line(axes, shares, masked[method][kind]["curve"], f"{name}: {area}", colour)
             axes.set_xlabel(words)
+            better = "lower" if kind == "deletion" else "higher"
             axes.legend(
-                title="area" + (", lower is better" if kind == "deletion" else ", higher is better"),
-                fontsize=7,
-                title_fontsize=7,
+                title=f"{network['name']}: area, {better} is better",
+                ncols=2,
+                columnspacing=1,
+                handlelength=1.4,
+                fontsize=6.5,
+                title_fontsize=9,
                 frameon=False,
-                loc="upper right" if kind == "deletion" else "lower right",
+                loc="lower center",
+                bbox_to_anchor=(0.5, 0.99),
             )
-        panels[0, column].set_title(network["name"], fontsize=10)
     for axes, kind in zip(panels[:, 0], ("deletion", "insertion"), strict=True):
         axes.set_ylabel(f"{kind}: probability of\nthe predicted class (%)")
         axes.set_ylim(bottom=0)
@@ -129,7 +134,7 @@ def draw_pointing(networks: list[dict]) -> Figure | None:
                     y, 100 * (value["mean"] or 0), 0.85, xerr=_error(value), color=colour, ecolor="black", capsize=2
                 )
                 axes.annotate(
-                    f"{100 * value['mean']:.0f}", (0, y), (4, 0), textcoords="offset points", va="center", color="white"
+                    f"{100 * value['mean']:.0f}", (0, y), (4, 0), textcoords="offset points", va="center", fontsize=8
                 )
                 y += 1
             ticks.append(((start + y - 1) / 2, network["name"]))
@@ -157,11 +162,11 @@ def draw_shuffled(networks: list[dict]) -> Figure:
     """Accuracy, and share of unchanged predictions, by the size of the shuffled tiles, a line a network."""
     figure, panels = _panels(1, 2)
     sizes = networks[0]["shuffled"]["tile"]
-    places = range(len(sizes))
     for axes, key, words in zip(
         panels[0], ("accuracy", "unchanged"), ("accuracy (%)", "unchanged predictions (%)"), strict=True
     ):
-        for network, colour in zip(networks, NETWORKS, strict=False):
+        for number, (network, colour) in enumerate(zip(networks, NETWORKS, strict=False)):
+            places = [place + 0.06 * number for place in range(len(sizes))]
             values = network["shuffled"][key]
             heights = [100 * (value["mean"] or 0) for value in values]
             axes.errorbar(
@@ -176,9 +181,9 @@ def draw_shuffled(networks: list[dict]) -> Figure:
             )
             for x, height in zip(places, heights, strict=True):
                 axes.annotate(
-                    f"{height:.0f}", (x, height), (5, 4), textcoords="offset points", fontsize=7, color=colour
+                    f"{height:.0f}", (x, height), (6, 3), textcoords="offset points", fontsize=7, color=colour
                 )
-        axes.set_xticks(places, ["none" if size is None else f"{size} px" for size in sizes])
+        axes.set_xticks(range(len(sizes)), ["none" if size is None else f"{size} px" for size in sizes])
         axes.set_xlim(-0.3, len(sizes) - 0.6)
         axes.set_ylim(0, 108 if key == "unchanged" else None)
         axes.set_xlabel("shuffled tiles")
@@ -188,9 +193,9 @@ def draw_shuffled(networks: list[dict]) -> Figure:
     return figure
 
 
-def _panels(rows: int, columns: int, height: float = 2.7) -> tuple[Figure, np.ndarray]:
+def _panels(rows: int, columns: int, height: float = 2.7, sharey: bool | str = False) -> tuple[Figure, np.ndarray]:
     figure = Figure(figsize=(max(6.5, 3.4 * columns), height * rows + 0.5), dpi=DPI, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharey="row" if rows == 2 else False)
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
     for axes in panels.flat:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

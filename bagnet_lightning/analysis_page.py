@@ -51,7 +51,7 @@ SECTIONS = {
 def summary(networks: list[dict]) -> list[list[str]]:
     """The main numbers as rows of cells: a heading row, then what was measured and its value for each network."""
     rows = {
-        "accuracy": [value(network["shuffled"]["accuracy"][0]) for network in networks],
+        "accuracy": [value(network["shuffled"]["accuracy"][-1]) for network in networks],
         "additivity error": [
             f"{network['additivity_error']:.1e}" if "additivity_error" in network else "" for network in networks
         ],

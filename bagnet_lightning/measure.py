@@ -107,7 +107,7 @@ def _measure_patches(trained: Trained, sample: Sample, seed: int) -> dict:
 
 @torch.no_grad()
 def _measure_shuffles(trained: Trained, sample: Sample, seed: int, notes: list[str]) -> dict:
-    """Accuracy, and share of predictions that stay, with shuffled tiles; tile size null is the whole image."""
+    """Accuracy, and share of predictions that stay, with shuffled tiles; a tile size of null is the whole image."""
     height, width = sample.pixels.shape[1:3]
     sizes = [size for size in SHUFFLED_TILES if height % size == width % size == 0 and size < max(height, width)]
     if left_out := [str(size) for size in SHUFFLED_TILES if size not in sizes]:
@@ -115,7 +115,7 @@ def _measure_shuffles(trained: Trained, sample: Sample, seed: int, notes: list[s
             f"Images of {width} x {height} px are not made of tiles of {', '.join(left_out)} px: not shuffled."
         )
     generators = {size: torch.Generator().manual_seed(seed) for size in sizes}  # the same orders for every network
-    predicted = {size: [] for size in (None, *sizes)}
+    predicted = {size: [] for size in (*sizes, None)}
     for images, _ in _batches(trained, sample, "shuffled tiles"):
         for size, predictions in predicted.items():
             shown = shuffle_tiles(images, size, generators[size]) if size else images
