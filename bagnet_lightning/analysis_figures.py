@@ -83,8 +83,8 @@ def draw_kept(networks: list[dict]) -> Figure | None:
 
 
 def draw_masked(networks: list[dict]) -> Figure:
-    """Deletion (above) and insertion curves (below), a column a network; areas beside the methods' names."""
-    figure, panels = _panels(2, len(networks), height=3.3, sharey="row")
+    """Deletion (above) and insertion curves (below), a column a network."""
+    figure, panels = _panels(2, len(networks), sharey="row")
     for column, network in enumerate(networks):
         masked = network["masked"]
         for axes, kind, words in zip(
@@ -95,25 +95,14 @@ def draw_masked(networks: list[dict]) -> Figure:
         ):
             for method in (method for method in METHODS if method in masked):
                 name, colour = METHODS[method]
-                area = _text(masked[method][kind]["area"])
                 shares = [100 * share for share in masked["shares"]]
-                _line(axes, shares, masked[method][kind]["curve"], f"{name}: {area}", colour)
+                _line(axes, shares, masked[method][kind]["curve"], name, colour)
             axes.set_xlabel(words)
-            better = "lower" if kind == "deletion" else "higher"
-            axes.legend(
-                title=f"{network['name']}: area, {better} is better",
-                ncols=2,
-                columnspacing=1,
-                handlelength=1.4,
-                fontsize=6.5,
-                title_fontsize=9,
-                frameon=False,
-                loc="lower center",
-                bbox_to_anchor=(0.5, 0.99),
-            )
+        panels[0, column].set_title(network["name"], fontsize=10)
     for axes, kind in zip(panels[:, 0], ("deletion", "insertion"), strict=True):
         axes.set_ylabel(f"{kind}: probability of\nthe predicted class (%)")
         axes.set_ylim(bottom=0)
+    _legend(figure, panels[0, 0])
     return figure
 
 
@@ -130,12 +119,9 @@ def draw_pointing(networks: list[dict]) -> Figure | None:
             start = y
             for method in (method for method in METHODS if method in network["pointing"]):
                 value, colour = network["pointing"][method][kind], METHODS[method][1]
-                axes.barh(
-                    y, 100 * (value["mean"] or 0), 0.85, xerr=_error(value), color=colour, ecolor="black", capsize=2
-                )
-                axes.annotate(
-                    f"{100 * value['mean']:.0f}", (0, y), (4, 0), textcoords="offset points", va="center", fontsize=8
-                )
+                share = 100 * (value["mean"] or 0)
+                axes.barh(y, share, 0.85, xerr=_error(value), color=colour, ecolor="black", capsize=2)
+                axes.annotate(f"{share:.0f}", (0, y), (4, 0), textcoords="offset points", va="center", fontsize=8)
                 y += 1
             ticks.append(((start + y - 1) / 2, network["name"]))
             y += 0.7
@@ -168,10 +154,9 @@ def draw_shuffled(networks: list[dict]) -> Figure:
         for number, (network, colour) in enumerate(zip(networks, NETWORKS, strict=False)):
             places = [place + 0.06 * number for place in range(len(sizes))]
             values = network["shuffled"][key]
-            heights = [100 * (value["mean"] or 0) for value in values]
             axes.errorbar(
                 places,
-                heights,
+                [100 * (value["mean"] or 0) for value in values],
                 [_error(value) for value in values],
                 color=colour,
                 marker="o",
@@ -179,10 +164,6 @@ def draw_shuffled(networks: list[dict]) -> Figure:
                 capsize=3,
                 label=network["name"],
             )
-            for x, height in zip(places, heights, strict=True):
-                axes.annotate(
-                    f"{height:.0f}", (x, height), (6, 3), textcoords="offset points", fontsize=7, color=colour
-                )
         axes.set_xticks(range(len(sizes)), ["none" if size is None else f"{size} px" for size in sizes])
         axes.set_xlim(-0.3, len(sizes) - 0.6)
         axes.set_ylim(0, 108 if key == "unchanged" else None)
@@ -219,10 +200,6 @@ def _legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
 def _error(value: dict) -> float:
     """One standard error, in %; none drawn where there is none."""
     return 100 * (value["se"] or 0)
-
-
-def _text(value: dict) -> str:
-    return f"{value['mean']:.3f}" + (f" ± {value['se']:.3f}" if value["se"] is not None else "")
 
 
 def _patch(image: np.ndarray, top: int, left: int, field: int) -> np.ndarray:

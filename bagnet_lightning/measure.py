@@ -28,6 +28,7 @@ from bagnet_lightning.attribution import grad_cam, integrated_gradients
 from bagnet_lightning.checkpoint import Trained
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.data.pack import progress_bar
+from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import patch_corners, patch_evidence
 from bagnet_lightning.inference import best_device
 from bagnet_lightning.models.bagnet import BagNet
@@ -64,9 +65,16 @@ def measure(trained: Trained, sample: Sample, map_count: int, seed: int) -> dict
 
     Returns plain numbers, strings, lists and dicts. What cannot be measured is left out and "notes" says why. Float32
     throughout, TF32 off: a rounding of 1e-3 would be mistaken for an error of the evidence.
+    Raises UserError if the images are smaller than a BagNet's patches.
     """
     network = trained.network.to(best_device(), memory_format=torch.channels_last).eval()
     name = model_name(trained.config["model"]["_target_"].rpartition(".")[2])
+    height, width = sample.pixels.shape[1:3]
+    if isinstance(network, BagNet) and min(height, width) + network.pad < network.receptive_field:
+        raise UserError(
+            f"images of {width} x {height} px are smaller than the {network.receptive_field} px patches of {name}; "
+            "choose a larger data.image_size"
+        )
     trained, notes = replace(trained, network=network), []
     measured = {"model": name, "images": len(sample.labels), "map_images": min(map_count, len(sample.labels))}
     measured["notes"] = notes

@@ -1,0 +1,225 @@
+"""The command, and the measurements on a sample of images."""
+
+import copy
+import json
+import sys
+
+import pytest
+import torch
+from conftest import composed
+from hydra.utils import instantiate
+from PIL import Image
+
+from bagnet_lightning.analyze import main
+from bagnet_lightning.checkpoint import Trained, load_trained
+from bagnet_lightning.config import plain
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.measure import Sample, measure
+
+DATA = ["data=textures", "data.image_size=40", "data.train_images=36", "data.val_images=24"]
+BAGNET, RESNET = ["model=bagnet9", "model.width=0.25", "model.pad=1"], ["model=resnet18"]
+
+
+def save_checkpoint(path, *overrides: str):
+    """A checkpoint of an untrained network, as a run writes it."""
+    config = plain(composed(*DATA, *overrides))
+    data = instantiate(config["data"], _convert_="all")
+    data.setup()
+    torch.manual_seed(0)
+    network = instantiate({**config["model"], "_partial_": True})(num_classes=len(data.class_ids))
+    about = {"config": config, "classes": data.class_ids, "class_names": data.class_names}
+    about |= {"mean": list(data.mean), "std": list(data.std)}
+    weights = {f"network.{key}": value for key, value in network.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"bagnet_lightning": about, "state_dict": weights}, path)
+    return path
+
+
+def analyze(*overrides) -> None:
+    """The command within this process; a refusal is the UserError whose line it would print."""
+    main.__wrapped__(composed(*map(str, overrides), name="analyze"))
+
+
+def refusal(*overrides) -> str:
+    with pytest.raises(UserError) as caught:
+        analyze(*overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def bagnet(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("bagnet") / "best.ckpt", *BAGNET)
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("resnet") / "best.ckpt", *RESNET)
+
+
+@pytest.fixture
+def boxed(bagnet):
+    """A trained BagNet, and images with boxes for it: twelve, of which the last has none."""
+    trained = load_trained(bagnet)
+    pixels = torch.randint(256, (12, 32, 32, 3), dtype=torch.uint8)
+    boxes = torch.tensor([[4, 4, 19, 27]] * 11 + [[-1] * 4], dtype=torch.int16)
+    return trained, Sample(pixels, torch.arange(12) % 6, boxes, torch.arange(12) + 100)
+
+
+def reordered(trained: Trained, order: torch.Tensor) -> Trained:
+    """The same network with its classes in another order."""
+    network = copy.deepcopy(trained.network)
+    network.fc.weight.data, network.fc.bias.data = network.fc.weight[order].data, network.fc.bias[order].data
+    names = [trained.classes[i] for i in order]
+    return Trained(network, trained.config, names, names, trained.mean, trained.std)
+
+
+def strict_json(text: str) -> dict:
+    def refuse(constant):
+        raise ValueError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_a_bagnet_and_a_resnet_side_by_side(bagnet, resnet, tmp_path, command):
+    pytest.importorskip("captum")
+    out = tmp_path / "a"
+    shown = command(
+        "analyze", f"checkpoint={bagnet}", f"compare={resnet}", "count=12", "map_count=2", f"out={out}", "seed=3"
+    )
+    assert shown.returncode == 0, shown.stderr
+    names = {"analysis.json", "analysis.html", "kept.png", "masked.png", "patches_1.png", "shuffled.png"}
+    assert {path.name for path in out.iterdir()} == names
+    heading = shown.stdout.splitlines()[0].split()
+    assert heading == ["BagNet-9", "ResNet-18"]
+    assert "note: ResNet-18 sees the whole image at once" in shown.stdout
+    assert "note: No image has a bounding box" in shown.stdout
+
+    analysis = strict_json((out / "analysis.json").read_text())
+    ours, other = analysis["networks"]
+    assert (ours["images"], ours["map_images"], analysis["seed"]) == (12, 2, 3)
+    assert ours["additivity_error"] < 1e-5
+    assert ours["shuffled"]["tile"] == [8, None]  # 40 px are not made of tiles of 16 or 32 px
+    assert ours["shuffled"]["unchanged"][-1]["mean"] == 1
+    assert ours["strongest"]["strongest"][-1] == ours["shuffled"]["accuracy"][-1]
+    assert {"evidence", "grad_cam", "integrated_gradients", "random"} <= set(ours["masked"])
+    assert {"grad_cam", "integrated_gradients", "random"} <= set(other["masked"])
+    for missing in ("additivity_error", "strongest", "informative"):
+        assert missing not in other
+    assert "evidence" not in other["masked"]
+    for found in ours["informative"].values():
+        assert all(0 <= entry["image"] < 24 and entry["left"] >= 0 for entry in found["correct"])
+
+    page = (out / "analysis.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 4
+    for reference in ("http:", "https:", "<script", "<link", "url("):
+        assert reference not in page
+
+
+def test_a_resnet_alone_and_two_of_a_kind(resnet, bagnet, tmp_path, capsys):
+    pytest.importorskip("captum")
+    analyze(f"checkpoint={resnet}", "count=4", "map_count=1")
+    out = resnet.parent / "analysis"
+    assert {path.name for path in out.iterdir()} == {"analysis.json", "analysis.html", "masked.png", "shuffled.png"}
+    second = save_checkpoint(tmp_path / "second/best.ckpt", *BAGNET)
+    capsys.readouterr()
+    analyze(f"checkpoint={bagnet}", f"compare={second}", "count=4", "map_count=1", f"out={tmp_path}")
+    assert "BagNet-9 (second)" in capsys.readouterr().out.splitlines()[0]
+    ours, same = strict_json((tmp_path / "analysis.json").read_text())["networks"]
+    for network in (ours, same):  # equal networks, images, orders and shuffles: equal numbers
+        del network["name"], network["checkpoint"]
+    assert ours == same
+
+
+def test_mistakes_are_one_line_and_cost_nothing(bagnet, tmp_path, command):
+    refused = command("analyze", "checkpoint=none.ckpt")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: checkpoint none.ckpt does not exist")
+    assert len(refused.stderr.splitlines()) == 1
+    checkpoint = f"checkpoint={bagnet}"
+    assert "split must be train or val" in refusal(checkpoint, "split=test")
+    assert "count must be a whole number from 1" in refusal(checkpoint, "count=0")
+    assert "map_count must be a whole number" in refusal(checkpoint, "map_count=null")
+    assert "none.ckpt does not exist" in refusal(checkpoint, "compare=none.ckpt")
+    fewer = save_checkpoint(tmp_path / "fewer.ckpt", *BAGNET, "data.classes=2")
+    assert "do not know the same classes" in refusal(checkpoint, f"compare={fewer}")
+    assert "is not one of them" in refusal(f"checkpoint={fewer}", "++data.classes=null", f"out={tmp_path}")
+    (tmp_path / "file").touch()
+    assert "choose another folder with out=FOLDER" in refusal(checkpoint, f"out={tmp_path}/file/x")
+    assert not list(tmp_path.glob("**/analysis.*"))
+
+
+def test_images_smaller_than_a_patch_are_refused(tmp_path):
+    checkpoint = save_checkpoint(tmp_path / "best.ckpt", "model=bagnet17", "model.width=0.25")
+    for number, name in enumerate(load_trained(checkpoint).classes * 2):
+        folder = tmp_path / "images" / ("train" if number < 6 else "val") / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(folder / "0.png")
+    own = ["data=image_folder", f"data.root={tmp_path}/images", "data.image_size=16"]
+    assert "16 x 16 px" in refusal(f"checkpoint={checkpoint}", *own)
+
+
+def test_the_pointing_game_is_played_where_there_are_boxes(boxed):
+    pytest.importorskip("captum")
+    trained, sample = boxed
+    pointing = measure(trained, sample, map_count=12, seed=0)["pointing"]
+    assert set(pointing) == {"chance", "centre", "evidence", "grad_cam", "integrated_gradients"}
+    assert pointing["chance"] == {"mean": 16 * 24 / 32**2, "se": 0, "n": 11}
+    assert pointing["centre"]["mean"] == 1
+    for method in ("evidence", "grad_cam", "integrated_gradients"):
+        assert pointing[method]["hits"]["n"] == 11
+        assert 0 <= pointing[method]["mass"]["mean"] <= 1
+
+
+def test_maps_of_the_true_class_point_and_maps_of_the_predicted_one_mask(boxed, monkeypatch):
+    """A method that lights up one pixel a class: inside the boxes for class 1 alone, which is never predicted."""
+    trained, sample = boxed
+    monkeypatch.setitem(sys.modules, "captum", None)
+
+    def lamp(network, images, classes):
+        maps = torch.zeros(len(images), 32, 32)
+        maps[torch.arange(len(images)), torch.where(classes == 1, 10, 30), 10] = 1
+        return maps
+
+    monkeypatch.setattr("bagnet_lightning.measure.evidence_maps", lamp)
+    trained.network.fc.bias.data[1] = -1e4
+    sample = Sample(sample.pixels, torch.tensor([1] * 6 + [2] * 6), sample.boxes, sample.indices)
+    pointing = measure(trained, sample, map_count=12, seed=0)["pointing"]
+    assert pointing["evidence"]["hits"]["mean"] == pointing["evidence"]["mass"]["mean"] == pytest.approx(6 / 11)
+
+
+def test_without_captum_the_rest_is_measured(boxed, monkeypatch):
+    monkeypatch.setitem(sys.modules, "captum", None)
+    trained, sample = boxed
+    measured = measure(trained, sample, map_count=2, seed=0)
+    assert any("pip install 'bagnet-lightning[explain]'" in note for note in measured["notes"])
+    assert set(measured["masked"]) == {"tile", "shares", "evidence", "random"}
+    assert "evidence" in measured["pointing"]
+
+
+def test_images_that_tiles_do_not_fit_are_left_whole(boxed):
+    trained, sample = boxed
+    odd = Sample(sample.pixels[:, :, :25], sample.labels, sample.boxes, sample.indices)
+    measured = measure(trained, odd, map_count=1, seed=0)
+    assert measured["shuffled"]["tile"] == [None]
+    assert any("25 x 32 px are not made of tiles of 8, 16, 32 px" in note for note in measured["notes"])
+
+
+def test_measuring_is_a_function_of_the_seed(boxed):
+    trained, sample = boxed
+    first, again, other = (measure(trained, sample, map_count=2, seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first["masked"]["random"] != other["masked"]["random"]
+    assert first["informative"] == other["informative"]
+
+
+def test_classes_in_another_order_are_measured_the_same(boxed):
+    """Labels are given in a network's own order; the images are the same."""
+    trained, sample = boxed
+    order = torch.tensor([3, 1, 0, 2, 5, 4])
+    labels = torch.empty_like(sample.labels)
+    for place, label in enumerate(order.tolist()):
+        labels[sample.labels == label] = place
+    moved = Sample(sample.pixels, labels, sample.boxes, sample.indices)
+    moved = measure(reordered(trained, order), moved, map_count=1, seed=0)
+    assert moved["shuffled"]["accuracy"] == measure(trained, sample, map_count=1, seed=0)["shuffled"]["accuracy"]
