@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 def random_bits(seed: int, epoch: int, indices: Tensor) -> Tensor:
-    """61 random bits for each of `indices` (B,), as int64: splitmix64 (Steele et al. 2014, figure 15) at place `index`."""
+    """61 random bits for each of `indices` (B,), as int64, by splitmix64 (Steele et al. 2014, figure 15)."""
     x = indices * _signed(0x9E3779B97F4A7C15)
     x = x + _signed(0xD1B54A32D192ED03 * (1 + seed) + 0x8CB92BA72F3D8DD7 * (1 + epoch))
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

@@ -26,8 +26,8 @@ def load_pretrained(network: nn.Module, name: str, pretrained: bool | str) -> nn
     """Puts pretrained weights into `network` (all but the head, if class counts differ) and returns it.
 
     pretrained: False (as initialised), True (the public ImageNet weights of `name`, downloaded once into torch.hub's
-        cache and checked by their sha256) or the path of a local file: a state dict saved by torch, a checkpoint of this
-        package, or safetensors. Only tensors and plain types are ever unpickled.
+        cache and checked by their sha256) or the path of a local file: a state dict saved by torch, a checkpoint of
+        this package, or safetensors. Only tensors and plain types are ever unpickled.
     Raises UserError if the file cannot be had, read, or belongs to another network.
     """
     if pretrained is False:
