@@ -1,0 +1,144 @@
+"""The picture of one image's explanations: maps over the image on one scale, and the strongest patches cut out."""
+
+from io import BytesIO
+
+import numpy as np
+from matplotlib.figure import Figure, SubFigure
+from torch import Tensor
+
+from bagnet_lightning.explanation.inputs import Picture, short_name
+from bagnet_lightning.explanation.maps import EXACT, Explanation, Model, strongest
+
+COLOURS = "RdBu_r"  # red speaks for the class, blue against it
+OVERLAY = 0.7  # opacity of a map over its image
+PATCHES = 4  # shown of those for and of those against a class
+PANEL = 2.15  # inches
+DPI = 130
+GREY = "#666666"
+
+
+def draw(picture: Picture, models: list[Model], explanations: list[Explanation]) -> bytes:
+    """A PNG with a block for each model: a row of maps for each method, a row of patches for each class."""
+    limit = exact_limit(explanations)
+    heights = [_height(explanation) for explanation in explanations]
+    columns = 1 + len(explanations[0].shown)
+    width = max(PANEL * columns + 0.9, 8.4)
+    figure = Figure(figsize=(width, sum(heights)), dpi=DPI)
+    blocks = np.atleast_1d(figure.subfigures(len(models), 1, height_ratios=heights))
+    for block, model, explanation in zip(blocks, models, explanations, strict=True):
+        _draw_block(block, picture, model, explanation, limit)
+    stream = BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()
+
+
+def exact_limit(explanations: list[Explanation]) -> float:
+    """The end of the scale, in logits, that all exact maps of an image share: its largest absolute value."""
+    values = [e.dense[..., e.shown].abs().max().item() for e in explanations if e.dense is not None]
+    return max(values, default=0) or 1.0
+
+
+def cut_out(picture: Picture, row: int, column: int, model: Model) -> np.ndarray:
+    """The q x q patch centred on a pixel, (q, q, 3) uint8; the mean colour where it reaches beyond the image."""
+    before = (model.field - 1) // 2
+    padded = np.empty([side + model.field - 1 for side in picture.pixels.shape[:2]] + [3], np.uint8)
+    padded[:] = model.grey
+    height, width, _ = picture.pixels.shape
+    padded[before : before + height, before : before + width] = picture.pixels
+    return padded[row : row + model.field, column : column + model.field]
+
+
+def _height(explanation: Explanation) -> float:
+    rows = len(explanation.maps())
+    patches = len(explanation.shown) * 1.3 if explanation.dense is not None else 0
+    return 0.55 + rows * (PANEL + 0.1) + 0.25 + patches
+
+
+def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: Explanation, limit: float) -> None:
+    names = model.trained.class_names
+    maps, shown = explanation.maps(), explanation.shown
+    height = _height(explanation)
+    patch_rows = len(shown) if explanation.dense is not None else 0
+    certain = explanation.logits.softmax(0)[explanation.predicted].item()
+    says = f"{short_name(names[explanation.predicted])} ({certain:.0%})"
+    truth = "" if picture.label is None else f"; true class: {short_name(names[picture.label])}"
+    block.text(0.02, 1 - 0.12 / height, f"{model.name}: {says}{truth}", weight="bold", va="top", fontsize=11)
+    block.text(0.98, 1 - 0.12 / height, picture.name, color=GREY, va="top", ha="right", fontsize=8)
+
+    bottom = (patch_rows * 1.3 + 0.1) / height
+    grid = block.add_gridspec(
+        len(maps),
+        2 + len(shown),
+        width_ratios=[1] * (1 + len(shown)) + [0.05],
+        left=0.02,
+        right=0.92,
+        top=1 - 0.55 / height,
+        bottom=bottom,
+        wspace=0.06,
+        hspace=0.12,
+    )
+    axes = block.add_subplot(grid[0, 0])
+    axes.imshow(picture.pixels)
+    axes.set_title("image", fontsize=9)
+    _bare(axes)
+    for row, (method, values) in enumerate(maps.items()):
+        exact = method == EXACT
+        end = limit if exact else values.abs().max().item() or 1.0
+        if row:
+            axes = block.add_subplot(grid[row, 0])
+            axes.axis("off")
+            axes.text(1, 0.5, f"{method}\n(an approximation,\non a scale of its own)", ha="right", va="center", size=8)
+        for column, (index, one) in enumerate(zip(shown, values, strict=True), start=1):
+            axes = block.add_subplot(grid[row, column])
+            mappable = _overlay(axes, picture, one, end)
+            if row == 0:
+                logit = explanation.logits[index].item()
+                axes.set_title(f"{_clipped(names[index])}  logit {logit:.2f}", fontsize=9)
+            if column == 1 and row == 0 and not exact:
+                axes.set_ylabel(f"{method} (approximate)", fontsize=8)
+        bar = block.colorbar(mappable, cax=block.add_subplot(grid[row, -1]))
+        bar.ax.tick_params(labelsize=7)
+        bar.set_label("logit of the patch" if exact else "arbitrary unit", fontsize=7)
+    for row in range(patch_rows):
+        top = (patch_rows - row) * 1.3 / height
+        _draw_patches(block, picture, model, explanation, shown[row], top, height)
+
+
+def _overlay(axes, picture: Picture, values: Tensor, end: float):
+    luminance = picture.pixels @ np.array([0.299, 0.587, 0.114])
+    axes.imshow(luminance, cmap="gray", vmin=0, vmax=255)
+    _bare(axes)
+    return axes.imshow(values.numpy(), cmap=COLOURS, vmin=-end, vmax=end, alpha=OVERLAY)
+
+
+def _draw_patches(
+    block: SubFigure, picture: Picture, model: Model, explanation: Explanation, index: int, top: float, height: float
+) -> None:
+    """Two groups of patches, for and against the class, with their scores; `top` as a share of the block."""
+    width = block.bbox.width / block.figure.dpi
+    side = 0.78  # inches
+    groups = (("highest", True, 0.02), ("lowest", False, 0.51))
+    for word, largest, left in groups:
+        title = f"{word} scores for {_clipped(model.trained.class_names[index])}"
+        block.text(left, top - 0.06 / height, title, fontsize=8.5, va="top")
+        found = strongest(explanation.dense[..., index], model.field, PATCHES, largest)
+        for place, (row, column, score) in enumerate(found):
+            axes = block.add_axes(
+                (left + place * (side + 0.12) / width, top - (0.25 + side) / height, side / width, side / height)
+            )
+            axes.imshow(cut_out(picture, row, column, model))
+            _bare(axes)
+            axes.set_xlabel(f"{score:+.2f}", fontsize=8, labelpad=2, color="#b2182b" if score > 0 else "#2166ac")
+
+
+def _bare(axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color(GREY)
+        spine.set_linewidth(0.5)
+
+
+def _clipped(class_name: str) -> str:
+    name = short_name(class_name)
+    return name if len(name) <= 24 else f"{name[:23]}…"

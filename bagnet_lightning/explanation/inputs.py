@@ -1,0 +1,113 @@
+"""Which images to explain, and for which class: files of the user's, or images of a run's own data."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+
+from bagnet_lightning.data.images import load_image
+from bagnet_lightning.data.module import ImageData
+from bagnet_lightning.errors import UserError
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as the networks are given it."""
+
+    name: str  # where it is from: a path, or "val 17"
+    pixels: np.ndarray  # (H, W, 3) uint8
+    label: int | None  # its true class's index, where it is known
+
+
+def short_name(class_name: str) -> str:
+    """The first of a class's synonyms: "goldfish" of "goldfish, Carassius auratus"."""
+    return class_name.partition(",")[0]
+
+
+def find_class(asked: str, classes: list[str], class_names: list[str]) -> int:
+    """Index of the class with this identifier, name or first synonym. Raises UserError, with the nearest names."""
+    wanted = asked.strip().casefold()
+    for known in (classes, class_names, [short_name(name) for name in class_names]):
+        found = [index for index, name in enumerate(known) if name.casefold() == wanted]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            several = ", ".join(f"{classes[index]} ({class_names[index]})" for index in found)
+            raise UserError(f"class={asked} may be any of {several}; give the identifier")
+    names = {name.casefold(): name for name in [*classes, *map(short_name, class_names)]}
+    close = get_close_matches(wanted, names, n=3, cutoff=0.5) or sorted(names)[:3]
+    nearest = ", ".join(names[name] for name in close)
+    raise UserError(f"class={asked}: the checkpoint knows no such class; nearest: {nearest}")
+
+
+def pictures_of_split(data: ImageData, split: str, count: int, classes: list[str]) -> list[Picture]:
+    """`count` images of the split of `data` (after setup), spread evenly over it, so over its classes."""
+    images = data.train_images if split == "train" else data.val_images
+    strange = [name for name in data.class_ids if name not in classes]
+    if strange:
+        raise UserError(
+            f"{strange[0]!r} of the data is no class of the checkpoint; choose the classes with data.classes=[...]"
+        )
+    pictures = []
+    for place in _spread(len(images), count):
+        index, label = images.chosen[place].item(), images.labels[place].item()
+        pixels = images.pixels[index].numpy()
+        pictures.append(Picture(f"{split} {index}", pixels, classes.index(data.class_ids[label])))
+    return pictures
+
+
+def pictures_of_files(
+    path: Path, size: int | None, count: int, classes: list[str], class_names: list[str]
+) -> tuple[list[Picture], list[str]]:
+    """The image file `path`, or up to `count` images below the folder `path`, spread evenly over their sorted paths.
+
+    size: as of load_image. The true class is known where a file's folder, or the one above that, is named by a class's
+    identifier or name. Hidden files are passed over, and those of a folder that are no images skipped.
+    Returns the pictures and notes for the user. Raises UserError if the file is no image, or the folder has none.
+    """
+    places = {name: i for i, name in enumerate(class_names)} | {name: i for i, name in enumerate(classes)}
+
+    def read(file: Path) -> Picture:
+        label = next((places[folder.name] for folder in file.absolute().parents[:2] if folder.name in places), None)
+        name = str(file.relative_to(path)) if file != path else file.name
+        return Picture(name, load_image(file, size), label)
+
+    if not path.exists():
+        raise UserError(f"images={path} does not exist; give an image file or a folder of them")
+    if not path.is_dir():
+        return [read(path)], []
+    files = list(_files(path))
+    first = _spread(len(files), count)
+    pictures, skipped = [], []
+    for place in [*first, *sorted({*range(len(files))} - {*first})]:  # others stand in for those that are no images
+        if len(pictures) == count:
+            break
+        try:
+            pictures.append(read(files[place]))
+        except UserError:
+            skipped.append(files[place])
+    if not pictures:
+        held = f"none of its {len(files)} files can be read as one" if files else "it is empty"
+        raise UserError(f"images={path} holds no image: {held}")
+    pictures.sort(key=lambda picture: picture.name)
+    notes = []
+    if skipped:
+        names = ", ".join(str(file.relative_to(path)) for file in sorted(skipped)[:3])
+        notes.append(f"skipped, since they are no images: {names}" + (", ..." if len(skipped) > 3 else ""))
+    if len(pictures) + len(skipped) < len(files):
+        notes.append(f"{len(pictures)} of {len(files) - len(skipped)} files are explained; count=N for more")
+    return pictures, notes
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """Up to `count` of the numbers below `total`, evenly spaced and each in the middle of its share."""
+    count = min(total, count)
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
