@@ -38,7 +38,7 @@ MASKED_TILE = 8  # px; the distance of a BagNet's patches
 MASKING_STEPS = 16  # from the whole image to none of it
 SHUFFLED_TILES = (8, 16, 32)  # px
 PATCHES_A_CLASS = 6  # of the most informative ones, correct and misleading each
-BATCH = 50  # images
+BATCH, MAP_BATCH = 50, 10  # images; fewer where one takes hundreds of passes, so that the progress bar moves
 
 Maps = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of a network, images and a class for each, as in attribution.py
 
@@ -68,7 +68,7 @@ def measure(trained: Trained, sample: Sample, map_count: int, seed: int) -> dict
     Raises UserError if the images are smaller than a BagNet's patches.
     """
     network = trained.network.to(best_device(), memory_format=torch.channels_last).eval()
-    name = model_name(trained.config["model"]["_target_"].rpartition(".")[2])
+    name = _name(trained)
     height, width = sample.pixels.shape[1:3]
     if isinstance(network, BagNet) and min(height, width) + network.pad < network.receptive_field:
         raise UserError(
@@ -120,7 +120,7 @@ def _measure_shuffles(trained: Trained, sample: Sample, seed: int, notes: list[s
     sizes = [size for size in SHUFFLED_TILES if height % size == width % size == 0 and size < max(height, width)]
     if left_out := [str(size) for size in SHUFFLED_TILES if size not in sizes]:
         notes.append(
-            f"Images of {width} x {height} px are not made of tiles of {', '.join(left_out)} px: not shuffled."
+            f"Images of {width} x {height} px are not made of several tiles of {', '.join(left_out)} px: not shuffled."
         )
     generators = {size: torch.Generator().manual_seed(seed) for size in sizes}  # the same orders for every network
     predicted = {size: [] for size in (*sizes, None)}
@@ -148,7 +148,7 @@ def _measure_maps(trained: Trained, sample: Sample, seed: int, notes: list[str])
     pointed = {name: ([], []) for name in methods}
     boxed = (sample.boxes >= 0).all(1)
     inside = inside_boxes(sample.boxes, *sample.pixels.shape[1:3])
-    for images, at in _batches(trained, sample, "maps and masks"):
+    for images, at in _batches(trained, sample, "maps and masks", MAP_BATCH):
         with torch.no_grad():
             predicted = trained.network(images).argmax(1)
         labels = sample.labels[at].to(predicted.device)
@@ -198,11 +198,15 @@ def _summarised_curves(curves: dict[str, dict[str, list[Tensor]]]) -> dict:
     return summary
 
 
-def _batches(trained: Trained, sample: Sample, what: str) -> Iterator[tuple[Tensor, slice]]:
+def _batches(trained: Trained, sample: Sample, what: str, size: int = BATCH) -> Iterator[tuple[Tensor, slice]]:
     """Normalised images (B, 3, H, W) on the network's device, and which of the sample they are."""
-    with progress_bar(what, len(sample.pixels)) as advance:
-        for start in range(0, len(sample.pixels), BATCH):
-            at = slice(start, start + BATCH)
+    with progress_bar(f"{_name(trained)}: {what}", len(sample.pixels)) as advance:
+        for start in range(0, len(sample.pixels), size):
+            at = slice(start, start + size)
             images = normalize(sample.pixels[at].to(best_device()), trained.mean, trained.std)
             yield images, at
             advance(len(images))
+
+
+def _name(trained: Trained) -> str:
+    return model_name(trained.config["model"]["_target_"].rpartition(".")[2])

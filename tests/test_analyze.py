@@ -202,7 +202,7 @@ def test_images_that_tiles_do_not_fit_are_left_whole(boxed):
     odd = Sample(sample.pixels[:, :, :25], sample.labels, sample.boxes, sample.indices)
     measured = measure(trained, odd, map_count=1, seed=0)
     assert measured["shuffled"]["tile"] == [None]
-    assert any("25 x 32 px are not made of tiles of 8, 16, 32 px" in note for note in measured["notes"])
+    assert any("25 x 32 px are not made of several tiles of 8, 16, 32 px" in note for note in measured["notes"])
 
 
 def test_measuring_is_a_function_of_the_seed(boxed):
