@@ -10,8 +10,8 @@ from bagnet_lightning.explanation.maps import APPROXIMATIONS, EXACT, Explanation
 KEYS = {EXACT: "evidence", **{name: name.lower().replace("-", "_").replace(" ", "_") for name in APPROXIMATIONS}}
 
 
-def pack(model: Model, pictures: list[Picture], explanations: list[Explanation]) -> dict[str, np.ndarray]:
-    """One model's arrays; images are numbered from 0 in the order of `images`.
+class Arrays:
+    """One model's arrays, by these keys; images are numbered from 0.
 
     images (N,) names; classes, class_names (C,); logits (N, C) float32; predicted, true (N,), -1 where unknown.
     For image i of H x W px, with K shown classes:
@@ -19,27 +19,30 @@ def pack(model: Model, pictures: list[Picture], explanations: list[Explanation])
     on each pixel; patch_logits_i (h, w, C) float32, of the patches at the native stride, whose mean is the image's
     logits; grad_cam_i and integrated_gradients_i (K, H, W) float32. What was not computed is not there.
     """
-    arrays = {
-        "images": np.array([picture.name for picture in pictures]),
-        "classes": np.array(model.trained.classes),
-        "class_names": np.array(model.trained.class_names),
-        "logits": np.stack([explanation.logits.numpy() for explanation in explanations]),
-        "predicted": np.array([explanation.predicted for explanation in explanations]),
-        "true": np.array([-1 if picture.label is None else picture.label for picture in pictures]),
-    }
-    for number, (picture, explanation) in enumerate(zip(pictures, explanations, strict=True)):
-        arrays[f"pixels_{number}"] = picture.pixels
-        arrays[f"shown_{number}"] = np.array(explanation.shown)
+
+    def __init__(self, model: Model):
+        self._whole = {
+            "classes": np.array(model.trained.classes),
+            "class_names": np.array(model.trained.class_names),
+        }
+        self._each = {"images": [], "logits": [], "predicted": [], "true": []}
+
+    def add(self, picture: Picture, explanation: Explanation) -> None:
+        number = len(self._each["images"])
+        self._each["images"].append(picture.name)
+        self._each["logits"].append(explanation.logits.numpy())
+        self._each["predicted"].append(explanation.predicted)
+        self._each["true"].append(-1 if picture.label is None else picture.label)
+        self._whole[f"pixels_{number}"] = picture.pixels
+        self._whole[f"shown_{number}"] = np.array(explanation.shown)
         for method, maps in explanation.maps().items():
-            arrays[f"{KEYS[method]}_{number}"] = maps.numpy()
+            self._whole[f"{KEYS[method]}_{number}"] = maps.numpy().copy()  # a view would keep all classes' maps alive
         if explanation.shares is not None:
             height, width, _ = explanation.shares.shape
-            arrays[f"patch_logits_{number}"] = (explanation.shares * (height * width)).numpy()
-    return arrays
+            self._whole[f"patch_logits_{number}"] = (explanation.shares * (height * width)).numpy()
 
-
-def as_npz(arrays: dict[str, np.ndarray]) -> bytes:
-    """The content of a .npz file."""
-    stream = BytesIO()
-    np.savez_compressed(stream, **arrays)
-    return stream.getvalue()
+    def npz(self) -> bytes:
+        """The content of the .npz file."""
+        stream = BytesIO()
+        np.savez_compressed(stream, **{key: np.array(values) for key, values in self._each.items()}, **self._whole)
+        return stream.getvalue()

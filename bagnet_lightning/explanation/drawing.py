@@ -33,9 +33,14 @@ def draw(picture: Picture, models: list[Model], explanations: list[Explanation])
 
 
 def exact_limit(explanations: list[Explanation]) -> float:
-    """The end of the scale, in logits, that all exact maps of an image share: its largest absolute value."""
-    values = [e.dense[..., e.shown].abs().max().item() for e in explanations if e.dense is not None]
-    return max(values, default=0) or 1.0
+    """The end of the scale, in logits, that all exact maps of an image share."""
+    return scale_end([e.dense[..., e.shown] for e in explanations if e.dense is not None])
+
+
+def scale_end(maps: list[Tensor]) -> float:
+    """The absolute value that 99 % of the maps' pixels stay below: a few loud pixels should not hide the others."""
+    values = np.concatenate([one.abs().flatten().numpy() for one in maps]) if maps else np.zeros(1)
+    return float(np.quantile(values, 0.99)) or 1.0
 
 
 def cut_out(picture: Picture, row: int, column: int, model: Model) -> np.ndarray:
@@ -71,7 +76,7 @@ def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: E
         2 + len(shown),
         width_ratios=[1] * (1 + len(shown)) + [0.05],
         left=0.02,
-        right=0.92,
+        right=0.9,
         top=1 - 0.55 / height,
         bottom=bottom,
         wspace=0.06,
@@ -83,22 +88,22 @@ def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: E
     _bare(axes)
     for row, (method, values) in enumerate(maps.items()):
         exact = method == EXACT
-        end = limit if exact else values.abs().max().item() or 1.0
+        end = limit if exact else scale_end([values])
         if row:
             axes = block.add_subplot(grid[row, 0])
             axes.axis("off")
-            axes.text(1, 0.5, f"{method}\n(an approximation,\non a scale of its own)", ha="right", va="center", size=8)
+            axes.text(
+                0.95, 0.5, f"{method}\n(an approximation,\non a scale of its own)", ha="right", va="center", size=8
+            )
         for column, (index, one) in enumerate(zip(shown, values, strict=True), start=1):
             axes = block.add_subplot(grid[row, column])
             mappable = _overlay(axes, picture, one, end)
             if row == 0:
                 logit = explanation.logits[index].item()
                 axes.set_title(f"{_clipped(names[index])}  logit {logit:.2f}", fontsize=9)
-            if column == 1 and row == 0 and not exact:
-                axes.set_ylabel(f"{method} (approximate)", fontsize=8)
-        bar = block.colorbar(mappable, cax=block.add_subplot(grid[row, -1]))
+        bar = block.colorbar(mappable, cax=block.add_subplot(grid[row, -1]), extend="both")
         bar.ax.tick_params(labelsize=7)
-        bar.set_label("logit of the patch" if exact else "arbitrary unit", fontsize=7)
+        bar.set_label(f"{method}\n{'logit of the patch' if exact else 'an approximation'}", fontsize=7)
     for row in range(patch_rows):
         top = (patch_rows - row) * 1.3 / height
         _draw_patches(block, picture, model, explanation, shown[row], top, height)

@@ -1,0 +1,134 @@
+"""The page of explanations: one HTML file that holds its pictures, maps, style and script, and loads nothing."""
+
+import base64
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from html import escape
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bagnet_lightning.explanation.drawing import COLOURS, PATCHES, exact_limit, scale_end
+from bagnet_lightning.explanation.inputs import Picture, short_name
+from bagnet_lightning.explanation.maps import EXACT, Explanation, Model, strongest
+
+TEMPLATE = Path(__file__).parent / "page"
+MOST_CLASSES = 12  # whose maps the page holds for an image: those with the highest logits
+TOP = 5
+
+
+@dataclass
+class Page:
+    """Takes explanations as they are made, and keeps of each only what the page shows."""
+
+    models: list[Model]
+    images: list[dict] = field(default_factory=list)
+
+    def add(self, picture: Picture, explanations: list[Explanation]) -> None:
+        """Scores are stored as 16-bit multiples of a step of their own for each map: see `fixed_point`."""
+        height, width, _ = picture.pixels.shape
+        offered = _offered(explanations)
+        stream = BytesIO()
+        Image.fromarray(picture.pixels).save(stream, "PNG")
+        self.images.append(
+            {
+                "name": picture.name,
+                "width": width,
+                "height": height,
+                "label": picture.label,
+                "png": "data:image/png;base64," + _base64(stream.getvalue()),
+                "classes": offered,
+                "explanations": [
+                    _explanation(model, explanation, offered, exact_limit(explanations))
+                    for model, explanation in zip(self.models, explanations, strict=True)
+                ],
+            }
+        )
+
+    def html(self) -> str:
+        colours = matplotlib.colormaps[COLOURS](np.linspace(0, 1, 255), bytes=True)[:, :3]
+        data = {
+            "models": [
+                {
+                    "name": model.name,
+                    "checkpoint": f"{model.path.parent.name}/{model.path.name}",
+                    "field": model.field,
+                    "grey": "#{:02x}{:02x}{:02x}".format(*model.grey),
+                }
+                for model in self.models
+            ],
+            "classes": [short_name(name) for name in self.models[0].trained.class_names],
+            "identifiers": self.models[0].trained.classes,
+            "colours": colours.tolist(),
+            "images": self.images,
+        }
+        # "<" could end the script element that the data stand in.
+        parts = {
+            "TITLE": escape(" and ".join(dict.fromkeys(model.name for model in self.models))),
+            "STYLE": (TEMPLATE / "page.css").read_text(encoding="utf-8"),
+            "DATA": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+            "SCRIPT": (TEMPLATE / "page.js").read_text(encoding="utf-8"),
+        }
+        html = (TEMPLATE / "page.html").read_text(encoding="utf-8")
+        for name, text in parts.items():
+            html = html.replace(f"{{{{{name}}}}}", text, 1)
+        return html
+
+
+def fixed_point(values: Tensor) -> dict:
+    """`values` as int16 multiples of a step: {"step", "data"}, little-endian in base64; off by at most half a step.
+
+    The step is the largest absolute value over 32767.
+    """
+    step = values.abs().max().item() / 32767 or 1.0
+    return {"step": step, "data": _base64((values.double() / step).round().to(torch.int16).numpy().astype("<i2"))}
+
+
+def _offered(explanations: list[Explanation]) -> list[int]:
+    """The shown classes, then those with the highest logits of the networks in turn, MOST_CLASSES at most."""
+    ranked: Iterable[tuple[int, ...]] = zip(
+        *(explanation.logits.argsort(descending=True).tolist() for explanation in explanations), strict=True
+    )
+    ordered = dict.fromkeys([*explanations[0].shown, *(index for step in ranked for index in step)])
+    return [*ordered][: max(MOST_CLASSES, len(explanations[0].shown))]
+
+
+def _explanation(model: Model, explanation: Explanation, offered: list[int], limit: float) -> dict:
+    probabilities = explanation.logits.softmax(0)
+    described = {
+        "predicted": explanation.predicted,
+        "logits": [explanation.logits[index].item() for index in offered],
+        "probabilities": [probabilities[index].item() for index in offered],
+        "maps": [],
+    }
+    if explanation.dense is not None:
+        exact = explanation.dense[..., offered].permute(2, 0, 1)  # (offered, H, W)
+        described["maps"].append({"method": EXACT, "classes": offered, "limit": limit, **fixed_point(exact)})
+        scores, indices = explanation.dense.topk(min(TOP, explanation.dense.shape[2]))  # (H, W, 5)
+        width = np.dtype("<u1" if len(explanation.logits) <= 256 else "<u2")
+        described["top"] = {
+            "count": scores.shape[2],
+            "bytes": width.itemsize,
+            "classes": _base64(indices.numpy().astype(width)),
+            **fixed_point(scores),
+        }
+        described["strongest"] = [
+            [strongest(one, model.field, PATCHES, largest) for largest in (True, False)] for one in exact
+        ]
+        described["patches"] = explanation.shares[..., 0].numel()
+        described["error"] = explanation.additivity_error
+    for method, maps in explanation.approximations.items():
+        described["maps"].append(
+            {"method": method, "classes": explanation.shown, "limit": scale_end([maps]), **fixed_point(maps)}
+        )
+    return described
+
+
+def _base64(content: bytes | np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(content) if isinstance(content, np.ndarray) else content).decode()

@@ -1,0 +1,288 @@
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const classSelect = document.getElementById("class"), overlay = document.getElementById("overlay");
+const state = { image: 0, chosen: null, row: 0, column: 0 };
+let views = []; // one a model: {explanation, field, panels, ...}, made anew for each image
+
+const make = (tag, className, text) => {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  if (text !== undefined) element.textContent = text;
+  return element;
+};
+const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer;
+const signed = (value, digits = 2) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
+const digitsFor = limit => Math.min(5, Math.max(0, 2 - Math.floor(Math.log10(limit))));
+
+// Numbers are 16-bit multiples of a step, little-endian.
+const decode = packed => {
+  const view = new DataView(bytes(packed.data));
+  return Float32Array.from({ length: view.byteLength / 2 }, (_, i) => view.getInt16(2 * i, true) * packed.step);
+};
+const decodeClasses = top => {
+  const view = new DataView(bytes(top.classes));
+  const read = i => (top.bytes === 1 ? view.getUint8(i) : view.getUint16(2 * i, true));
+  return Array.from({ length: view.byteLength / top.bytes }, (_, i) => read(i));
+};
+
+const colour = share => data.colours[Math.round(127 * (1 + Math.max(-1, Math.min(1, share))))];
+const css = ([r, g, b]) => `rgb(${r} ${g} ${b})`;
+const gradient = `linear-gradient(90deg, ${[-1, -.75, -.5, -.25, 0, .25, .5, .75, 1].map(s => css(colour(s))).join(", ")})`;
+
+function layer(width, height, paint) {
+  const canvas = Object.assign(document.createElement("canvas"), { width, height });
+  const context = canvas.getContext("2d"), pixels = context.createImageData(width, height);
+  paint(pixels.data);
+  context.putImageData(pixels, 0, 0);
+  return canvas;
+}
+
+async function showImage(index) {
+  const image = data.images[index];
+  const picture = new Image();
+  picture.src = image.png;
+  await picture.decode();
+  state.image = index;
+  state.row = Math.min(image.height - 1, state.row || image.height >> 1);
+  state.column = Math.min(image.width - 1, state.column || image.width >> 1);
+
+  const source = Object.assign(document.createElement("canvas"), { width: image.width, height: image.height });
+  const context = source.getContext("2d");
+  context.drawImage(picture, 0, 0);
+  const rgb = context.getImageData(0, 0, image.width, image.height).data;
+  const grey = layer(image.width, image.height, out => {
+    for (let i = 0; i < out.length; i += 4) {
+      out[i] = out[i + 1] = out[i + 2] = .299 * rgb[i] + .587 * rgb[i + 1] + .114 * rgb[i + 2];
+      out[i + 3] = 255;
+    }
+  });
+
+  const kept = image.classes.includes(state.chosen) ? state.chosen : image.explanations[0].predicted;
+  classSelect.replaceChildren(...image.classes.map(index => {
+    const said = data.models.filter((_, m) => image.explanations[m].predicted === index).map(model => model.name);
+    const notes = [
+      ...(said.length ? ["predicted" + (data.models.length > 1 ? ` by ${said.join(", ")}` : "")] : []),
+      ...(image.label === index ? ["true class"] : []),
+    ];
+    const option = make("option", "", data.classes[index] + (notes.length ? ` (${notes.join("; ")})` : ""));
+    option.value = index;
+    return option;
+  }));
+  const focused = views.findIndex(view => view.stage.contains(document.activeElement));
+  views = data.models.map((model, m) => makeView(model, image.explanations[m], image, source, grey));
+  document.getElementById("models").replaceChildren(...views.map(view => view.section));
+  if (focused >= 0) views[focused].stage.focus();
+  showClass(kept);
+}
+
+function makeView(model, explanation, image, source, grey) {
+  const section = make("section", "model"), header = make("header"), columns = make("div", "columns");
+  const exact = model.field !== null;
+  const title = make("h2", "", model.name);
+  title.title = model.checkpoint;
+  const badge = make("span", exact ? "badge exact" : "badge",
+    exact ? `exact: ${model.field} × ${model.field} px patches` : "approximations only");
+  const place = image.classes.indexOf(explanation.predicted);
+  const right = image.label === null ? "" : image.label === explanation.predicted ? " ✓"
+    : ` ✗ (it is ${data.classes[image.label]})`;
+  const verdict = make("span", "verdict",
+    `says ${data.classes[explanation.predicted]}, ${(100 * explanation.probabilities[place]).toFixed(0)} %${right}`);
+  header.append(title, badge, verdict);
+  const logit = make("p", "quiet logit");
+  section.append(header, logit, columns);
+
+  const stage = make("div", "stage");
+  stage.tabIndex = 0;
+  stage.setAttribute("role", "application");
+  stage.setAttribute("aria-label", `${model.name}: ${exact ? "patch" : "pixel"} under the pointer; arrow keys move it`);
+  stage.style.setProperty("--panels", 1 + explanation.maps.length);
+  const panels = [null, ...explanation.maps].map(map => makePanel(map, image));
+  stage.append(...panels.map(panel => panel.figure));
+  columns.append(stage);
+  const view = { model, explanation, image, source, grey, section, stage, panels, logit, field: model.field };
+
+  if (exact) {
+    const inspector = make("div", "inspector"), under = make("div", "under");
+    view.where = make("h3", "where");
+    view.patch = Object.assign(make("canvas", "patch"), { width: model.field, height: model.field });
+    view.scores = make("ol", "scores");
+    under.append(view.patch, view.scores);
+    inspector.append(view.where, under);
+    columns.append(inspector);
+    view.top = { classes: decodeClasses(explanation.top), scores: decode(explanation.top), count: explanation.top.count };
+    view.strongest = make("div", "strongest");
+    section.append(view.strongest);
+  } else {
+    columns.classList.add("alone");
+    view.where = make("p", "quiet where");
+    section.append(view.where);
+  }
+  stage.addEventListener("keydown", event => {
+    const step = event.shiftKey ? 8 : 1;
+    const [down, across] = { ArrowUp: [-step, 0], ArrowDown: [step, 0], ArrowLeft: [0, -step], ArrowRight: [0, step] }[event.key]
+      || [0, 0];
+    if (!down && !across) return;
+    event.preventDefault();
+    moveTo(state.row + down, state.column + across, true);
+  });
+  for (const panel of panels) {
+    const point = event => {
+      const box = panel.canvas.getBoundingClientRect();
+      moveTo(Math.floor((event.clientY - box.top) / box.height * image.height),
+        Math.floor((event.clientX - box.left) / box.width * image.width));
+    };
+    panel.canvas.addEventListener("pointermove", point);
+    panel.canvas.addEventListener("pointerdown", point);
+  }
+  return view;
+}
+
+function makePanel(map, image) {
+  const figure = make("figure"), caption = make("figcaption"), zoom = Math.ceil(400 / Math.max(image.width, image.height));
+  const canvas = Object.assign(make("canvas"), { width: image.width * zoom, height: image.height * zoom });
+  canvas.setAttribute("role", "img");
+  figure.append(caption, canvas);
+  if (map) {
+    const bar = make("div", "bar"), ends = make("div", "ends"), digits = digitsFor(map.limit);
+    bar.style.background = gradient;
+    ends.append(make("span", "", signed(-map.limit, digits)), make("span", "", "0"), make("span", "", signed(map.limit, digits)));
+    figure.append(bar, ends);
+  }
+  return { figure, caption, canvas, map, zoom, values: map && decode(map) };
+}
+
+// Values of a panel's map for the chosen class, (height * width), or null.
+function chosenValues(panel, image) {
+  const place = panel.map.classes.indexOf(state.chosen), size = image.width * image.height;
+  return place < 0 ? null : panel.values.subarray(place * size, (place + 1) * size);
+}
+
+function showClass(chosen) {
+  state.chosen = chosen;
+  classSelect.value = chosen;
+  for (const view of views) {
+    const { image, explanation } = view, place = image.classes.indexOf(chosen), name = data.classes[chosen];
+    const logit = explanation.logits[place];
+    view.logit.textContent = `${name}: logit ${signed(logit, 3)}, ${(100 * explanation.probabilities[place]).toFixed(1)} %` + (view.field
+      ? `, the mean of ${explanation.patches} patches' logits (off by ${explanation.error.toExponential(0)} at most, over all classes).` : ".");
+    for (const panel of view.panels) {
+      const { map } = panel;
+      const values = map && chosenValues(panel, image);
+      panel.figure.classList.toggle("panel-off", Boolean(map) && !values);
+      const approximate = map && map.method !== "exact evidence";
+      panel.caption.replaceChildren(make("b", "", map ? map.method : "image"),
+        make("span", "", !map ? image.name : !values ? "not computed for this class" : approximate ? "approximation" : `for ${name}`));
+      panel.canvas.setAttribute("aria-label", map ? `${map.method} for ${name}` : `the image ${image.name}`);
+      panel.layer = values && layer(image.width, image.height, out => values.forEach((value, i) => {
+        out.set(colour(value / map.limit), 4 * i);
+        out[4 * i + 3] = 255;
+      }));
+    }
+    if (view.strongest) showStrongest(view, explanation.strongest[place], name);
+  }
+  moveTo(state.row, state.column);
+}
+
+function cutOut(view, canvas, row, column) {
+  const before = (view.field - 1) >> 1, context = canvas.getContext("2d");
+  context.fillStyle = view.model.grey;
+  context.fillRect(0, 0, view.field, view.field);
+  context.drawImage(view.source, before - column, before - row);
+}
+
+function showStrongest(view, [best, worst], name) {
+  view.strongest.replaceChildren(...[[best, `Highest scores for ${name}`], [worst, "Lowest scores"]].map(([patches, title]) => {
+    const group = make("section"), row = make("div");
+    row.append(...patches.map(([y, x, score]) => {
+      const button = make("button"), canvas = Object.assign(make("canvas"), { width: view.field, height: view.field });
+      cutOut(view, canvas, y, x);
+      button.type = "button";
+      button.setAttribute("aria-label", `Go to the patch at row ${y}, column ${x}: ${signed(score)}`);
+      Object.assign(button.dataset, { y, x });
+      button.append(canvas, signed(score));
+      button.addEventListener("click", () => moveTo(y, x, true));
+      return button;
+    }));
+    group.append(make("h3", "", title), row);
+    return group;
+  }));
+}
+
+function moveTo(row, column, aloud = false) {
+  const { width, height } = data.images[state.image];
+  state.row = Math.max(0, Math.min(height - 1, row));
+  state.column = Math.max(0, Math.min(width - 1, column));
+  views.forEach(draw);
+  if (aloud) document.getElementById("spoken").textContent = views.map(spoken).join(" ");
+}
+
+function draw(view) {
+  const { image, field } = view, at = state.row * image.width + state.column;
+  for (const panel of view.panels) {
+    const context = panel.canvas.getContext("2d"), { zoom } = panel;
+    context.imageSmoothingEnabled = false;
+    context.globalAlpha = 1;
+    context.drawImage(panel.map ? view.grey : view.source, 0, 0, panel.canvas.width, panel.canvas.height);
+    if (panel.layer) {
+      context.globalAlpha = overlay.value / 100;
+      context.drawImage(panel.layer, 0, 0, panel.canvas.width, panel.canvas.height);
+      context.globalAlpha = 1;
+    }
+    const side = field || 1, before = (side - 1) >> 1;
+    for (const [style, line] of [["#000", 5], ["#ffe600", 2.5]]) {
+      context.strokeStyle = style;
+      context.lineWidth = line;
+      context.strokeRect((state.column - before) * zoom, (state.row - before) * zoom, side * zoom, side * zoom);
+    }
+  }
+  if (!field) {
+    view.where.textContent = spoken(view);
+    return;
+  }
+  view.where.textContent = `Patch at row ${state.row}, column ${state.column}`;
+  cutOut(view, view.patch, state.row, state.column);
+  const { count, classes, scores } = view.top;
+  const best = Array.from({ length: count }, (_, i) => [classes[at * count + i], scores[at * count + i]]);
+  if (!best.some(([index]) => index === state.chosen)) best.push([state.chosen, chosenValues(view.panels[1], image)[at]]);
+  const most = Math.max(...best.map(([, score]) => Math.abs(score)), 1e-9);
+  view.scores.replaceChildren(...best.map(([index, score]) => {
+    const item = make("li", index === state.chosen ? "chosen" : ""), line = make("i", score < 0 ? "negative" : "");
+    const name = make("span", "", data.classes[index]);
+    name.title = `${data.classes[index]} (${data.identifiers[index]})`;
+    line.style.width = `${100 * Math.abs(score) / most}%`;
+    item.dataset.class = index;
+    item.append(name, line, make("span", "", signed(score)));
+    return item;
+  }));
+  for (const button of view.strongest.querySelectorAll("button"))
+    button.setAttribute("aria-pressed", +button.dataset.y === state.row && +button.dataset.x === state.column);
+}
+
+function spoken(view) {
+  const { image } = view, at = state.row * image.width + state.column;
+  const maps = view.panels.filter(panel => panel.layer)
+    .map(panel => `${panel.map.method} ${signed(chosenValues(panel, image)[at], digitsFor(panel.map.limit))}`);
+  const best = view.top ? `, best class ${data.classes[view.top.classes[at * view.top.count]]}` : "";
+  return `${view.model.name}, row ${state.row}, column ${state.column}, ${data.classes[state.chosen]}: `
+    + (maps.join(", ") || "not computed for this class") + `${best}.`;
+}
+
+document.querySelector(".strip").append(...data.images.map((image, i) => {
+  const label = make("label"), radio = make("input"), thumb = make("img");
+  const right = image.label === null ? "" : image.explanations[0].predicted === image.label ? "right" : "wrong";
+  Object.assign(radio, { type: "radio", name: "image", value: i, checked: i === 0 });
+  thumb.src = image.png;
+  thumb.alt = image.name + (image.label === null ? "" : `, ${data.classes[image.label]}, ${right}ly classified`);
+  label.title = thumb.alt;
+  label.className = right;
+  radio.addEventListener("change", () => showImage(i));
+  label.append(radio, thumb);
+  return label;
+}));
+classSelect.addEventListener("change", () => showClass(+classSelect.value));
+overlay.addEventListener("input", () => views.forEach(draw));
+document.getElementById("for").style.background = css(colour(.8));
+document.getElementById("against").style.background = css(colour(-.8));
+const steps = data.images.flatMap(image => image.explanations.flatMap(e => e.top ? [e.maps[0].step, e.top.step] : []));
+document.getElementById("rounding").textContent = steps.length ? (Math.max(...steps) / 2).toPrecision(2) : "0";
+showImage(0);
