@@ -38,6 +38,7 @@ def fit(config: DictConfig, folder: Path, run_id: str) -> dict:
     """
     for harmless in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", harmless)
+    code = {"versions": versions(), "commit": commit()}  # before the checkout can change under a long run
     folder.mkdir(parents=True, exist_ok=True)
     seed_everything(config.seed, verbose=False)
     # Partial, so that a UserError of theirs comes as it is and not wrapped in one of Hydra's.
@@ -110,8 +111,7 @@ def fit(config: DictConfig, folder: Path, run_id: str) -> dict:
         "peak_memory_mib": peak_memory_mib(trainer.strategy.root_device),
         "device": device_name(trainer.strategy.root_device),
         "precision": trainer.precision,
-        "versions": versions(),
-        "commit": commit(),
+        **code,
     }
 
 
