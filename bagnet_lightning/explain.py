@@ -58,7 +58,7 @@ def main(config: DictConfig) -> None:
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
 
-    page, arrays = Page(models), [Arrays(model) for model in models]
+    page, arrays = Page(models, asked), [Arrays(model) for model in models]
     for number, picture in enumerate(pictures):
         explanations = explain(models, picture, asked, approximate)
         page.add(picture, explanations)

@@ -44,17 +44,11 @@ def find_class(asked: str, classes: list[str], class_names: list[str]) -> int:
 
 def pictures_of_split(data: ImageData, split: str, count: int, classes: list[str]) -> list[Picture]:
     """`count` images of the split of `data` (after setup), spread evenly over it, so over its classes."""
-    images = data.train_images if split == "train" else data.val_images
-    strange = [name for name in data.class_ids if name not in classes]
-    if strange:
-        raise UserError(
-            f"{strange[0]!r} of the data is no class of the checkpoint; choose the classes with data.classes=[...]"
-        )
+    images = data.labelled_for(classes, split)
     pictures = []
     for place in _spread(len(images), count):
-        index, label = images.chosen[place].item(), images.labels[place].item()
-        pixels = images.pixels[index].numpy()
-        pictures.append(Picture(f"{split} {index}", pixels, classes.index(data.class_ids[label])))
+        index = images.chosen[place].item()
+        pictures.append(Picture(f"{split} {index}", images.split.images[index].numpy(), images.labels[place].item()))
     return pictures
 
 

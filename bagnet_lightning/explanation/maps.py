@@ -109,11 +109,15 @@ def explain(models: list[Model], picture: Picture, asked: int | None, approximat
 def strongest(evidence: Tensor, field: int, count: int, largest: bool = True) -> list[tuple[int, int, float]]:
     """(row, column, score) of up to `count` patches with the largest, or smallest, scores, best first.
 
-    evidence: (H, W), of the patches centred on the pixels. Neighbours nearly repeat each other, so a patch is passed
-    over if it is less than half the field away, in rows and in columns, from one that was taken.
+    evidence: (H, W), of the patches centred on the pixels; those that reach beyond the image are passed over.
+    Neighbours nearly repeat each other: of two whose centres are closer than half the field both in rows and in
+    columns, only the stronger one is taken.
     """
-    left = (evidence if largest else -evidence).clone()
-    reach, found = field // 2, []
+    reach = (field - 1) // 2
+    inside = tuple(slice(reach, reach + side - field + 1) for side in evidence.shape)
+    left = torch.full_like(evidence, -torch.inf)
+    left[inside] = evidence[inside] if largest else -evidence[inside]
+    found = []
     while len(found) < count and left.max() > -torch.inf:
         row, column = divmod(left.argmax().item(), left.shape[1])
         found.append((row, column, evidence[row, column].item()))

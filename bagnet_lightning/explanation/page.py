@@ -28,6 +28,7 @@ class Page:
     """Takes explanations as they are made, and keeps of each only what the page shows."""
 
     models: list[Model]
+    asked: int | None = None  # the class to show at first, instead of the predicted one
     images: list[dict] = field(default_factory=list)
 
     def add(self, picture: Picture, explanations: list[Explanation]) -> None:
@@ -65,6 +66,7 @@ class Page:
             ],
             "classes": [short_name(name) for name in self.models[0].trained.class_names],
             "identifiers": self.models[0].trained.classes,
+            "asked": self.asked,
             "colours": colours.tolist(),
             "images": self.images,
         }

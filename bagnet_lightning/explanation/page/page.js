@@ -1,7 +1,7 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const classSelect = document.getElementById("class"), overlay = document.getElementById("overlay");
-const state = { image: 0, chosen: null, row: 0, column: 0 };
+const state = { image: 0, chosen: data.asked, row: 0, column: 0 };
 let views = []; // one a model: {explanation, field, panels, ...}, made anew for each image
 
 const make = (tag, className, text) => {
@@ -12,6 +12,7 @@ const make = (tag, className, text) => {
 };
 const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer;
 const signed = (value, digits = 2) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
+const percent = share => `${(100 * share).toFixed(1)} %`;
 const digitsFor = limit => Math.min(5, Math.max(0, 2 - Math.floor(Math.log10(limit))));
 
 // Numbers are 16-bit multiples of a step, little-endian.
@@ -43,8 +44,6 @@ async function showImage(index) {
   picture.src = image.png;
   await picture.decode();
   state.image = index;
-  state.row = Math.min(image.height - 1, state.row || image.height >> 1);
-  state.column = Math.min(image.width - 1, state.column || image.width >> 1);
 
   const source = Object.assign(document.createElement("canvas"), { width: image.width, height: image.height });
   const context = source.getContext("2d");
@@ -63,6 +62,7 @@ async function showImage(index) {
     const notes = [
       ...(said.length ? ["predicted" + (data.models.length > 1 ? ` by ${said.join(", ")}` : "")] : []),
       ...(image.label === index ? ["true class"] : []),
+      ...(data.asked === index ? ["asked"] : []),
     ];
     const option = make("option", "", data.classes[index] + (notes.length ? ` (${notes.join("; ")})` : ""));
     option.value = index;
@@ -72,6 +72,8 @@ async function showImage(index) {
   views = data.models.map((model, m) => makeView(model, image.explanations[m], image, source, grey));
   document.getElementById("models").replaceChildren(...views.map(view => view.section));
   if (focused >= 0) views[focused].stage.focus();
+  const strongest = image.explanations.find(explanation => explanation.strongest)?.strongest[image.classes.indexOf(kept)];
+  [state.row, state.column] = strongest ? strongest[0][0] : [image.height >> 1, image.width >> 1];
   showClass(kept);
 }
 
@@ -86,7 +88,7 @@ function makeView(model, explanation, image, source, grey) {
   const right = image.label === null ? "" : image.label === explanation.predicted ? " ✓"
     : ` ✗ (it is ${data.classes[image.label]})`;
   const verdict = make("span", "verdict",
-    `says ${data.classes[explanation.predicted]}, ${(100 * explanation.probabilities[place]).toFixed(0)} %${right}`);
+    `says ${data.classes[explanation.predicted]}, ${percent(explanation.probabilities[place])}${right}`);
   header.append(title, badge, verdict);
   const logit = make("p", "quiet logit");
   section.append(header, logit, columns);
@@ -111,7 +113,7 @@ function makeView(model, explanation, image, source, grey) {
     columns.append(inspector);
     view.top = { classes: decodeClasses(explanation.top), scores: decode(explanation.top), count: explanation.top.count };
     view.strongest = make("div", "strongest");
-    section.append(view.strongest);
+    columns.append(view.strongest);
   } else {
     columns.classList.add("alone");
     view.where = make("p", "quiet where");
@@ -163,7 +165,7 @@ function showClass(chosen) {
   for (const view of views) {
     const { image, explanation } = view, place = image.classes.indexOf(chosen), name = data.classes[chosen];
     const logit = explanation.logits[place];
-    view.logit.textContent = `${name}: logit ${signed(logit, 3)}, ${(100 * explanation.probabilities[place]).toFixed(1)} %` + (view.field
+    view.logit.textContent = `${name}: logit ${signed(logit, 3)}, ${percent(explanation.probabilities[place])}` + (view.field
       ? `, the mean of ${explanation.patches} patches' logits (off by ${explanation.error.toExponential(0)} at most, over all classes).` : ".");
     for (const panel of view.panels) {
       const { map } = panel;
@@ -274,7 +276,7 @@ document.querySelector(".strip").append(...data.images.map((image, i) => {
   thumb.src = image.png;
   thumb.alt = image.name + (image.label === null ? "" : `, ${data.classes[image.label]}, ${right}ly classified`);
   label.title = thumb.alt;
-  label.className = right;
+  label.className = right; // as the first network sees it
   radio.addEventListener("change", () => showImage(i));
   label.append(radio, thumb);
   return label;

@@ -1,0 +1,106 @@
+"""The explain command as a user runs it."""
+
+import numpy as np
+import pytest
+from conftest import composed
+from PIL import Image
+from test_commands import one_line
+from trained_checkpoints import CLASSES, write_checkpoint
+
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.explain import main
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return {name: write_checkpoint(folder / name / "best.ckpt", name) for name in ("bagnet9", "bagnet33", "resnet18")}
+
+
+@pytest.fixture
+def photo(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_a_photo_by_two_networks_side_by_side(command, checkpoints, photo, tmp_path):
+    pytest.importorskip("captum", reason="captum is an optional dependency")
+    both = f"checkpoint=[{checkpoints['bagnet9']},{checkpoints['resnet18']}]"
+    done = command("explain", both, f"images={photo}", "class=goldfish", "out=told")
+    assert done.returncode == 0, done.stderr
+    assert "mean of 16 patches'" in done.stdout  # (40 - 9) // 8 + 1 = 4 a side
+    out = tmp_path / "told"
+    assert {path.name for path in out.iterdir()} == {
+        "000_photo.png.png",
+        "evidence_1.npz",
+        "evidence_2.npz",
+        "index.html",
+    }
+    with np.load(out / "evidence_1.npz") as first, np.load(out / "evidence_2.npz") as second:
+        assert first["pixels_0"].shape == (40, 40, 3)  # scaled as the training images were
+        assert 0 in first["shown_0"]
+        assert "evidence_0" in first
+        assert "evidence_0" not in second
+        assert "integrated_gradients_0" in second
+
+
+def test_own_size_and_exact_evidence_alone_need_no_captum(command, checkpoints, photo, tmp_path):
+    (tmp_path / "captum").mkdir()
+    (tmp_path / "captum/__init__.py").write_text("raise ImportError('captum was imported')")
+    done = command(
+        "explain",
+        f"checkpoint={checkpoints['bagnet9']}",
+        "images=photo.png",
+        "size=own",
+        "method=exact",
+        PYTHONPATH=str(tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(checkpoints["bagnet9"].parent / "explain/evidence.npz") as held:
+        assert held["pixels_0"].shape == (50, 60, 3)
+        assert "grad_cam_0" not in held
+    refused = command("explain", f"checkpoint={checkpoints['resnet18']}", "images=photo.png", PYTHONPATH=str(tmp_path))
+    assert "pip install 'bagnet-lightning[explain]'" in one_line(refused)
+
+
+def test_mistakes_are_said_before_anything_is_made(checkpoints, photo, tmp_path):
+    bagnet = f"checkpoint={checkpoints['bagnet33']}"
+    Image.new("RGB", (20, 20)).save(tmp_path / "small.png")
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("in the way")
+    other = write_checkpoint(tmp_path / "other/best.ckpt", "bagnet9", CLASSES[:3])
+    images = f"images={photo}"
+    mistakes = {
+        (f"checkpoint={tmp_path}/none.ckpt",): "does not exist",
+        (f"checkpoint={photo}",): "cannot be read|is refused",
+        ("checkpoint=[]",): "one checkpoint or more",
+        (bagnet, f"images={tmp_path}/none"): "none does not exist",
+        (bagnet, f"images={tmp_path}/empty"): "holds no image",
+        (bagnet, f"images={tmp_path}/text.png"): "text.png is no image",
+        (bagnet, f"images={tmp_path}/small.png", "size=own"): "20 x 20 px, smaller than the 33 px",
+        (bagnet, images, "size=20"): "20 x 20 px, smaller than the 33 px .* size=33 or more",
+        (bagnet, images, "class=goldfsh"): "nearest: goldfish",
+        (bagnet, images, f"out={tmp_path}/file"): "choose another folder with out=",
+        (f"checkpoint=[{checkpoints['bagnet33']},{other}]", images): "do not know the same classes",
+        (f"checkpoint={checkpoints['resnet18']}", "method=exact"): "only BagNets have exact evidence",
+        (bagnet, "method=some"): "method must be all or exact",
+        (bagnet, "split=test"): "split must be train or val",
+        (bagnet, "count=0"): "count must be",
+        (bagnet, images, "size=big"): "size must be",
+        (bagnet, "size=40"): "add images=",
+        (bagnet,): "is no class of the checkpoint",
+    }
+    before = {*tmp_path.rglob("*")}
+    for arguments, words in mistakes.items():
+        config = composed(f"out={tmp_path}/out", *arguments, name="explain")
+        with pytest.raises(UserError, match=words):
+            main.__wrapped__(config)
+    assert {*tmp_path.rglob("*")} - before <= {tmp_path / "out"}
+    assert not any((tmp_path / "out").iterdir())
+
+
+def test_a_mistake_is_one_line(command, checkpoints):
+    refused = command("explain", f"checkpoint={checkpoints['bagnet9']}", "images=x", "class=trilobit")
+    assert "class=trilobit: the checkpoint knows no such class; nearest: trilobite" in one_line(refused)

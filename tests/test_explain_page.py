@@ -1,0 +1,224 @@
+"""The page in a real browser: what pointer, keyboard and selects do. Skipped where there is no Chromium."""
+
+import shutil
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+from trained_checkpoints import write_checkpoint
+
+from bagnet_lightning.explanation.drawing import COLOURS, exact_limit
+from bagnet_lightning.explanation.inputs import Picture, short_name
+from bagnet_lightning.explanation.maps import explain, load_model
+from bagnet_lightning.explanation.page import Page
+
+pytest.importorskip("captum", reason="captum is an optional dependency: pip install 'bagnet-lightning[explain]'")
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium drives the browser: pip install selenium")
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not CHROMIUM or not DRIVER, reason="needs chromium and chromedriver on the PATH")
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --window-size=1280,1000"
+)
+
+
+@pytest.fixture(scope="module")
+def explained(tmp_path_factory):
+    """The page's path, and each image's explanations by a BagNet-17 and a ResNet-18."""
+    folder = tmp_path_factory.mktemp("page")
+    models = [load_model(write_checkpoint(folder / f"{name}.ckpt", name), False) for name in ("bagnet17", "resnet18")]
+    random = np.random.default_rng(0)
+    pictures = []
+    for name, size, label in (("first", (40, 30), 2), ("second", (24, 36), None)):
+        coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        pictures.append(Picture(name, np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)), label))
+    page = Page(models)
+    explanations = [explain(models, picture, None, True) for picture in pictures]
+    for picture, both in zip(pictures, explanations, strict=True):
+        page.add(picture, both)
+    path = folder / "index.html"
+    path.write_text(page.html(), encoding="utf-8")
+    return path, explanations, [short_name(name) for name in models[0].trained.class_names]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def page(browser, explained):
+    browser.get(explained[0].as_uri())
+    WebDriverWait(browser, 20).until(lambda b: b.find_elements(By.CSS_SELECTOR, ".scores li"))
+    yield browser
+    logged = [entry["message"] for entry in browser.get_log("browser")]
+    # Neither errors nor anything that the content policy blocked; reading canvases is what tests do, not the page.
+    assert [message for message in logged if "readback operations" not in message] == []
+
+
+def where(page) -> tuple[int, int]:
+    words = page.find_element(By.CSS_SELECTOR, ".where").text.replace(",", "").split()
+    return int(words[words.index("row") + 1]), int(words[words.index("column") + 1])
+
+
+def scores(page) -> list[tuple[int, float]]:
+    items = page.find_elements(By.CSS_SELECTOR, ".scores li")
+    return [
+        (int(item.get_attribute("data-class")), float(item.text.splitlines()[-1].replace("−", "-"))) for item in items
+    ]
+
+
+def point(page, canvas, row, column, height, width):
+    """A real pointer on the middle of a pixel."""
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    box = canvas.rect
+    across, down = ((column + 0.5) / width - 0.5) * box["width"], ((row + 0.5) / height - 0.5) * box["height"]
+    ActionChains(page).move_to_element_with_offset(canvas, round(across), round(down)).perform()
+
+
+def check_scores(page, explanation):
+    """The list under the pointer is torch.topk of the dense evidence, and the chosen class is in it."""
+    row, column = where(page)
+    chosen = int(page.find_element(By.ID, "class").get_property("value"))
+    best, indices = explanation.dense[row, column].topk(5)
+    listed = scores(page)
+    assert [index for index, _ in listed[:5]] == indices.tolist()
+    assert [score for _, score in listed[:5]] == pytest.approx(best.tolist(), abs=0.02)
+    own = explanation.dense[row, column, chosen].item()
+    assert dict(listed)[chosen] == pytest.approx(own, abs=0.02)
+
+
+def pixel(page, canvas, row, column) -> list[int]:
+    """RGB in the middle of an image pixel of a canvas."""
+    script = """const [c, y, x, h, w] = arguments;
+        return [...c.getContext("2d").getImageData((x + .5) * c.width / w, (y + .5) * c.height / h, 1, 1).data]"""
+    return page.execute_script(script, canvas, row, column, 30, 40)[:3]
+
+
+def test_hovering_shows_the_patch_its_outline_and_its_best_classes(page, explained):
+    (bagnet, _), _ = explained[1]
+    for canvas in page.find_elements(By.CSS_SELECTOR, ".model:first-child figure canvas")[:2]:
+        for row, column in ((15, 20), (3, 37), (29, 0)):
+            point(page, canvas, row, column, 30, 40)
+            assert where(page) == (row, column)
+            check_scores(page, bagnet)
+    patch, picture = page.find_element(By.CSS_SELECTOR, "canvas.patch"), page.find_elements(By.TAG_NAME, "canvas")[0]
+    point(page, picture, 15, 20, 30, 40)
+    middle = page.execute_script("return [...arguments[0].getContext('2d').getImageData(8, 8, 1, 1).data]", patch)
+    assert middle[:3] == pixel(page, picture, 15, 20)
+    outline = page.execute_script(
+        "const c = arguments[0], z = c.width / 40;"
+        "return [...c.getContext('2d').getImageData((20 - 8) * z, (15 - 3) * z, 1, 1).data]",
+        picture,
+    )
+    assert outline[:3] == [255, 230, 0]
+
+
+def test_the_map_of_the_chosen_class_is_the_exact_evidence(page, explained):
+    (bagnet, _), _ = explained[1]
+    chosen = Select(page.find_element(By.ID, "class"))
+    assert "predicted by BagNet-17" in " ".join(option.text for option in chosen.options)
+    assert {int(option.get_attribute("value")) for option in chosen.options} == {*range(7)}
+    page.execute_script(
+        "const o = document.getElementById('overlay'); o.value = 100; o.dispatchEvent(new Event('input'))"
+    )
+    canvas = page.find_elements(By.CSS_SELECTOR, ".model:first-child figure canvas")[1]
+    point(page, canvas, 29, 39, 30, 40)  # the outline out of the way
+    for index in (bagnet.predicted, (bagnet.predicted + 1) % 7):
+        chosen.select_by_value(str(index))
+        assert f"for {explained[2][index]}" in page.find_element(By.CSS_SELECTOR, ".stage").text
+        check_scores(page, bagnet)
+        for row, column in ((0, 0), (7, 33), (19, 21), (11, 5)):
+            share = bagnet.dense[row, column, index].item() / exact_limit([bagnet])
+            expected = matplotlib.colormaps[COLOURS]((1 + max(-1, min(1, share))) / 2, bytes=True)[:3]
+            assert pixel(page, canvas, row, column) == pytest.approx([int(v) for v in expected], abs=4)
+    approximated = {*bagnet.shown}
+    for index in {*range(7)} - approximated:
+        chosen.select_by_value(str(index))
+        assert page.find_element(By.CSS_SELECTOR, ".stage").text.count("not computed for this class") == 2
+
+
+def test_the_keyboard_reaches_everything_and_moves_the_patch(page, explained):
+    (bagnet, _), (second, _) = explained[1]
+    order = []
+    for _ in range(4):
+        page.switch_to.active_element.send_keys(Keys.TAB)
+        active = page.switch_to.active_element
+        order.append(active.get_attribute("id") or active.get_attribute("name") or active.get_attribute("class"))
+    assert order == ["image", "class", "overlay", "stage"]
+    stage = page.switch_to.active_element
+    page.find_element(By.CSS_SELECTOR, ".strongest button").click()
+    row, column = where(page)
+    page.execute_script("arguments[0].focus()", stage)
+    steps = [(Keys.ARROW_DOWN, 1, 0), (Keys.ARROW_RIGHT, 0, 1), (Keys.ARROW_UP, -1, 0), (Keys.ARROW_LEFT, 0, -1)]
+    for key, down, across in steps:
+        stage.send_keys(key)
+        row, column = row + down, column + across
+        assert where(page) == (row, column)
+        check_scores(page, bagnet)
+    spoken = page.find_element(By.ID, "spoken").get_attribute("textContent")
+    assert f"row {row}, column {column}" in spoken
+    assert "exact evidence" in spoken
+    for _ in range(6):
+        stage.send_keys(Keys.SHIFT + Keys.ARROW_RIGHT + Keys.NULL)
+    assert where(page) == (row, 39)  # and no further
+
+    page.find_element(By.CSS_SELECTOR, "input[name=image]").send_keys(Keys.ARROW_RIGHT)
+    WebDriverWait(page, 10).until(lambda b: "second" in b.find_element(By.CSS_SELECTOR, ".stage").text)
+    check_scores(page, second)
+
+
+def test_the_strongest_patches_lead_to_their_places(page, explained):
+    (bagnet, _), _ = explained[1]
+    for button in page.find_elements(By.CSS_SELECTOR, ".strongest button"):
+        button.click()
+        assert where(page) == (int(button.get_attribute("data-y")), int(button.get_attribute("data-x")))
+        shown = float(button.text.strip().replace("−", "-"))
+        assert dict(scores(page))[bagnet.predicted] == pytest.approx(shown, abs=0.02)
+        assert button.get_attribute("aria-pressed") == "true"
+
+
+def test_a_resnet_is_said_to_be_approximated_and_every_control_has_a_label(page):
+    resnet = page.find_elements(By.CSS_SELECTOR, ".model")[1]
+    assert "approximations only" in resnet.text
+    assert "exact evidence" not in resnet.text
+    assert not resnet.find_elements(By.CSS_SELECTOR, "canvas.patch")
+    unlabelled = page.execute_script(
+        "return [...document.querySelectorAll('input, select')].filter(e => !e.labels.length).length +"
+        "[...document.querySelectorAll('img')].filter(e => !e.alt).length"
+    )
+    assert unlabelled == 0
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1280, True)])
+def test_it_fits_a_phone_and_follows_the_colour_scheme(page, width, dark):
+    metrics = {"width": width, "height": 844, "deviceScaleFactor": 2, "mobile": width < 600}
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    try:
+        assert page.execute_script("return document.documentElement.scrollWidth") <= width
+        style = "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
+        assert (max(page.execute_script(style)) < 60) == dark
+        hidden = (
+            "return [...document.querySelectorAll('canvas')].filter(c => c.getBoundingClientRect().width < 50).length"
+        )
+        assert page.execute_script(hidden) == 0
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

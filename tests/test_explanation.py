@@ -1,0 +1,226 @@
+"""What pictures, arrays and the page hold, against evidence computed by itself."""
+
+import base64
+import json
+import re
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from trained_checkpoints import CLASS_NAMES, CLASSES, write_checkpoint
+
+from bagnet_lightning.data.augment import normalize
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.evidence import dense_evidence
+from bagnet_lightning.explanation.arrays import Arrays
+from bagnet_lightning.explanation.drawing import cut_out, draw
+from bagnet_lightning.explanation.inputs import Picture, find_class, pictures_of_files
+from bagnet_lightning.explanation.maps import explain, load_model, strongest
+from bagnet_lightning.explanation.page import Page
+
+pytest.importorskip("captum", reason="captum is an optional dependency: pip install 'bagnet-lightning[explain]'")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return [load_model(write_checkpoint(folder / name / "best.ckpt", name), False) for name in ("bagnet17", "resnet18")]
+
+
+@pytest.fixture(scope="module")
+def picture():
+    pixels = np.random.default_rng(0).integers(0, 256, (34, 27, 3), dtype=np.uint8)
+    return Picture("a </script> b.png", pixels, 2)
+
+
+@pytest.fixture(scope="module")
+def explanations(models, picture):
+    return explain(models, picture, asked=4, approximate=True)
+
+
+@pytest.fixture(scope="module")
+def dense(models, picture):
+    image = normalize(torch.tensor(picture.pixels)[None], models[0].trained.mean, models[0].trained.std)
+    return dense_evidence(models[0].network, image)[0]  # (H, W, classes)
+
+
+def test_both_networks_are_explained_for_the_same_classes(explanations):
+    bagnet, resnet = explanations
+    assert bagnet.shown == resnet.shown
+    assert set(bagnet.shown) == {bagnet.predicted, resnet.predicted, 2, 4}
+    assert [*bagnet.maps()] == ["exact evidence", "Grad-CAM", "integrated gradients"]
+    assert [*resnet.maps()] == ["Grad-CAM", "integrated gradients"]
+    assert all(maps.shape == (len(bagnet.shown), 34, 27) for e in explanations for maps in e.maps().values())
+    assert bagnet.additivity_error < 1e-5 * max(1, bagnet.logits.abs().max().item())
+
+
+def test_arrays_hold_the_evidence_itself(models, picture, explanations, dense):
+    arrays = Arrays(models[0])
+    arrays.add(picture, explanations[0])
+    held = np.load(BytesIO(arrays.npz()), allow_pickle=False)
+    shown = held["shown_0"]
+    assert np.array_equal(held["evidence_0"], dense[..., shown].permute(2, 0, 1).numpy())
+    assert held["evidence_0"].dtype == np.float32
+    assert held["images"].tolist() == [picture.name]
+    assert held["classes"].tolist() == CLASSES
+    assert held["class_names"].tolist() == CLASS_NAMES
+    assert held["true"].tolist() == [2]
+    assert held["predicted"].tolist() == held["logits"].argmax(1).tolist()
+    assert np.allclose(held["patch_logits_0"].mean((0, 1)), held["logits"][0], atol=1e-5)
+    assert np.array_equal(held["pixels_0"], picture.pixels)
+    assert held["grad_cam_0"].shape == held["integrated_gradients_0"].shape == (len(shown), 34, 27)
+
+
+def decoded(packed):
+    return np.frombuffer(base64.b64decode(packed["data"]), "<i2") * packed["step"]
+
+
+def test_the_page_holds_the_evidence_to_half_a_step_and_every_patchs_best_classes(models, picture, explanations, dense):
+    page = Page(models)
+    page.add(picture, explanations)
+    html = page.html()
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    data = json.loads(text)
+    assert data["classes"][:2] == ["goldfish", "trilobite"]
+    (image,) = data["images"]
+    assert image["name"] == picture.name
+    assert sorted(image["classes"]) == [*range(7)]
+    with Image.open(BytesIO(base64.b64decode(image["png"].partition(",")[2]))) as shown:
+        assert np.array_equal(np.asarray(shown), picture.pixels)
+
+    bagnet, resnet = image["explanations"]
+    exact = bagnet["maps"][0]
+    maps = decoded(exact).reshape(7, 34, 27)
+    expected = dense[..., exact["classes"]].permute(2, 0, 1).numpy()
+    assert np.abs(maps - expected).max() <= exact["step"] * 0.5001
+    assert exact["step"] == pytest.approx(np.abs(expected).max() / 32767)
+
+    top = bagnet["top"]
+    scores, indices = dense.topk(5)
+    assert np.array_equal(np.frombuffer(base64.b64decode(top["classes"]), "u1").reshape(34, 27, 5), indices.numpy())
+    assert np.abs(decoded(top).reshape(34, 27, 5) - scores.numpy()).max() <= top["step"] * 0.5001
+
+    assert "top" not in resnet
+    assert [one["method"] for one in resnet["maps"]] == ["Grad-CAM", "integrated gradients"]
+    cam = resnet["maps"][0]
+    expected = explanations[1].approximations["Grad-CAM"].numpy()
+    assert np.abs(decoded(cam).reshape(expected.shape) - expected).max() <= cam["step"] * 0.5001
+
+
+def test_the_page_loads_nothing_and_has_no_gaps(models, picture, explanations):
+    page = Page(models)
+    page.add(picture, explanations)
+    html = page.html()
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!data:)|https?://|@import|url\(""", html)
+    assert "{{" not in html
+    assert html.count("</script>") == 2  # names in the data end no script
+
+
+def test_sixteen_images_of_64_px_and_200_classes_make_a_page_below_five_megabytes(tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "best.ckpt", "bagnet17", [f"n{number}" for number in range(200)])
+    model = load_model(checkpoint, False)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    picture = Picture("x", pixels, 0)
+    page = Page([model])
+    empty = len(page.html())
+    page.add(picture, explain([model], picture, None, True))
+    assert len(page.images[0]["classes"]) == 12
+    assert empty + 16 * (len(page.html()) - empty) < 5e6
+
+
+def test_strongest_patches_lie_inside_and_apart():
+    evidence = torch.zeros(20, 30)
+    evidence[0, 0] = 9  # its patch reaches beyond the image
+    evidence[10, 10], evidence[11, 13], evidence[10, 15], evidence[4, 20] = 5, 4, 3, -2
+    assert strongest(evidence, 9, 2) == [(10, 10, 5), (10, 15, 3)]
+    assert strongest(evidence, 9, 1, largest=False) == [(4, 20, -2)]
+    assert strongest(torch.ones(9, 9), 9, 4) == [(4, 4, 1)]
+
+
+def test_cut_outs_are_the_patches_that_the_network_saw(models, picture):
+    patch = cut_out(picture, 8, 8, models[0])
+    assert np.array_equal(patch, picture.pixels[:17, :17])
+    corner = cut_out(picture, 0, 26, models[0])
+    assert np.array_equal(corner[8:, :9], picture.pixels[:9, 18:])
+    assert (corner[:8] == (128, 102, 76)).all()
+    assert (corner[:, 9:] == (128, 102, 76)).all()
+
+
+def test_the_picture_is_drawn(models, picture, explanations):
+    with Image.open(BytesIO(draw(picture, models, explanations))) as drawn:
+        assert drawn.format == "PNG"
+        colours = np.asarray(drawn.convert("RGB")).reshape(-1, 3).astype(int)
+    assert (colours[:, 0] - colours[:, 2] > 60).any()  # red and blue of the scale
+    assert (colours[:, 2] - colours[:, 0] > 60).any()
+
+
+def test_classes_are_found_by_identifier_name_and_first_synonym():
+    for asked in ("n01", "goldfish", "Goldfish", "goldfish, Carassius auratus"):
+        assert find_class(asked, CLASSES, CLASS_NAMES) == 0
+    assert find_class("n05", CLASSES, CLASS_NAMES) == 4
+    with pytest.raises(UserError, match=r"class=goldfisch: .* nearest: goldfish"):
+        find_class("goldfisch", CLASSES, CLASS_NAMES)
+    with pytest.raises(UserError, match=r"n04 \(crane\), n05 \(crane\); give the identifier"):
+        find_class("crane", CLASSES, CLASS_NAMES)
+
+
+def save(path, size=(40, 40), mode="RGB", **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, **options).save(path)
+
+
+def test_a_folders_images_and_their_true_classes(tmp_path):
+    save(tmp_path / "n02/a.png")
+    save(tmp_path / "n03/images/b.jpg", (50, 40))
+    save(tmp_path / "c.png", (20, 90))
+    save(tmp_path / ".hidden/d.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    pictures, notes = pictures_of_files(tmp_path, 32, 16, CLASSES, CLASS_NAMES)
+    assert [(p.name, p.label) for p in pictures] == [("c.png", None), ("n02/a.png", 1), ("n03/images/b.jpg", 2)]
+    assert all(p.pixels.shape == (32, 32, 3) for p in pictures)
+    assert notes == ["skipped, since they are no images: notes.txt, torn.jpg"]
+    own, _ = pictures_of_files(tmp_path, None, 16, CLASSES, CLASS_NAMES)
+    assert [p.pixels.shape for p in own] == [(90, 20, 3), (40, 40, 3), (40, 50, 3)]
+    for count in (1, 2):
+        some, notes = pictures_of_files(tmp_path, 32, count, CLASSES, CLASS_NAMES)
+        assert len(some) == count
+        assert "count=N for more" in notes[-1]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "1", "CMYK", "I;16", "L"])
+def test_files_of_every_mode_are_explained(tmp_path, models, mode):
+    path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
+    save(path, mode=mode)
+    ((only,), notes) = pictures_of_files(path, None, 1, CLASSES, CLASS_NAMES)
+    assert notes == []
+    assert only.pixels.shape == (40, 40, 3)
+    (explanation,) = explain(models[:1], only, None, approximate=False)
+    assert explanation.dense.isfinite().all()
+
+
+def test_a_photograph_is_turned_as_its_camera_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (50, 40)).save(tmp_path / "x.jpg", exif=exif)
+    ((only,), _) = pictures_of_files(tmp_path / "x.jpg", None, 1, CLASSES, CLASS_NAMES)
+    assert only.pixels.shape == (50, 40, 3)
+
+
+def test_mistakes_are_explained(tmp_path, models):
+    with pytest.raises(UserError, match="does not exist"):
+        pictures_of_files(tmp_path / "none", None, 1, CLASSES, CLASS_NAMES)
+    with pytest.raises(UserError, match="holds no image: it is empty"):
+        pictures_of_files(tmp_path, None, 1, CLASSES, CLASS_NAMES)
+    (tmp_path / "x.txt").write_text("x")
+    with pytest.raises(UserError, match="none of its 1 files"):
+        pictures_of_files(tmp_path, None, 1, CLASSES, CLASS_NAMES)
+    with pytest.raises(UserError, match=r"x\.txt is no image"):
+        pictures_of_files(tmp_path / "x.txt", None, 1, CLASSES, CLASS_NAMES)
+    small = Picture("small.png", np.zeros((16, 30, 3), np.uint8), None)
+    with pytest.raises(UserError, match=r"small\.png is 30 x 16 px, smaller than the 17 px .* size=17"):
+        explain(models, small, None, False)
+    with pytest.raises(UserError, match="is a ResNet-18, and only BagNets have exact evidence"):
+        load_model(models[1].path, exact_only=True)
