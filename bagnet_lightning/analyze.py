@@ -18,8 +18,6 @@ from bagnet_lightning.files import write_text
 
 @command("analyze", data_of_run=True)
 def main(config: DictConfig) -> None:
-    if config.split not in ("train", "val"):
-        raise UserError(f"split={config.split}: split must be train or val, which have labels")
     for key in ("count", "map_count"):
         if not (type(config[key]) is int and config[key] > 0) and (key, config[key]) != ("count", None):
             raise UserError(f"{key}={config[key]}: {key} must be a whole number from 1")
@@ -48,20 +46,14 @@ def main(config: DictConfig) -> None:
 
     data = instantiate(data_of_run(first.config, config.get("data")), _partial_=True, _convert_="all")()
     data.setup()
-    if strange := [name for name in data.class_ids if name not in first.classes]:
-        raise UserError(
-            f"{config.checkpoint} knows {len(first.classes)} classes, and {strange[0]!r} of the data is not one of "
-            "them; choose the classes with data.classes=[...]"
-        )
-    images = data.train_images if config.split == "train" else data.val_images
-    split = next(split for split in data.store.splits.values() if split.images is images.pixels)
+    images = data.labelled_for(first.classes, config.split)
     some = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))[: config.count]
-    chosen = images.chosen[some]
+    split, chosen = images.split, images.chosen[some]
 
     networks = []
     for path, trained in zip(paths, all_trained, strict=True):
-        labels = torch.tensor([trained.classes.index(name) for name in data.class_ids])[images.labels[some]]
-        sample = Sample(images.pixels[chosen], labels, split.boxes[chosen], chosen)
+        labels = data.labelled_for(trained.classes, config.split).labels[some]
+        sample = Sample(split.images[chosen], labels, split.boxes[chosen], chosen)
         measured = measure(trained, sample, config.map_count, config.seed)
         networks.append({"name": measured["model"], "checkpoint": path, **measured})
     if len({network["name"] for network in networks}) < len(networks):

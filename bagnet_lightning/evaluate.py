@@ -16,8 +16,6 @@ from bagnet_lightning.files import write_text
 
 @command("evaluate", data_of_run=True)
 def main(config: DictConfig) -> None:
-    if config.split not in ("train", "val"):
-        raise UserError(f"split={config.split}: split must be train or val, which have labels")
     from hydra.utils import instantiate
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
@@ -27,15 +25,9 @@ def main(config: DictConfig) -> None:
     trained = load_trained(config.checkpoint)
     data = instantiate(data_of_run(trained.config, config.get("data")), _partial_=True, _convert_="all")()
     data.setup()
-    strange = [name for name in data.class_ids if name not in trained.classes]
-    if strange:
-        raise UserError(
-            f"{config.checkpoint} knows {len(trained.classes)} classes, and {strange[0]!r} of the data is not one of "
-            "them; choose the classes with data.classes=[...]"
-        )
-    images = data.train_images if config.split == "train" else data.val_images
-    logits = predict(trained, images.pixels[images.chosen])  # (N, classes)
-    labels = images.labels.new_tensor([trained.classes.index(name) for name in data.class_ids])[images.labels]
+    images = data.labelled_for(trained.classes, config.split)
+    labels = images.labels
+    logits = predict(trained, images.split.images[images.chosen])  # (N, classes)
 
     count = len(trained.classes)
     confusion = multiclass_confusion_matrix(logits.argmax(1), labels, count)  # (true, predicted)

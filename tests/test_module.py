@@ -73,7 +73,7 @@ def test_holdout_is_stratified_disjoint_and_the_same_for_every_seed():
     module, other = data("data.holdout=0.5"), data("data.holdout=0.5", "seed=7")
     count = len(module.class_ids)
     assert labels_of(module.val_images) == [36 // count // 2] * count
-    assert module.val_images.pixels is module.store.splits["train"].images
+    assert module.val_images.split is module.store.splits["train"]
     kept, held = set(module.train_images.chosen.tolist()), set(module.val_images.chosen.tolist())
     assert not kept & held
     assert len(kept | held) == 36

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 import torch
@@ -17,20 +18,22 @@ from bagnet_lightning.errors import UserError
 Batch = tuple[Tensor, Tensor, Tensor]  # images, labels, indices
 
 
+@dataclass(frozen=True)
 class Images(Dataset):
     """Some images of a split, a batch at a time: `images[indices]` is a Batch of uint8 (B, H, W, 3), with int64 (B,)s.
 
-    chosen: (N,) which of the split's images these are; labels: (N,) what they are labelled as here.
+    chosen: (N,) which of the split's images these are. labels: (N,) what they are labelled as here.
     """
 
-    def __init__(self, split: Split, chosen: Tensor, labels: Tensor):
-        self.pixels, self.chosen, self.labels = split.images, chosen, labels
+    split: Split
+    chosen: Tensor
+    labels: Tensor
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def __getitem__(self, indices: Tensor) -> Batch:
-        return self.pixels.index_select(0, self.chosen[indices]), self.labels[indices], indices
+        return self.split.images.index_select(0, self.chosen[indices]), self.labels[indices], indices
 
 
 class ShuffledBatches(Sampler):
@@ -109,6 +112,22 @@ class ImageData(LightningDataModule, ABC):
     def val_dataloader(self) -> DataLoader:
         batches = torch.arange(len(self.val_images)).split(self.eval_batch_size)
         return DataLoader(self.val_images, sampler=batches, batch_size=None)
+
+    def labelled_for(self, classes: list[str], split: str) -> Images:
+        """The images of `split` (train, or val: what is validated on), labelled by their place in `classes`.
+
+        classes: the identifiers that a trained network knows. Raises UserError if the data have another one.
+        """
+        if split not in ("train", "val"):
+            raise UserError(f"split={split}: split must be train or val, which have labels")
+        if strange := [name for name in self.class_ids if name not in classes]:
+            raise UserError(
+                f"the checkpoint knows {len(classes)} classes, and {strange[0]!r} of the data is not one of them; "
+                "choose the classes with data.classes=[...]"
+            )
+        images = self.train_images if split == "train" else self.val_images
+        places = torch.tensor([classes.index(name) for name in self.class_ids])
+        return replace(images, labels=places[images.labels])
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """uint8 (B, H, W, 3) to normalised float (B, 3, H, W), augmented in training, on the batch's device."""
