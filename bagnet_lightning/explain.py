@@ -72,7 +72,7 @@ def main(config: DictConfig) -> None:
                 error = explanation.additivity_error
                 print(f"; its logit is the mean of {patches} patches' (off by {error:.0e})", end="")
             print()
-        name = re.sub(r"[^\w.+-]+", "_", picture.name)
+        name = re.sub(r"[^\w.+-]+", "_", str(Path(picture.name).with_suffix("")))
         try:
             write_bytes(out / f"{number:03d}_{name}.png", draw(picture, models, explanations))
         except OSError as error:
@@ -83,12 +83,10 @@ def main(config: DictConfig) -> None:
         write_text(out / "index.html", page.html())
     except OSError as error:
         raise _unwritable(out, error) from error
-    print(f"written: {out / 'index.html'}, {len(pictures)} pictures and evidence.npz beside it")
+    print(f"written: {out / 'index.html'}, pictures and evidence*.npz beside it")
 
 
 def _check(config: DictConfig) -> None:
-    if config.split not in ("train", "val"):
-        raise UserError(f"split={config.split}: split must be train or val, which have labels")
     if config.method not in ("all", "exact"):
         raise UserError(f"method={config.method}: method must be all or exact")
     if type(config.count) is not int or config.count < 1:

@@ -32,7 +32,7 @@ def test_a_photo_by_two_networks_side_by_side(command, checkpoints, photo, tmp_p
     assert "mean of 16 patches'" in done.stdout  # (40 - 9) // 8 + 1 = 4 a side
     out = tmp_path / "told"
     assert {path.name for path in out.iterdir()} == {
-        "000_photo.png.png",
+        "000_photo.png",
         "evidence_1.npz",
         "evidence_2.npz",
         "index.html",
@@ -90,7 +90,7 @@ def test_mistakes_are_said_before_anything_is_made(checkpoints, photo, tmp_path)
         (bagnet, "count=0"): "count must be",
         (bagnet, images, "size=big"): "size must be",
         (bagnet, "size=40"): "add images=",
-        (bagnet,): "is no class of the checkpoint",
+        (bagnet,): "of the data is not one of them",
     }
     before = {*tmp_path.rglob("*")}
     for arguments, words in mistakes.items():

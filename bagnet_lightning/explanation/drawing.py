@@ -20,7 +20,7 @@ GREY = "#666666"
 def draw(picture: Picture, models: list[Model], explanations: list[Explanation]) -> bytes:
     """A PNG with a block for each model: a row of maps for each method, a row of patches for each class."""
     limit = exact_limit(explanations)
-    heights = [_height(explanation) for explanation in explanations]
+    heights = [_height(picture, explanation) for explanation in explanations]
     columns = 1 + len(explanations[0].shown)
     width = max(PANEL * columns + 0.9, 8.4)
     figure = Figure(figsize=(width, sum(heights)), dpi=DPI)
@@ -53,16 +53,18 @@ def cut_out(picture: Picture, row: int, column: int, model: Model) -> np.ndarray
     return padded[row : row + model.field, column : column + model.field]
 
 
-def _height(explanation: Explanation) -> float:
-    rows = len(explanation.maps())
+def _height(picture: Picture, explanation: Explanation) -> float:
+    """Of a block, in inches."""
+    height, width, _ = picture.pixels.shape
+    panel = PANEL * min(2.0, height / width)
     patches = len(explanation.shown) * 1.3 if explanation.dense is not None else 0
-    return 0.55 + rows * (PANEL + 0.1) + 0.25 + patches
+    return 0.8 + len(explanation.maps()) * (panel + 0.1) + patches
 
 
 def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: Explanation, limit: float) -> None:
     names = model.trained.class_names
     maps, shown = explanation.maps(), explanation.shown
-    height = _height(explanation)
+    height = _height(picture, explanation)
     patch_rows = len(shown) if explanation.dense is not None else 0
     certain = explanation.logits.softmax(0)[explanation.predicted].item()
     says = f"{short_name(names[explanation.predicted])} ({certain:.0%})"
