@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from bagnet_lightning import evidence
 from bagnet_lightning.errors import UserError
@@ -141,29 +143,38 @@ def test_pixels_beyond_a_patch_have_no_say(field):
     assert error(after, before) < 1e-9
 
 
+def test_convolutions_are_never_tf32(monkeypatch):
+    """A GPU would round float32 to 10 bits by default, which exact evidence does not survive."""
+    model = make(9)
+    allowed = []
+    features = evidence._features
+    monkeypatch.setattr(
+        evidence, "_features", lambda *inputs: allowed.append(torch.backends.cudnn.allow_tf32) or features(*inputs)
+    )
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    patch_evidence(model, torch.randn(1, 3, 20, 20, dtype=torch.float64))
+    assert allowed == [False]
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_the_model_is_left_as_it_was():
     model = make(17).train()
     model.layer1.eval()
     images = torch.randn(1, 3, 20, 20, dtype=torch.float64)
     modes = [module.training for module in model.modules()]
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    tf32 = torch.backends.cudnn.allow_tf32
     with torch.inference_mode():
         inferred = dense_evidence(model, images)
     dense = dense_evidence(model, images)
     assert not dense.requires_grad
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-    assert torch.backends.cudnn.allow_tf32 == tf32
     assert torch.equal(inferred, dense)
     assert error(dense, dense_evidence(model.eval(), images)) == 0
 
 
 def test_memory_stays_within_the_limit():
     """Storage that the convolutions hold at a time, seen from within, is what _numbers_held promises."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils.weak import WeakIdKeyDictionary
-
     class Held(TorchDispatchMode):
         def __init__(self):
             super().__init__()
