@@ -175,6 +175,7 @@ def test_the_model_is_left_as_it_was():
 
 def test_memory_stays_within_the_limit():
     """Storage that the convolutions hold at a time, seen from within, is what _numbers_held promises."""
+
     class Held(TorchDispatchMode):
         def __init__(self):
             super().__init__()
