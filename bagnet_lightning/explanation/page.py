@@ -18,7 +18,7 @@ from bagnet_lightning.explanation.drawing import COLOURS, PATCHES, exact_limit, 
 from bagnet_lightning.explanation.inputs import Picture, short_name
 from bagnet_lightning.explanation.maps import EXACT, Explanation, Model, strongest
 
-TEMPLATE = Path(__file__).parent / "page"
+TEMPLATE = Path(__file__).parent / "template"
 MOST_CLASSES = 12  # whose maps the page holds for an image: those with the highest logits
 TOP = 5
 
