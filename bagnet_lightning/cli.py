@@ -14,6 +14,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from bagnet_lightning import config as _  # noqa: F401  registers the resolvers that conf/ uses
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.memory import keep_freed_memory
 from bagnet_lightning.paths import CONF
 
 
@@ -27,6 +28,7 @@ def command(config_name: str, data_of_run: bool = False) -> Callable:
     def decorate(task: Callable[[DictConfig], object]) -> Callable[[], None]:
         @functools.wraps(task)
         def run(config: DictConfig) -> object:
+            keep_freed_memory()
             with _mistakes_in_one_line():
                 return task(config)
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from bagnet_lightning.memory import keep_freed_memory
 from bagnet_lightning.models.bagnet import BagNet, bagnet9, bagnet33
 
 STEPS, BATCH = 7, 20
@@ -29,6 +30,7 @@ class PlainStem(BagNet):
 def main() -> None:
     peak = matmul_gflops()
     print(f"float32 matrix product: {peak:.0f} GFLOP/s on {torch.get_num_threads()} threads")
+    keep_freed_memory()  # as all commands do; both sides have it
     for make in (bagnet9, bagnet33):
         torch.manual_seed(0)
         ours = make(200).to(memory_format=torch.channels_last)

@@ -1,0 +1,34 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource
+import torch
+from bagnet_lightning.memory import keep_freed_memory
+
+if {kept}:
+    keep_freed_memory()
+
+def step():  # as in training: several large tensors live at a time, 160 MiB in all
+    activations = [torch.ones(10 << 20) for _ in range(4)]
+
+for _ in range(5):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the switch is glibc's")
+def test_large_tensors_are_made_without_page_faults():
+    kept, default = (
+        int(subprocess.run([sys.executable, "-c", FAULTS.format(kept=kept)], capture_output=True, text=True).stdout)
+        for kept in (True, False)
+    )
+    assert kept < 500
+    assert kept < default / 10
