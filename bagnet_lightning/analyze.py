@@ -24,10 +24,10 @@ def main(config: DictConfig) -> None:
     import torch
     from hydra.utils import instantiate
 
-    from bagnet_lightning.analysis_figures import draw_kept, draw_masked, draw_patches, draw_pointing, draw_shuffled
-    from bagnet_lightning.analysis_page import as_text, page, summary
+    from bagnet_lightning.analysis.figures import draw_kept, draw_masked, draw_patches, draw_pointing, draw_shuffled
+    from bagnet_lightning.analysis.measure import Sample, measure
+    from bagnet_lightning.analysis.page import as_text, page, summary
     from bagnet_lightning.checkpoint import load_trained
-    from bagnet_lightning.measure import Sample, measure
 
     paths = [str(path) for path in (config.checkpoint, config.compare) if path is not None]
     all_trained = [load_trained(path) for path in paths]

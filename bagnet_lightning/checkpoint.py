@@ -1,40 +1,118 @@
 """Checkpoints: written so that no fault leaves a broken one, read so that no file can run code."""
 
+import contextlib
+import errno
+import io
+import json
 import os
 import pickle
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from hydra.utils import instantiate
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from torch import nn
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.models.bagnet import bagnet9, bagnet17, bagnet33
+from bagnet_lightning.models.resnet import resnet18
+from bagnet_lightning.safe_load import safe_load
+
+NETWORKS = {f"{make.__module__}.{make.__name__}": make for make in (bagnet9, bagnet17, bagnet33, resnet18)}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the old file, flushes, then renames: until then the old one stands."""
+    """Writes beside the old file, flushes, reads back, then renames: until then the old one stands."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Raises OSError if the folder cannot be written or the disk is full; `path` is then as it was."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Raises UserError if the folder cannot be written or the disk is full; `path` is then as it was."""
+        path, content = Path(path), io.BytesIO()
+        torch.save(checkpoint, content)  # torch would not tell why a file cannot be written
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
+            for left_over in path.parent.glob(f".{path.name}.*"):  # by a process that was killed while it wrote
+                left_over.unlink()
+            with temporary.open("w+b") as file:
+                file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
+                _read_back(file, content.getbuffer())
             temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        except OSError as error:
+            old = "the one before it is whole" if path.exists() else "there is none before it"
+            raise UserError(
+                f"checkpoint {path} cannot be written ({error.strerror}); {old}; once that is mended, the same command "
+                "goes on"
+            ) from error
+        finally:
+            with contextlib.suppress(OSError):  # a folder that cannot be written
+                temporary.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None) -> dict:
         """The checkpoint's plain types and tensors; other content is refused whatever `weights_only` says."""
         return read_checkpoint(Path(path), map_location)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """best.ckpt of the highest validation accuracy: weights alone, and also where the run's folder has been moved.
+
+    Lightning forgets the best accuracy in another folder, and would write the next epoch over the best one.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__(
+            folder, "best", monitor="val_accuracy", mode="max", save_weights_only=True, enable_version_counter=False
+        )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return path and str(Path(self.dirpath) / Path(path).name)
+
+        paths = {key: here(state[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        models = {here(path): score for path, score in state["best_k_models"].items()}
+        super().load_state_dict({**state, **paths, "best_k_models": models, "dirpath": self.dirpath})
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps `path` the newest state: after every epoch, and between steps as often as asked.
+
+    every_n_steps: optimizer steps since the start of training. every_n_minutes: since it was last written. None: never.
+    """
+
+    def __init__(self, path: Path, every_n_steps: int | None, every_n_minutes: float | None):
+        self.path, self.every_n_steps, self.every_n_minutes = path, every_n_steps, every_n_minutes
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.written = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if gradients_pending(trainer, batch_idx):
+            return
+        due = bool(self.every_n_steps) and trainer.global_step % self.every_n_steps == 0
+        if self.every_n_minutes:
+            late = time.monotonic() - self.written >= 60 * self.every_n_minutes
+            due |= trainer.strategy.reduce_boolean_decision(late, all=False)
+        if due:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self.written = time.monotonic()
+
+
+def gradients_pending(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether this batch leaves gradients half accumulated: no checkpoint holds them, a run would go on without."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches != 0 and not trainer.is_last_batch
 
 
 @dataclass(frozen=True)
@@ -48,11 +126,16 @@ class Trained:
     mean: tuple[float, float, float]  # of pixels / 255; what the network's inputs were normalised by
     std: tuple[float, float, float]
 
+    @property
+    def image_size(self) -> int:
+        """Side of the training images, px."""
+        return self.config["data"].get("image_size", 64)
+
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict:
     """What torch.save wrote to `path`. Raises UserError if it is missing, damaged, or holds more than data."""
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return safe_load(path, map_location)
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist; a run leaves best.ckpt in its folder") from None
     except pickle.UnpicklingError as error:
@@ -63,17 +146,54 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict:
 
 
 def load_trained(path: str | Path) -> Trained:
-    """The network of a checkpoint that a run wrote. Raises UserError if the file is not one."""
-    checkpoint = read_checkpoint(Path(path))
-    about = checkpoint.get("bagnet_lightning") if isinstance(checkpoint, dict) else None
-    if about is None:
-        raise UserError(f"checkpoint {path} is not of a bagnet_lightning run; give it as model.pretrained=PATH")
-    model = {**about["config"]["model"], "pretrained": False}
-    network = instantiate(model, _partial_=True)(num_classes=len(about["classes"]))
-    weights = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
+    """The network of a checkpoint that a run wrote, or of what `export` made of it: safetensors, or a hub's folder.
+
+    Raises UserError if the file is not one. Only this package's networks are built, whatever the file names.
+    """
+    path = Path(path)
+    path = path / "model.safetensors" if path.is_dir() else path
+    about, weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_run(path)
+    options = {**about["config"]["model"], "pretrained": False}
+    target = options.pop("_target_")
+    if target not in NETWORKS:
+        raise UserError(f"checkpoint {path} names the network {target}, which is none of {', '.join(NETWORKS)}")
     try:
+        network = NETWORKS[target](num_classes=len(about["classes"]), **options)
         network.load_state_dict({key: weights[key] for key in network.state_dict()})
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"checkpoint {path} does not fit the network it names: {reason}") from error
     return Trained(network.eval(), **about)
+
+
+def _read_run(path: Path) -> tuple[dict, dict[str, Tensor]]:
+    checkpoint = read_checkpoint(path)
+    about = checkpoint.get("bagnet_lightning") if isinstance(checkpoint, dict) else None
+    if about is None:
+        raise UserError(f"checkpoint {path} is not of a bagnet_lightning run; give it as model.pretrained=PATH")
+    return about, {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
+
+
+def _read_safetensors(path: Path) -> tuple[dict, dict[str, Tensor]]:
+    try:
+        with safe_open(path, "pt") as file:
+            described = json.loads((file.metadata() or {}).get("bagnet_lightning", "null"))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path} does not exist; export format=safetensors makes one") from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(described, dict):
+        raise UserError(f"checkpoint {path} was not exported by bagnet_lightning; give it as model.pretrained=PATH")
+    about = {field.name: described[field.name] for field in fields(Trained) if field.name != "network"}
+    return {**about, "mean": tuple(about["mean"]), "std": tuple(about["std"])}, weights
+
+
+def _read_back(file: BinaryIO, content: memoryview) -> None:
+    """Raises OSError unless the disk holds `content`."""
+    if hasattr(os, "posix_fadvise"):  # from the disk, not from the system's memory of what was written
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    file.seek(0)
+    for start in range(0, len(content), 2**20):
+        if file.read(2**20) != content[start : start + 2**20]:
+            raise OSError(errno.EIO, f"it does not read back as it was written, near byte {start}")

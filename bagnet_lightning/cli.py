@@ -1,7 +1,9 @@
 """What all commands share: Hydra composes their configuration, and a user's mistake is one line, not a traceback."""
 
+import errno
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,11 +19,14 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.memory import keep_freed_memory
 from bagnet_lightning.paths import CONF
 
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
-def command(config_name: str, data_of_run: bool = False) -> Callable:
+
+def command(config_name: str, data_of_run: bool = False, lists: tuple[str, ...] = ()) -> Callable:
     """Makes `task(config)` a command whose configuration is conf/`config_name`.yaml and key=value arguments.
 
     data_of_run: the data are those of a finished run, which single `data.key=value` arguments change.
+    lists: keys for which KEY=A,B is short for KEY=[A,B]; Hydra takes it for a sweep.
     A UserError, and any mistake in the arguments, ends it with one line on stderr and exit code 1; Ctrl-C with 130.
     """
 
@@ -36,6 +41,8 @@ def command(config_name: str, data_of_run: bool = False) -> Callable:
         def main() -> None:
             if data_of_run:  # what keys there are is known only once the run's config has been read
                 sys.argv = [f"++{word}" if word.startswith("data.") else word for word in sys.argv]
+            for key in lists:
+                sys.argv = [re.sub(rf"^({key})=([^\[\]]*,[^\[\]]*)$", r"\1=[\2]", word) for word in sys.argv]
             os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed by Hydra
             with _mistakes_in_one_line():
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)()
@@ -57,6 +64,10 @@ def _mistakes_in_one_line() -> Iterator[None]:
         sys.exit(f"error: {_one_line(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        sys.exit(f"error: cannot write {error.filename} ({error.strerror}); mend that and give the same command again")
 
 
 def _one_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.paths import CONF
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -40,6 +41,7 @@ def _or_null(rule: Rule) -> Rule:
 
 
 _BOOL: Rule = (lambda value: isinstance(value, bool), "true or false")
+_AUTO: Rule = (lambda value: isinstance(value, bool) or value == "auto", "auto, true or false")
 _CLASSES: Rule = (
     lambda value: _whole(1)[0](value) or (isinstance(value, list) and len(value) > 0),
     "a whole number from 1, or a list of classes",
@@ -57,6 +59,7 @@ RULES: dict[str, Rule] = {
     "sweep": (lambda value: isinstance(value, str) and re.fullmatch(r"[\w.+-]+", value), "a folder's name"),
     "label_smoothing": _number(0, 1),
     "checkpoint.every_n_steps": _or_null(_whole(1)),
+    "checkpoint.every_n_minutes": _or_null(_number(0, above=True)),
     "data.batch_size": _whole(1),
     "data.eval_batch_size": _whole(1),
     "data.classes": _or_null(_CLASSES),
@@ -65,6 +68,7 @@ RULES: dict[str, Rule] = {
     "data.crop_padding": _whole(0),
     "data.flip": _BOOL,
     "data.normalize": _BOOL,
+    "data.device_resident": _AUTO,
     "data.image_size": _whole(9),
     "data.train_images": _whole(1),
     "data.val_images": _whole(1),
@@ -72,6 +76,7 @@ RULES: dict[str, Rule] = {
     "model.width": _number(0.25),
     "model.pad": _whole(0),
     "model.stem_momentum": _number(0, 1, above=True),
+    "model.zero_init": _BOOL,
     "model.stem": (lambda value: value in ("imagenet", "small"), "imagenet or small"),
     "optim.lr": _number(0, above=True),
     "optim.momentum": _number(0, 1),
@@ -82,17 +87,30 @@ RULES: dict[str, Rule] = {
     "scheduler.gamma": _number(0, 1, above=True),
     "scheduler.eta_min": _number(0),
     "scheduler.pct_start": _number(0, 1),
+    "trainer.devices": _whole(1),
+    "trainer.num_nodes": _whole(1),
+    "trainer.sync_batchnorm": _BOOL,
     "trainer.max_epochs": _whole(1),
     "trainer.accumulate_grad_batches": _whole(1),
     "trainer.gradient_clip_val": _or_null(_number(0, above=True)),
     "trainer.precision": (lambda value: value in _PRECISIONS, f"one of {', '.join(_PRECISIONS)}"),
     "trainer.deterministic": _BOOL,
+    "trainer.compile": _AUTO,
+    "trainer.cuda_graph": _AUTO,
 }
 
 # What changes where things are or how they are shown, but not what is trained.
 NOT_IN_DIGEST = ("sweep", "fresh", "dry_run", "logger", "checkpoint", "paper", "data.root", "data.cache", "data.url")
-NOT_IN_FOLDER = ("sweep", "fresh", "dry_run", "logger", "trainer", "data.root", "data.cache", "data.url")
-CHOICES_FIRST = ("table1", "model", "optim", "scheduler", "data")
+# Nor do these: left out of the digest, where those above are null.
+HOW_FAST = (
+    "data.device_resident",
+    "trainer.compile",
+    "trainer.cuda_graph",
+    "trainer.devices",
+    "trainer.num_nodes",
+)
+NOT_IN_FOLDER = ("trainer", *NOT_IN_DIGEST, *HOW_FAST)  # of the trainer the choice only: trainer.max_epochs is in it
+CHOICES_FIRST = ("recipe", "table1", "model", "optim", "scheduler", "data")
 
 _MISSING = object()
 
@@ -121,6 +139,11 @@ def digest(config: DictConfig) -> str:
     asked = OmegaConf.create(plain(config))
     for key in NOT_IN_DIGEST:
         OmegaConf.update(asked, key, None, force_add=True)
+    for key in HOW_FAST:
+        group, name = key.split(".")
+        asked[group].pop(name, None)
+    if not config.trainer.get("sync_batchnorm", True):  # then the statistics are of a device's part of the batch
+        asked.trainer.devices = config.trainer.get("devices", 1) * config.trainer.get("num_nodes", 1)
     return hashlib.sha256(json.dumps(plain(asked), sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -128,6 +151,8 @@ def data_of_run(run: dict, asked: DictConfig | None) -> DictConfig:
     """The data of a finished run's config, but for what is `asked`: another source, or some keys of the same one."""
     if asked is not None and "_target_" in asked:
         return asked
+    if "_target_" not in run["data"]:  # an exported network says nothing of places
+        raise UserError("the checkpoint does not say where its data are; add data=tiny_imagenet, or another source")
     data = OmegaConf.create(run["data"])
     OmegaConf.set_struct(data, True)
     return OmegaConf.merge(data, asked or {})
@@ -139,7 +164,7 @@ def folder(overrides: Sequence[str]) -> str:
     Safe in shells and in Hydra's own grammar, and at most 120 characters long.
     """
     asked = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
-    asked = {key: value for key, value in sorted(asked.items()) if key not in NOT_IN_FOLDER}
+    asked = {key: value for key, value in sorted(asked.items()) if not _left_out(key)}
     parts = [asked.pop(group) for group in CHOICES_FIRST if group in asked]
     parts += [f"{key.rpartition('.')[2]}-{value}" for key, value in asked.items()]
     name = re.sub(r"[^\w.+-]+", "-", "_".join(parts)).strip("-") or "defaults"
@@ -148,4 +173,17 @@ def folder(overrides: Sequence[str]) -> str:
     return name
 
 
+def _left_out(key: str) -> bool:
+    group = key.partition(".")[0]
+    return key in NOT_IN_FOLDER or (group in NOT_IN_FOLDER and group != "trainer")
+
+
+def keys(command: str) -> str:
+    """What --help says of the keys of a command: the lines of conf/COMMAND.yaml that hold and explain them."""
+    text = (CONF / f"{command}.yaml").read_text(encoding="utf-8")
+    lines = text.partition("\n\n")[2].partition("\nhydra:")[0].strip()
+    return lines.replace("$", "$$")  # Hydra fills in a string.Template
+
+
 OmegaConf.register_new_resolver("folder", folder, replace=True)
+OmegaConf.register_new_resolver("keys", keys, replace=True)

@@ -50,7 +50,7 @@ def main(config: DictConfig) -> None:
         data.setup()
         pictures = pictures_of_split(data, config.split, config.count, trained.classes)
     else:
-        size = None if config.size == "own" else config.size or trained.config["data"].get("image_size", 64)
+        size = None if config.size == "own" else config.size or trained.image_size
         pictures, more = pictures_of_files(
             Path(config.images), size, config.count, trained.classes, trained.class_names
         )

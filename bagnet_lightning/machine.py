@@ -2,15 +2,76 @@
 
 import os
 import platform
+import re
 import resource
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
-import pytorch_lightning
 import torch
-import torchvision
+from requests.utils import get_netrc_auth
 
 import bagnet_lightning
+from bagnet_lightning.errors import UserError
+
+
+def check_device(accelerator: str) -> None:
+    """Raises UserError if the installed torch cannot compute on the GPU that a Trainer would choose or is told to."""
+    problem = gpu_problem()
+    if problem and (accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())):
+        raise UserError(problem)
+
+
+def gpu_problem() -> str | None:
+    """Why the installed torch cannot compute on this machine's GPU, and what to do; None if it can."""
+    build = f"torch {torch.__version__}"
+    if not torch.cuda.is_available():
+        if torch.backends.mps.is_available():
+            return None
+        if not Path("/proc/driver/nvidia/version").exists():
+            return "there is no NVIDIA driver on this machine: install one, or ask for trainer=cpu"
+        if torch.version.cuda is None:
+            return f"{build} is a build for the CPU: install one for CUDA, or ask for trainer=cpu"
+        return (
+            f"{build}, made for CUDA {torch.version.cuda}, finds no GPU that the driver {driver()} lets it use: update "
+            "the driver, or install a torch for an older CUDA (for a K80: make k80)"
+        )
+    for device in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(device)
+        if not serves(torch.cuda.get_arch_list(), capability):
+            return (
+                f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, and "
+                f"{build} holds code for {' '.join(torch.cuda.get_arch_list())}: install a newer torch "
+                "for a newer card, that of constraints-k80.txt (3.7 to 8.6) for an older one"
+            )
+    return None
+
+
+def serves(architectures: list[str], capability: tuple[int, int]) -> bool:
+    """Whether code for `architectures`, like ["sm_75", "sm_90a", "compute_90"], runs on a card of this capability.
+
+    Machine code (sm) runs on its own major version from its minor one on, code with suffix "a" on its own card alone;
+    intermediate code (compute) is compiled by the driver for every later card. CUDA programming guide, "Compatibility".
+    """
+    for architecture in architectures:
+        kind, major, minor, suffix = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", architecture).groups()
+        made_for = int(major), int(minor)
+        if suffix == "a":
+            served = capability == made_for
+        elif kind == "compute":
+            served = capability >= made_for
+        else:
+            served = capability[0] == made_for[0] and capability[1] >= made_for[1]
+        if served:
+            return True
+    return False
+
+
+def driver() -> str | None:
+    """The version of the NVIDIA driver, or None where there is none."""
+    words = " ".join(_lines(Path("/proc/driver/nvidia/version"))[:1])
+    found = re.search(r"\s(\d+\.\d+[.\d]*)\s", words)
+    return found and found[1]
 
 
 def chosen_precision(precision: str, accelerator: str) -> str:
@@ -46,8 +107,8 @@ def versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "pytorch_lightning": pytorch_lightning.__version__,
+        "torchvision": version("torchvision"),
+        "pytorch_lightning": version("pytorch-lightning"),
         "bagnet_lightning": bagnet_lightning.__version__,
     }
 
@@ -62,6 +123,13 @@ def commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def wandb_mode() -> str:
+    """What WANDB_MODE says, else online where a key is configured (WANDB_API_KEY or `wandb login`), else offline."""
+    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    has_key = "WANDB_API_KEY" in os.environ or get_netrc_auth(server) is not None
+    return os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Downloads, verifies and packs the data, once.
+"""Downloads, verifies and packs the data, once; verifies what is packed.
 
 python -m bagnet_lightning.prepare data=tiny_imagenet data.root=data
 """
@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from bagnet_lightning.cli import command
 from bagnet_lightning.config import check
+from bagnet_lightning.errors import UserError
 
 
 @command("prepare")
@@ -16,12 +17,21 @@ def main(config: DictConfig) -> None:
     check(config)
     from hydra.utils import instantiate
 
+    from bagnet_lightning.data.store import verify
+
     started = time.perf_counter()
     store = instantiate(config.data, _partial_=True, _convert_="all")().open_store()
+    if "root" in config.data and not verify(store):
+        raise UserError(
+            f"the packed images under data.root={config.data.root} have changed since they were packed: delete the "
+            "folder that ends in .store there, or .bagnet_store-SIZE, and give the same command again"
+        )
     for name, split in store.splits.items():
         count, height, width, _ = split.images.shape
         print(f"{name:>6}: {count:,} images of {width} x {height} px")
-    print(f"{len(store.classes)} classes, digest {store.digest[:12]}, ready in {time.perf_counter() - started:.1f} s")
+    print(
+        f"{len(store.classes)} classes, digest {store.digest[:12]}, verified in {time.perf_counter() - started:.1f} s"
+    )
 
 
 if __name__ == "__main__":

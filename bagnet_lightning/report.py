@@ -1,16 +1,19 @@
-"""The results of a sweep beside the paper's: a table, Figure 2 and learning curves, from files alone.
+"""The results of a sweep beside the paper's: a table, Figure 2, learning curves and a page, from files alone.
 
-python -m bagnet_lightning.report runs=multirun_outputs/SWEEP
+    python -m bagnet_lightning.report runs=multirun_outputs/SWEEP
+    python -m bagnet_lightning.report runs=multirun_outputs/SWEEP watch=true
+    python -m bagnet_lightning.report runs=SWEEP,OTHER_SWEEP
 
 Works while the sweep goes on, after a crash, and on another machine that has the runs' folders.
 """
 
 import csv
 import io
-import os
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -18,9 +21,10 @@ from rich.table import Table as RichTable
 
 from bagnet_lightning.cli import command
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.files import write_text
-from bagnet_lightning.settings import clipped, short
-from bagnet_lightning.table import Line, Table, model_name, optimizer_name, read_table
+from bagnet_lightning.files import write_bytes
+from bagnet_lightning.reporting.settings import clipped, short
+from bagnet_lightning.reporting.table import Line, Table, model_name, optimizer_name, read_table
+from bagnet_lightning.standalone import data_uri
 
 PLAIN_WIDTH = 120  # columns, where the output is not a terminal
 # What a narrow terminal can do without, first to last. table.md and table.csv have it all.
@@ -28,36 +32,119 @@ EXPENDABLE = ("img/s", "params", "time", "top-5", "row", "n", "status", "diff.")
 WORDS = ("model", "optimizer", "optim.", "pretrained", "status")  # columns of words; the others are of numbers
 
 
-@command("report")
+@command("report", lists=("runs",))
 def main(config: DictConfig) -> None:
     if config.runs is None:
         raise UserError("whose results? add runs=multirun_outputs/SWEEP, the folder of a sweep")
-    write_report(Path(config.runs), Console())
+    folders = [Path(folder) for folder in (config.runs if isinstance(config.runs, ListConfig) else [config.runs])]
+    if type(config.port) is not int or not 0 <= config.port < 2**16:
+        raise UserError(f"port={config.port}: port must be a whole number from 0 to 65535")
+    if config.watch:
+        watch(folders, config.port, Console())
+    else:
+        project = config.logger.get("project")
+        if config.logger and (not project or len(folders) > 1):
+            raise UserError("the report of one sweep can be logged, to logger=wandb; leave logger out, or ask for that")
+        write_report(folders, Console(), config.out and Path(config.out), config.gallery, project)
 
 
-def write_report(folder: Path, console: Console) -> None:
-    """Print the table of the runs below `folder` and write table.csv, table.md, figure2.png and curves.png there.
+def write_report(
+    folders: Sequence[Path],
+    console: Console,
+    out: Path | None = None,
+    gallery: bool = True,
+    project: str | None = None,
+) -> None:
+    """Print the tables of the runs below `folders`; write index.html and, of a single sweep, its table and pictures.
 
-    Raises UserError if there are no runs, and, after the table is printed, if the folder cannot be written.
+    out: where to, by default beside the runs, and of several sweeps into A_and_B beside the first. gallery: whether
+    the page shows evidence of the best BagNet, for which it must be loaded and run. project: of W&B, where the report
+    of a single sweep is logged; None: nowhere.
+    Raises UserError if there are no runs, and, after the table is printed, if nothing can be written.
     """
-    table = read_table(folder)
-    print_table(table, console)
+    from bagnet_lightning.reporting.page.data import page_data
+    from bagnet_lightning.reporting.page.page import page
 
-    from bagnet_lightning.figures import draw_curves, draw_figure2
+    tables = [read_table(folder) for folder in folders]
+    for table in tables:
+        if len(tables) > 1:
+            console.print(f"{table.folder}\n", markup=False, highlight=False)
+        if table.lines:
+            print_table(table, console)
+    files = {}
+    if len(tables) == 1 and tables[0].lines:
+        files = {
+            "table.csv": csv_text(tables[0]).encode(),
+            "table.md": markdown(tables[0]).encode(),
+            **_pictures(*tables),
+        }
+    pictures = {Path(name).stem: data_uri(png, "image/png") for name, png in files.items() if name.endswith(".png")}
+    data = page_data(tables, pictures, gallery, live=False)
+    files["index.html"] = page(data).encode()
 
-    written = {
-        "table.csv": lambda path: write_text(path, csv_text(table)),
-        "table.md": lambda path: write_text(path, markdown(table)),
-        "figure2.png": lambda path: _write_picture(path, draw_figure2(table)),
-        "curves.png": lambda path: _write_picture(path, draw_curves(table)),
-    }
-    for name, write in written.items():
+    place = out or _writable(folders, console)
+    for name, content in files.items():
         try:
-            write(folder / name)
+            place.mkdir(parents=True, exist_ok=True)
+            write_bytes(place / name, content)
         except OSError as error:
             reason = error.strerror or error
-            raise UserError(f"{folder / name} cannot be written ({reason}); free or unlock {folder}") from error
-        console.print(str(folder / name), markup=False, highlight=False, soft_wrap=True)
+            raise UserError(
+                f"{place / name} cannot be written ({reason}); choose another folder with out=FOLDER"
+            ) from error
+        if tables[0].lines:
+            console.print(str(place / name), markup=False, highlight=False, soft_wrap=True)
+    if not any(table.lines for table in tables):
+        raise UserError(
+            f"runs={','.join(map(str, folders))}: no runs in it, as {place / 'index.html'} says too; train some there, "
+            "or give the folder of another sweep"
+        )
+    if project:
+        from bagnet_lightning.reporting.wandb_report import log_report
+
+        log_report(project, tables[0].folder.resolve().name, place, files, data["gallery"])
+
+
+def watch(folders: Sequence[Path], port: int, console: Console) -> None:
+    """Serve the page of `folders` on this machine, read anew while runs go on, until Ctrl-C. Writes nothing."""
+    from bagnet_lightning.reporting.page.data import page_data
+    from bagnet_lightning.reporting.page.server import Server
+
+    def read() -> dict:
+        return page_data([read_table(folder) for folder in folders], {}, with_gallery=False, live=True)
+
+    with Server(port, read) as server:
+        server.data()  # a folder that is not there should be said now
+        console.print(f"{server.url}  (Ctrl-C ends)", highlight=False)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            console.print()
+
+
+def _pictures(table: Table) -> dict[str, bytes]:
+    from bagnet_lightning.reporting.figures import draw_curves, draw_figure2
+
+    pictures = {}
+    for name, draw in (("figure2.png", draw_figure2), ("curves.png", draw_curves)):
+        stream = io.BytesIO()
+        draw(table).savefig(stream, format="png")
+        pictures[name] = stream.getvalue()
+    return pictures
+
+
+def _writable(folders: Sequence[Path], console: Console) -> Path:
+    """Where a report belongs, or, with a line that says so, the current folder's report_NAME."""
+    names = "_and_".join(folder.resolve().name for folder in folders)
+    place = folders[0] if len(folders) == 1 else folders[0].parent / names
+    try:
+        TemporaryFile(dir=place if place.exists() else place.parent).close()
+    except OSError as error:
+        elsewhere = Path(f"report_{names}")
+        reason = f"{place} cannot be written ({error.strerror or error}), so the report is in {elsewhere}"
+        console.print(reason, markup=False, highlight=False)
+        return elsewhere
+    return place
 
 
 def print_table(table: Table, console: Console) -> None:
@@ -209,15 +296,6 @@ def _pad(column: str, text: str, width: int) -> str:
 
 def _one_cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
-
-
-def _write_picture(path: Path, figure) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(temporary, format="png")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ Light on purpose: reading a sweep needs neither torch nor a GPU, and never fails
 import csv
 import json
 import math
+import socket
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from bagnet_lightning.config import digest
 from bagnet_lightning.files import write_text
 from bagnet_lightning.paths import CONF
 
@@ -35,13 +38,36 @@ _FIELD_TYPES = {
     "paper": (dict, type(None)),
     "overrides": (list, type(None)),
 }
+_SILENCE = 300  # s without a word after which a run on another machine is taken for dead
 _DEEPEST = 4  # levels below a sweep's folder that are searched for runs
+
+
+def describe(config: DictConfig, overrides: list[str]) -> dict:
+    """What was asked for: the part of a result that is known before the run."""
+    model, optimizer, scheduler = (config[group]._target_.split(".")[-1] for group in ("model", "optim", "scheduler"))
+    pretrained = config.model.pretrained is not False
+    row = None
+    if config.data.name == "tiny_imagenet":
+        row = paper_row(model, optimizer.lower(), pretrained, config.trainer.max_epochs)
+    return {
+        "row": row and row.row,
+        "model": model,
+        "optimizer": optimizer.lower(),
+        "scheduler": scheduler,
+        "pretrained": pretrained,
+        "epochs": config.trainer.max_epochs,
+        "seed": config.seed,
+        "data": config.data.name,
+        "config_digest": digest(config),
+        "overrides": overrides,
+        "paper": row and {"row": row.row, "accuracy": row.accuracy},
+    }
 
 
 def write_result(run_folder: Path | str, result: dict) -> Path:
     """Write result.json whole or not at all; numbers that are not finite become null. Returns its path."""
     path = Path(run_folder) / "result.json"
-    text = json.dumps({"form": FORM, **_finite(result)}, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps({"form": FORM, **finite(result)}, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
     return path
 
@@ -51,6 +77,7 @@ def read_run(folder: Path | str) -> dict:
 
     Never raises for what the folder holds. Without result.json the status is "unfinished"; with one that is cut, or of
     a newer form, "unreadable" and the reason in error. Both then hold what config.yaml and metrics.csv can tell.
+    An unfinished run that goes on has progress (dict, see progress.py); where it is None, it was stopped.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -67,7 +94,7 @@ def read_run(folder: Path | str) -> dict:
     try:
         text = (folder / "result.json").read_text(encoding="utf-8")
     except FileNotFoundError:
-        return {**run, "status": "unfinished", "error": None}
+        return {**run, "status": "unfinished", "error": None, "progress": _read_progress(folder)}
     except (OSError, UnicodeDecodeError) as error:
         return {**run, "status": "unreadable", "error": f"result.json cannot be read: {error}"}
     problem, result = _parse_result(text)
@@ -79,6 +106,27 @@ def read_run(folder: Path | str) -> dict:
 def read_runs(folder: Path | str) -> list[dict]:
     """Every run in or below a sweep's folder, in the order of their paths; an empty list where there is none."""
     return [read_run(run_folder) for run_folder in _run_folders(Path(folder), _DEEPEST)]
+
+
+def note_jobs(folder: Path, jobs: dict[str, list[str]]) -> None:
+    """Add to sweep.json which runs a command is about to make: folder name -> overrides.
+
+    Never raises: where it cannot be written, only those who look at the sweep know less.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "sweep.json", json.dumps({"jobs": {**read_jobs(folder), **jobs}}, indent=1) + "\n")
+    except OSError:
+        pass
+
+
+def read_jobs(folder: Path) -> dict[str, list[str]]:
+    """The overrides of every run that was ever asked for in a sweep's folder, by its folder's name."""
+    try:
+        jobs = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["jobs"]
+        return {str(name): [str(override) for override in overrides] for name, overrides in jobs.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def read_metrics(folder: Path | str) -> list[dict]:
@@ -143,11 +191,12 @@ def paper_row(model: str, optimizer: str, pretrained: bool, epochs: int) -> Pape
     return next((r for r in paper_rows() if (r.model, r.optimizer, r.pretrained, r.epochs) == wanted), None)
 
 
-def _finite(value):
+def finite(value):
+    """`value` with null for every number in it that JSON does not have."""
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -170,6 +219,20 @@ def _parse_result(text: str) -> tuple[str | None, dict]:
     if wrong or missing:
         return f"result.json is not a result of this program (see {', '.join(wrong + missing)})", {}
     return None, result
+
+
+def _read_progress(folder: Path) -> dict | None:
+    """progress.json while its process lives, as far as can be told from here."""
+    path = folder / "progress.json"
+    try:
+        progress = json.loads(path.read_text(encoding="utf-8"))
+        if progress["host"] == socket.gethostname():
+            alive = Path(f"/proc/{progress['pid']}").exists() or not Path("/proc").exists()
+        else:
+            alive = time.time() - path.stat().st_mtime < _SILENCE
+        return progress if alive else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _read_config(folder: Path) -> dict:

@@ -4,34 +4,44 @@ A Hydra callback (conf/config.yaml). Hydra turns a callback's exceptions into wa
 """
 
 import sys
+import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from bagnet_lightning.config import check
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.results import read_run
+from bagnet_lightning.launching import ParallelLauncher, folder
+from bagnet_lightning.results import note_jobs, read_run
+from bagnet_lightning.training import ranks
+
+WHOLE_DEVICE = "the whole device, one after the other"
 
 
 class Sweep(Callback):
-    """Refuses wrong values before the first run, tells of each finished one, reports, and sets the exit code."""
+    """Refuses wrong values before the first run, tells of each that ended, reports, and sets the exit code."""
 
     def __init__(self) -> None:
         self.total = 1
+        self.began = time.monotonic()
         self.results: list[dict] = []
         self.console = Console(stderr=False, soft_wrap=True)
 
     def on_run_start(self, config: DictConfig, **kwargs) -> None:
         _check(config)
         if config.dry_run:
-            _print_jobs([config.hydra.run.dir])
+            _print_jobs({config.hydra.run.dir: WHOLE_DEVICE})
 
     def on_multirun_start(self, config: DictConfig, **kwargs) -> None:
         loader = GlobalHydra.instance().config_loader()
@@ -42,9 +52,17 @@ class Sweep(Callback):
         except HydraException:
             return  # Hydra meets it again, and then reports it
         for job in configs:
-            _check(job)
+            _check(job, sweep=True)
+        name, times = Counter(job.hydra.sweep.subdir for job in configs).most_common(1)[0]
+        if times > 1:
+            sys.exit(
+                f"error: {times} jobs would share the folder {name}; ask for each in a sweep of its own, sweep=NAME"
+            )
         if config.dry_run:
-            _print_jobs([f"{job.hydra.sweep.dir}/{job.hydra.sweep.subdir}" for job in configs])
+            share = _share(config)
+            _print_jobs({str(folder(job)): share(job) for job in configs})
+        jobs_of_sweep = {job.hydra.sweep.subdir: list(job.hydra.overrides.task) for job in configs}
+        note_jobs(Path(config.hydra.sweep.dir), jobs_of_sweep)
         self.total = len(jobs)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs) -> None:
@@ -52,7 +70,9 @@ class Sweep(Callback):
         if not isinstance(result, dict):  # an exception: its own message tells
             return
         self.results.append(result)
-        self.console.print(_line(result, len(self.results), self.total, self.results), highlight=False)
+        if ranks.rank(config) == 0:
+            line = _line(result, self.results, self.total, time.monotonic() - self.began)
+            self.console.print(line, highlight=False)
 
     def on_run_end(self, config: DictConfig, job_return: JobReturn, **kwargs) -> None:
         result = job_return._return_value
@@ -63,41 +83,50 @@ class Sweep(Callback):
         from bagnet_lightning.report import write_report
 
         try:
-            write_report(Path(config.hydra.sweep.dir), self.console)
+            write_report([Path(config.hydra.sweep.dir)], self.console)
         except UserError as error:
             sys.exit(f"error: {error}")
         if any(result["status"] != "finished" for result in self.results):
             sys.exit(1)
 
 
-def _check(config: DictConfig) -> None:
+def _check(config: DictConfig, sweep: bool = False) -> None:
     try:
         check(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
+        ranks.check(config, sweep)
     except UserError as error:
         sys.exit(f"error: {error}")
 
 
-def _print_jobs(folders: list[str]) -> None:
-    """What a sweep would do, and nothing done: ends the command."""
-    for number, folder in enumerate(folders, start=1):
-        run = read_run(folder)
+def _share(config: DictConfig) -> Callable[[DictConfig], str]:
+    """What tells the part of the devices that a job of this sweep is given."""
+    launcher = Plugins.instance().class_name_to_class.get(config.hydra.launcher._target_)
+    if launcher and issubclass(launcher, ParallelLauncher):
+        return instantiate(config.hydra.launcher).share
+    return lambda job: WHOLE_DEVICE
+
+
+def _print_jobs(shares: dict[str, str]) -> None:
+    """What a sweep would do in which folders with what share of the devices, and nothing done: ends the command."""
+    for number, (run_folder, share) in enumerate(shares.items(), start=1):
+        run = read_run(run_folder)
         done = f"{run['epochs_done']} epochs done" if run["config"] else "to do"
-        print(f"[{number}/{len(folders)}] {folder}: {done if run['status'] == 'unfinished' else run['status']}")
-    print("one after the other, each with the whole device")
+        status = done if run["status"] == "unfinished" else run["status"]
+        print(f"[{number}/{len(shares)}] {run_folder}: {status}" + (f", with {share}" if status != "finished" else ""))
     sys.exit(0)
 
 
-def _line(result: dict, done: int, total: int, results: list[dict]) -> str:
-    """One finished run, and what is left to do."""
+def _line(result: dict, results: list[dict], total: int, elapsed: float) -> str:
+    """One run that ended, and what is left to do after `elapsed` s."""
     name = f"{result['model']} {result['optimizer']}"
     if result["status"] == "finished":
         told = f"{result['best_val_accuracy']:.4f} in {result['train_seconds']:.0f} s"
         told += ", skipped: finished before" if result.get("skipped") else ""
     else:
         told = f"{result['status']}: {result['error']}"
-    left = ""
+    left, done = "", len(results)
     if done < total:
-        trained = [r["train_seconds"] for r in results if not r.get("skipped") and r["status"] == "finished"]
-        estimate = f", about {(total - done) * sum(trained) / len(trained) / 60:.0f} min" if trained else ""
+        trained = sum(r["status"] == "finished" and not r.get("skipped") for r in results)
+        estimate = f", about {(total - done) * elapsed / trained / 60:.0f} min" if trained else ""
         left = f"; {total - done} left{estimate}"
     return f"[{done}/{total}] {name}: {told}{left}".replace("[", r"\[", 1)

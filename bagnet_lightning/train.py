@@ -7,8 +7,6 @@ The same command again skips finished runs and continues unfinished ones.
 """
 
 import logging
-import os
-import traceback
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -16,68 +14,54 @@ from omegaconf import DictConfig, OmegaConf
 
 from bagnet_lightning.cli import command
 from bagnet_lightning.config import digest, plain
-from bagnet_lightning.errors import Diverged, Interrupted, UserError
-from bagnet_lightning.files import write_text
-from bagnet_lightning.results import paper_row, read_run, write_result
+from bagnet_lightning.errors import Interrupted
+from bagnet_lightning.files import alone, write_text
+from bagnet_lightning.results import describe, read_run
+from bagnet_lightning.training import ranks
 
-log = logging.getLogger(__name__)
-RUN_FILES = ("config.yaml", "metrics.csv", "best.ckpt", "last.ckpt", "result.json")
+RUN_FILES = ("config.yaml", "metrics.csv", "best.ckpt", "last.ckpt", "predictions.npz", "result.json")
 
 
 @command("config")
 def main(config: DictConfig) -> dict:
+    assert not config.dry_run, "sweep.py ends a dry run before this"  # Hydra swallows what fails there
     folder = Path(HydraConfig.get().runtime.output_dir)
-    asked = describe(config)
-    if config.fresh:
+    asked = describe(config, list(HydraConfig.get().overrides.task))
+    if ranks.rank(config):
+        logging.disable(logging.INFO)  # of what all ranks do, one tells
+        return train(config, folder, asked, lead=False)
+    with alone(folder) as free:
+        if not free:
+            return {
+                **asked,
+                "status": "failed",
+                "error": f"another process trains in {folder}; wait for it, or stop it",
+            }
+        return train(config, folder, asked, lead=True)
+
+
+def train(config: DictConfig, folder: Path, asked: dict, lead: bool) -> dict:
+    """The run's result, be it an earlier one. lead: whether this process, of the run's ranks, writes its files."""
+    if config.fresh and lead:
         for name in RUN_FILES:
             (folder / name).unlink(missing_ok=True)
-    earlier = read_run(folder)
-    if earlier["config"] and digest(OmegaConf.create(earlier["config"])) != asked["config_digest"]:
+    earlier = {} if config.fresh else read_run(folder)
+    if earlier.get("config") and digest(OmegaConf.create(earlier["config"])) != asked["config_digest"]:
         error = f"{folder} holds a run of another configuration; start over with fresh=true, or name another sweep=NAME"
         return {**asked, "status": "failed", "error": error}
     if earlier.get("status") == "finished":
         return {**earlier, "skipped": True}
-    (folder / "result.json").unlink(missing_ok=True)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(config))))
+    if lead:
+        (folder / "result.json").unlink(missing_ok=True)
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(config))))
     try:
-        from bagnet_lightning.fit import fit
+        if ranks.must_start(config):
+            return ranks.run(config, folder, asked)
+        from bagnet_lightning.training.run import run
 
-        result = {**asked, **fit(config, folder, run_id=asked["config_digest"]), "status": "finished"}
+        return run(config, folder, asked)
     except Interrupted as stop:
-        log.info("stopped by %s; the same command again goes on", stop)
         raise SystemExit(stop.exit_code) from stop
-    except Diverged as error:
-        result = {**asked, "status": "diverged", "error": str(error)}
-    except UserError as error:
-        result = {**asked, "status": "failed", "error": str(error)}
-    except Exception as error:
-        log.error(traceback.format_exc())
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
-        result = {**asked, "status": "failed", "error": f"{what}; see train.log in {os.path.relpath(folder)}"}
-    write_result(folder, result)
-    return result
-
-
-def describe(config: DictConfig) -> dict:
-    """What was asked for: the part of a result that is known before the run."""
-    model, optimizer, scheduler = (config[group]._target_.split(".")[-1] for group in ("model", "optim", "scheduler"))
-    pretrained = config.model.pretrained is not False
-    row = None
-    if config.data.name == "tiny_imagenet":
-        row = paper_row(model, optimizer.lower(), pretrained, config.trainer.max_epochs)
-    return {
-        "row": row and row.row,
-        "model": model,
-        "optimizer": optimizer.lower(),
-        "scheduler": scheduler,
-        "pretrained": pretrained,
-        "epochs": config.trainer.max_epochs,
-        "seed": config.seed,
-        "data": config.data.name,
-        "config_digest": digest(config),
-        "overrides": list(HydraConfig.get().overrides.task),
-        "paper": row and {"row": row.row, "accuracy": row.accuracy},
-    }
 
 
 if __name__ == "__main__":

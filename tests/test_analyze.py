@@ -10,11 +10,11 @@ from conftest import composed
 from hydra.utils import instantiate
 from PIL import Image
 
+from bagnet_lightning.analysis.measure import Sample, measure
 from bagnet_lightning.analyze import main
 from bagnet_lightning.checkpoint import Trained, load_trained
 from bagnet_lightning.config import plain
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.measure import Sample, measure
 
 DATA = ["data=textures", "data.image_size=40", "data.train_images=36", "data.val_images=24"]
 BAGNET, RESNET = ["model=bagnet9", "model.width=0.25", "model.pad=1"], ["model=resnet18"]
@@ -181,7 +181,7 @@ def test_maps_of_the_true_class_point_and_maps_of_the_predicted_one_mask(boxed, 
         maps[torch.arange(len(images)), torch.where(classes == 1, 10, 30), 10] = 1
         return maps
 
-    monkeypatch.setattr("bagnet_lightning.measure.evidence_maps", lamp)
+    monkeypatch.setattr("bagnet_lightning.analysis.measure.evidence_maps", lamp)
     trained.network.fc.bias.data[1] = -1e4
     sample = Sample(sample.pixels, torch.tensor([1] * 6 + [2] * 6), sample.boxes, sample.indices)
     pointing = measure(trained, sample, map_count=12, seed=0)["pointing"]

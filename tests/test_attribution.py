@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bagnet_lightning.attribution import grad_cam, integrated_gradients
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import contributions
+from bagnet_lightning.explanation.attribution import grad_cam, integrated_gradients
 from bagnet_lightning.models.bagnet import bagnet9, bagnet33
 from bagnet_lightning.models.resnet import resnet18
 
@@ -67,7 +67,7 @@ def test_it_does_not_matter_which_images_are_explained_together(monkeypatch):
     images, classes = torch.randn(3, 3, 20, 20, dtype=torch.float64), torch.tensor([0, 1, 2])
     for method in (grad_cam, integrated_gradients):
         together = method(model, images, classes)
-        monkeypatch.setattr("bagnet_lightning.attribution.PIXELS_AT_A_TIME", 20 * 20 * 2)
+        monkeypatch.setattr("bagnet_lightning.explanation.attribution.PIXELS_AT_A_TIME", 20 * 20 * 2)
         assert torch.allclose(method(model, images, classes), together, atol=1e-12)
         monkeypatch.undo()
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from bagnet_lightning.data.augment import augment, normalize, random_bits
+from bagnet_lightning.data.augment import augment, draw_key, normalize, random_bits
 
 
 def batch(count=64, height=20, width=24):
@@ -22,7 +22,7 @@ def expected_windows(image, padding):
 
 def test_each_image_becomes_one_of_its_own_windows_and_all_kinds_occur():
     images = batch(200)
-    out = augment(images, torch.arange(200), seed=1, epoch=2, crop_padding=2, flip=True)
+    out = augment(images, torch.arange(200), draw_key(seed=1, epoch=2), crop_padding=2, flip=True)
     kinds = []
     for image, made in zip(images.numpy(), out.numpy(), strict=True):
         (kind,) = [kind for kind, window in expected_windows(image, 2) if np.array_equal(window, made)]
@@ -33,28 +33,28 @@ def test_each_image_becomes_one_of_its_own_windows_and_all_kinds_occur():
 
 def test_draws_are_of_seed_epoch_and_index_alone():
     images, indices = batch(), torch.arange(64)
-    whole = augment(images, indices, 0, 3, 4, True)
+    whole = augment(images, indices, draw_key(0, 3), 4, True)
     some = torch.tensor([40, 3, 17])
-    assert torch.equal(augment(images[some], indices[some], 0, 3, 4, True), whole[some])
+    assert torch.equal(augment(images[some], indices[some], draw_key(0, 3), 4, True), whole[some])
     for seed, epoch in [(1, 3), (0, 4)]:
-        other = augment(images, indices, seed, epoch, 4, True)
+        other = augment(images, indices, draw_key(seed, epoch), 4, True)
         assert (other != whole).flatten(1).any(1).float().mean() > 0.9
 
 
 def test_bits_are_uniform_and_independent():
-    bits = random_bits(5, 7, torch.arange(100_000))
+    bits = random_bits(draw_key(5, 7), torch.arange(100_000))
     assert bits.min() >= 0
     assert bits.unique().numel() == 100_000
     columns = torch.stack([bits >> i & 1 for i in range(61)]).double()
     assert (columns.mean(1) - 0.5).abs().max() < 0.01
     assert (torch.corrcoef(columns) - torch.eye(61)).abs().max() < 0.02
-    following = random_bits(5, 8, torch.arange(100_000))
+    following = random_bits(torch.tensor(draw_key(5, 8)), torch.arange(100_000))
     assert ((bits ^ following) & 1).double().mean() == pytest.approx(0.5, abs=0.01)
 
 
 def test_without_crop_and_flip_nothing_changes():
     images = batch()
-    assert torch.equal(augment(images, torch.arange(64), 0, 0, 0, False), images)
+    assert torch.equal(augment(images, torch.arange(64), draw_key(0, 0), 0, False), images)
 
 
 def test_normalize_is_torchvisions():

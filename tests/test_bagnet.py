@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import bagnet9, bagnet17, bagnet33
+from bagnet_lightning.models.resnet import resnet18
 
 BAGNETS = {9: bagnet9, 17: bagnet17, 33: bagnet33}
 
@@ -99,6 +100,12 @@ def test_composed_first_convolution_trains_both_weights():
     network.zero_grad()
     network.stem(images).square().sum().backward()
     torch.testing.assert_close([network.conv1.weight.grad, network.conv2.weight.grad], apart)
+
+
+def test_zero_init_makes_a_block_its_shortcut():
+    x = torch.rand(2, 64, 9, 9)
+    for block in (bagnet9(5, width=0.25, zero_init=True).layer1[1], resnet18(5, zero_init=True).layer1[0]):
+        torch.testing.assert_close(block(x), x)
 
 
 def test_too_small_images_and_widths_are_refused():

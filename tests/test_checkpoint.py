@@ -1,9 +1,13 @@
 import os
+import resource
+import tarfile
+from types import SimpleNamespace
 
 import pytest
 import torch
+from pytorch_lightning.strategies import SingleDeviceStrategy
 
-from bagnet_lightning.checkpoint import AtomicCheckpointIO, load_trained
+from bagnet_lightning.checkpoint import AtomicCheckpointIO, BestCheckpoint, load_trained
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import bagnet9
 
@@ -33,31 +37,50 @@ def test_a_network_comes_back_as_it_was(tmp_path):
     assert trained.class_names == ["name 0", "name 1", "name 2"]
 
 
-def test_a_fault_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+@pytest.fixture
+def last(tmp_path):
+    """A whole last.ckpt, {"step": 1}, in a folder of its own."""
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
+    return tmp_path / "last.ckpt"
 
-    def fail(*args):
+
+def refused(path, words):
+    """Saving to `path` is an error that says `words`, and leaves the old file and nothing else."""
+    with pytest.raises(UserError, match=words):
+        AtomicCheckpointIO().save_checkpoint({"step": torch.zeros(100_000)}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert os.listdir(path.parent) == ["last.ckpt"]
+
+
+def test_a_disk_that_takes_only_a_part_keeps_the_old_checkpoint(last):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # bytes; more is an error, like a full disk
+    try:
+        refused(last, r"last\.ckpt cannot be written \(File too large\); the one before it is whole")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_fails_or_holds_something_else_keeps_the_old_checkpoint(last, monkeypatch):
+    def fail(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space"):
-        AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
-    assert torch.load(path, weights_only=True) == {"step": 1}
-    assert os.listdir(tmp_path) == ["last.ckpt"]
+    refused(last, "No space left on device")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: os.pwrite(descriptor, b"wrong", 200_000))
+    refused(last, "does not read back as it was written")
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-def test_a_full_disk_is_an_error_and_not_a_short_file(tmp_path, monkeypatch):
-    from pathlib import Path
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot be written \(Not a directory\); there is none before it"):
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "file/last.ckpt")
 
-    path = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
-    monkeypatch.setattr(Path, "with_name", lambda self, name: Path("/dev/full"))
-    monkeypatch.setattr(Path, "unlink", lambda self, missing_ok: None)
-    with pytest.raises((OSError, RuntimeError)):
-        AtomicCheckpointIO().save_checkpoint({"step": torch.zeros(100_000)}, path)
-    assert torch.load(path, weights_only=True) == {"step": 1}
+
+def test_what_a_killed_process_had_half_written_is_removed_by_the_next(last):
+    last.with_name(".last.ckpt.12345").write_bytes(b"half")
+    AtomicCheckpointIO().save_checkpoint({"step": 2}, last)
+    assert os.listdir(last.parent) == ["last.ckpt"]
 
 
 class Payload:
@@ -73,6 +96,15 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="refused"):
         AtomicCheckpointIO().load_checkpoint("evil.ckpt", weights_only=False)
     assert not (tmp_path / "payload-ran").exists()
+
+
+def test_kinds_of_files_that_got_past_weights_only_in_old_torch_are_refused(tmp_path):
+    with tarfile.open(tmp_path / "legacy.ckpt", "w") as archive:
+        archive.add(__file__, "pickle")
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "scripted.ckpt")
+    for name in ("legacy.ckpt", "scripted.ckpt"):
+        with pytest.raises(UserError, match=f"{name} is refused"):
+            load_trained(tmp_path / name)
 
 
 def test_other_files_are_refused_in_one_line(tmp_path):
@@ -97,3 +129,14 @@ def test_weights_of_another_size_are_refused(tmp_path):
     torch.save(checkpoint(bagnet9(5, width=0.25)), tmp_path / "x.ckpt")
     with pytest.raises(UserError, match=r"x\.ckpt"):
         load_trained(tmp_path / "x.ckpt")
+
+
+def test_the_best_accuracy_is_remembered_where_the_folder_has_been_moved(tmp_path):
+    before, after = BestCheckpoint(tmp_path / "a"), BestCheckpoint(tmp_path / "b")
+    before.best_model_score, before.best_model_path = torch.tensor(0.5), str(tmp_path / "a/best.ckpt")
+    before.best_k_models, before.kth_value = {before.best_model_path: before.best_model_score}, before.best_model_score
+    before.kth_best_model_path = before.best_model_path
+    after.load_state_dict(before.state_dict())
+    assert not after.check_monitor_top_k(SimpleNamespace(strategy=SingleDeviceStrategy()), torch.tensor(0.4))
+    assert after.best_model_path == str(tmp_path / "b/best.ckpt")
+    assert list(after.best_k_models) == [after.best_model_path]

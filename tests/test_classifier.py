@@ -1,4 +1,5 @@
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from bagnet_lightning.classifier import Classifier
+from bagnet_lightning.training.classifier import Classifier, totals
 
 BATCHES = 5
 
@@ -26,7 +27,6 @@ def rates(scheduler, interval, epochs) -> list[float]:
         partial(torch.optim.SGD, lr=1.0),
         scheduler,
         interval,
-        num_classes=4,
         label_smoothing=0.0,
         about={},
     )
@@ -49,6 +49,24 @@ def test_step_lr_of_seven_means_seven_epochs():
     assert seen == pytest.approx(expected)
 
 
+def test_step_lr_of_steps_is_gone_within_an_epoch():
+    seen = rates(partial(StepLR, step_size=2, gamma=0.1), "step", epochs=1)
+    assert seen == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01])
+
+
+def test_norms_and_biases_do_not_decay():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 4))
+    optimizer = partial(torch.optim.SGD, lr=0.0, weight_decay=0.5)
+    module = Classifier(network, optimizer, partial(StepLR, step_size=1), "epoch", label_smoothing=0.0, about={})
+    module._trainer = SimpleNamespace(estimated_stepping_batches=1, num_training_batches=1)
+    decays = {
+        p: group["weight_decay"]
+        for group in module.configure_optimizers()["optimizer"].param_groups
+        for p in group["params"]
+    }
+    assert [decays[p] for p in network.parameters()] == [0.5, 0, 0, 0, 0.5, 0]
+
+
 def test_onecycle_spans_the_whole_run_in_steps():
     seen = rates(partial(OneCycleLR, max_lr=2.0, pct_start=0.3), "step", epochs=4)
     assert len(seen) == 4 * BATCHES
@@ -57,13 +75,25 @@ def test_onecycle_spans_the_whole_run_in_steps():
     assert seen[-1] < 0.001
 
 
-def test_smoothing_metrics_and_checkpoint_contents():
-    module = Classifier(
-        nn.Linear(4, 4), torch.optim.SGD, StepLR, "epoch", num_classes=4, label_smoothing=0.1, about={"classes": ["a"]}
-    )
-    logits, labels = torch.eye(4)[[0, 1, 2, 2]], torch.tensor([0, 1, 2, 3])
-    assert module.val_accuracy(logits, labels) == 0.75
-    assert module.val_top5_accuracy(logits, labels) == 1.0
-    checkpoint = {}
-    module.on_save_checkpoint(checkpoint)
+def test_totals_are_of_losses_hits_and_images():
+    logits, labels = torch.eye(7)[[0, 1, 2, 2]], torch.tensor([0, 1, 2, 3])
+    logits[3] = torch.arange(7.0)  # label 3 is the fourth of seven
+    assert totals(logits, labels, torch.tensor(0.5)).tolist() == [2.0, 3.0, 4.0, 4.0]
+    assert totals(logits[:, :3], torch.tensor([1, 1, 2, 0]), torch.tensor(1.0)).tolist() == [4.0, 2.0, 4.0, 4.0]
+
+
+def test_checkpoints_carry_what_the_epoch_has_come_to():
+    def module():
+        return Classifier(nn.Linear(4, 4), torch.optim.SGD, StepLR, "epoch", 0.0, {"classes": ["a"]})
+
+    saved, continued, checkpoint = module(), module(), {}
+    saved.trainer = continued.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    saved.loss(torch.randn(5, 4), torch.zeros(5).long())
+    saved.rate = 0.1
+    saved.on_save_checkpoint(checkpoint)
     assert checkpoint["bagnet_lightning"] == {"classes": ["a"]}
+    assert not any("totals" in name for name in saved.state_dict())
+    continued.on_load_checkpoint(checkpoint)
+    assert torch.equal(continued.train_totals, saved.train_totals)
+    assert saved.train_totals[3] == 5
+    assert continued.rate == 0.1

@@ -9,6 +9,10 @@ import time
 import pytest
 import torch
 from conftest import SMALL
+from PIL import Image
+
+from bagnet_lightning.data.image_folder import open_store
+from bagnet_lightning.files import alone
 
 SWEEP = ["-m", *[word for word in SMALL if word != "model=bagnet9"], "sweep=s"]
 
@@ -41,6 +45,7 @@ def test_a_sweep_with_a_failing_run_then_evaluate_report_and_the_same_again(comm
             "metrics.csv",
             "best.ckpt",
             "last.ckpt",
+            "predictions.npz",
             "result.json",
             "train.log",
         }
@@ -55,6 +60,7 @@ def test_a_sweep_with_a_failing_run_then_evaluate_report_and_the_same_again(comm
         "table.md",
         "figure2.png",
         "curves.png",
+        "sweep.json",
     }
 
     written = result(runs[0])
@@ -142,7 +148,7 @@ def test_a_dry_run_prints_the_jobs_and_makes_nothing(command, tmp_path):
     dry = command("train", *asked)
     assert dry.returncode == 0, dry.stderr
     lines = dry.stdout.splitlines()
-    assert [line.split(": ")[1] for line in lines[:4]] == ["to do"] * 4
+    assert [line.split(": ")[1] for line in lines] == ["to do, with the whole device, one after the other"] * 4
     assert "multirun_outputs/s/bagnet17_adam_" in lines[3]
     assert not any(tmp_path.iterdir())
 
@@ -155,6 +161,7 @@ def test_a_dry_run_prints_the_jobs_and_makes_nothing(command, tmp_path):
         (["trainer.max_epochs=three"], "must be a whole number from 1"),
         (["-m", "optim=adam", "optim.lr=0.1,-1"], "optim.lr must be a number above 0"),
         (["data=image_folder"], "add data.root=..."),
+        (["-m", "trainer=auto,cpu"], "2 jobs would share the folder defaults"),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line_before_anything_is_made(command, tmp_path, arguments, words):
@@ -191,3 +198,27 @@ def test_prepare_tells_what_there_is(command):
     prepared = command("prepare", "data=textures", "data.train_images=12", "data.val_images=6")
     assert prepared.returncode == 0
     assert "12 images of 64 x 64 px" in prepared.stdout
+
+
+def test_prepare_notices_a_packed_store_that_has_changed(command, tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / "mine" / split / "red").mkdir(parents=True)
+        Image.new("RGB", (16, 16), "red").save(tmp_path / "mine" / split / "red/1.png")
+    open_store(tmp_path / "mine", 16, workers=1)
+    packed = tmp_path / "mine/.bagnet_store-16/train_images.npy"
+    content = bytearray(packed.read_bytes())
+    content[-1] ^= 1
+    packed.write_bytes(content)
+    asked = ["data=image_folder", "data.root=mine", "data.image_size=16"]
+    assert "have changed since they were packed" in one_line(command("prepare", *asked))
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(command, tmp_path):
+    folder = tmp_path / "multirun_outputs/mine/bagnet9"
+    with alone(folder) as free:
+        assert free
+        done = command("train", "-m", *SMALL, "sweep=mine", f"hydra.sweep.subdir={folder.name}")
+    assert done.returncode == 1
+    assert "another process trains in" in done.stdout
+    assert not (folder / "config.yaml").exists()
+    assert not (folder / "result.json").exists()

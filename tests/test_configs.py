@@ -15,7 +15,7 @@ def choices(group):
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("group", ["data", "model", "optim", "scheduler", "trainer", "logger", "table1"])
+@pytest.mark.parametrize("group", ["data", "model", "optim", "scheduler", "trainer", "logger", "recipe", "table1"])
 def test_every_choice_composes_and_keeps_the_rules(group):
     assert choices(group)
     for choice in choices(group):
@@ -41,11 +41,29 @@ def test_the_paper_settings_are_the_defaults():
     config = composed()
     assert (config.trainer.max_epochs, config.data.batch_size, config.optim.lr) == (15, 100, 0.001)
     assert (config.scheduler.step_size, config.scheduler.gamma) == (7, 0.1)
+    assert (config.data.crop_padding, config.data.flip, config.data.normalize) == (0, True, False)
+    assert (config.optim.momentum, config.optim.weight_decay, config.label_smoothing) == (0.9, 0, 0)
+    assert config == composed("recipe=paper")
     assert composed("optim=adam").optim.lr == 0.001
     adadelta = composed("optim=adadelta")
     assert adadelta.optim.lr == 1.0
     assert adadelta.scheduler._target_.endswith("ConstantLR")
     assert composed("optim=adadelta", "scheduler=cosine").scheduler._target_.endswith("CosineAnnealingLR")
+
+
+def test_only_the_rows_with_imagenet_weights_normalise():
+    for row in choices("table1"):
+        config = composed(f"table1={row}")
+        assert config.data.normalize is config.model.pretrained
+
+
+def test_the_modern_recipe_fits_every_model():
+    for model in choices("model"):
+        config = composed("recipe=modern", f"model={model}", *([] if model == "resnet18" else ["model.width=0.25"]))
+        assert instantiate(config.model, num_classes=3)(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
+    assert composed("recipe=modern").model.pad == 1
+    assert composed("recipe=modern", "model.pad=0").model.pad == 0
+    assert (composed("recipe=modern").data.crop_padding, composed("recipe=modern").data.normalize) == (4, True)
 
 
 @pytest.mark.parametrize(
@@ -55,16 +73,22 @@ def test_the_paper_settings_are_the_defaults():
         "trainer.max_epochs=0",
         "trainer.max_epochs=1.5",
         "trainer.precision=half",
+        "trainer.devices=0",
+        "trainer.num_nodes=0",
         "data.batch_size=many",
         "data.classes=0",
         "data.classes=[]",
         "data.holdout=1",
         "data.flip=sometimes",
+        "data.device_resident=often",
+        "trainer.compile=yes",
+        "trainer.cuda_graph=2",
         "optim.lr=0",
         "optim.lr=nan",
         "optim.momentum=2",
         "model.width=0.1",
         "model.pad=-1",
+        "model.zero_init=maybe",
         "model.pretrained=/no/such/file",
         "scheduler.step_size=0",
         "sweep=a/b",
@@ -98,17 +122,40 @@ def test_rules_are_of_keys_that_exist():
 def test_digest_is_of_what_is_trained():
     asked = digest(composed())
     assert len(asked) == 12
-    for same in ("sweep=x", "fresh=true", "logger=wandb", "data.root=/elsewhere"):
+    for same in (
+        "sweep=x",
+        "fresh=true",
+        "logger=wandb",
+        "data.root=/elsewhere",
+        "data.device_resident=false",
+        "trainer.compile=true",
+    ):
         assert digest(composed(same)) == asked
-    for other in ("seed=1", "optim=adam", "optim.lr=0.01", "data.classes=10", "trainer.max_epochs=5"):
+    assert digest(composed("trainer=ddp", "trainer.num_nodes=2")) == asked
+    for other in (
+        "seed=1",
+        "trainer.sync_batchnorm=false",
+        "optim=adam",
+        "optim.lr=0.01",
+        "data.classes=10",
+        "trainer.max_epochs=5",
+    ):
         assert digest(composed(other)) != asked
     assert digest(composed("model=bagnet17", "optim=sgd")) == asked
 
 
+def test_the_number_of_devices_counts_where_each_has_batch_statistics_of_its_own():
+    two = ["trainer=ddp", "trainer.devices=2"]
+    assert digest(composed(*two)) == digest(composed("trainer=ddp", "trainer.devices=4"))
+    alone = [digest(composed(*two[:1], f"trainer.devices={n}", "trainer.sync_batchnorm=false")) for n in (2, 4)]
+    assert alone[0] != alone[1]
+
+
 def test_folders_are_named_by_what_was_asked():
     assert folder(["optim=adam", "model=bagnet9"]) == folder(["model=bagnet9", "optim=adam"]) == "bagnet9_adam"
-    assert folder([]) == "defaults"
+    assert folder(["trainer=ddp", "trainer.devices=4"]) == folder([]) == "defaults"
     assert folder(["model=bagnet9", "+trainer.max_steps=3", "optim.lr=0.01"]) == "bagnet9_lr-0.01_max_steps-3"
+    assert folder(["checkpoint.every_n_minutes=2", "logger.project=p", "optim=adam"]) == "adam"
     assert folder(["sweep=x", "fresh=true", "data.root=/a/b", "logger=csv", "seed=1"]) == "seed-1"
     hydra_safe = folder(["model.pretrained=/a b/c,d='x'.pt", "data.classes=[n01,n02]"])
     assert not set(hydra_safe) - set("abcdefghijklmnopqrstuvwxyz0123456789-_.+")

@@ -1,10 +1,9 @@
 """The page in a real browser: what pointer, keyboard and selects do. Skipped where there is no Chromium."""
 
-import shutil
-
 import matplotlib
 import numpy as np
 import pytest
+from browser import emulated, needs_browser, start
 from PIL import Image
 from trained_checkpoints import write_checkpoint
 
@@ -14,18 +13,11 @@ from bagnet_lightning.explanation.maps import explain, load_model
 from bagnet_lightning.explanation.page import Page
 
 pytest.importorskip("captum", reason="captum is an optional dependency: pip install 'bagnet-lightning[explain]'")
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium drives the browser: pip install selenium")
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not CHROMIUM or not DRIVER, reason="needs chromium and chromedriver on the PATH")
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --window-size=1280,1000"
-)
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +41,7 @@ def explained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield browser
-    browser.quit()
+    yield from start(tmp_path_factory.mktemp("profile"))
 
 
 @pytest.fixture
@@ -207,11 +192,7 @@ def test_a_resnet_is_said_to_be_approximated_and_every_control_has_a_label(page)
 
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1280, True)])
 def test_it_fits_a_phone_and_follows_the_colour_scheme(page, width, dark):
-    metrics = {"width": width, "height": 844, "deviceScaleFactor": 2, "mobile": width < 600}
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-    try:
+    with emulated(page, width, dark):
         assert page.execute_script("return document.documentElement.scrollWidth") <= width
         style = "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
         assert (max(page.execute_script(style)) < 60) == dark
@@ -219,6 +200,3 @@ def test_it_fits_a_phone_and_follows_the_colour_scheme(page, width, dark):
             "return [...document.querySelectorAll('canvas')].filter(c => c.getBoundingClientRect().width < 50).length"
         )
         assert page.execute_script(hidden) == 0
-    finally:
-        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

@@ -138,3 +138,9 @@ def test_decompression_bomb_is_refused(tmp_path, monkeypatch):
 def test_packing_workers_import_neither_torch_nor_lightning():
     code = "import sys, bagnet_lightning.data.images; print({'torch', 'pytorch_lightning', 'rich'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+def test_a_postscript_program_is_not_run(tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.eps")
+    with pytest.raises(UserError, match="no image that can be read"):
+        load_image(tmp_path / "a.eps")

@@ -2,8 +2,22 @@ import re
 
 import pytest
 import torch
+from conftest import SMALL, composed
 
-from bagnet_lightning.machine import chosen_precision, commit, device_name, peak_memory_mib, versions
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.machine import (
+    check_device,
+    chosen_precision,
+    commit,
+    device_name,
+    peak_memory_mib,
+    serves,
+    versions,
+)
+from bagnet_lightning.training.fit import fit
+
+TORCH_2_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]  # its build for CUDA 13.0
+TORCH_2_0 = ["sm_37", "sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86"]  # that of constraints-k80.txt
 
 
 @pytest.mark.parametrize(
@@ -32,3 +46,48 @@ def test_what_a_result_says_of_its_machine():
     assert peak_memory_mib(cpu) >= max(before, 256)
     assert versions()["torch"] == torch.__version__
     assert commit() is None or re.fullmatch(r"[0-9a-f]{12,}(-dirty)?", commit())
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "served"),
+    [
+        (TORCH_2_13, (7, 5), True),  # T4
+        (TORCH_2_13, (8, 9), True),  # code for 8.6 runs there
+        (TORCH_2_13, (12, 1), True),
+        (TORCH_2_13, (13, 0), True),  # the driver compiles compute_120
+        (TORCH_2_13, (3, 7), False),  # K80
+        (TORCH_2_13, (7, 0), False),  # V100
+        (TORCH_2_0, (3, 7), True),
+        (TORCH_2_0, (9, 0), False),
+        (["sm_86"], (8, 0), False),
+        (["sm_90a"], (9, 0), True),
+        (["sm_90a"], (9, 1), False),
+    ],
+)
+def test_code_serves_its_own_generation_of_cards_and_intermediate_code_all_later_ones(
+    architectures, capability, served
+):
+    assert serves(architectures, capability) is served
+
+
+def test_a_card_that_torch_cannot_serve_is_one_line_before_anything_is_prepared(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla K80")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (3, 7))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: TORCH_2_13)
+    with pytest.raises(
+        UserError, match=r"Tesla K80 has compute capability 3\.7, and torch .*constraints-k80\.txt"
+    ) as said:
+        fit(composed(*SMALL, "trainer=auto"), tmp_path / "run")
+    assert "\n" not in str(said.value)
+    assert not (tmp_path / "run").exists()
+    check_device("cpu")
+
+
+def test_a_gpu_that_is_not_there_is_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    check_device("auto")
+    with pytest.raises(UserError, match=r"trainer=cpu|make k80"):
+        check_device("gpu")

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import SMALL, composed
@@ -39,6 +41,29 @@ def test_a_continued_epoch_goes_on_with_the_batches_that_were_left():
     module._position = lambda: (4, 2)
     (rest,) = [indices for _, _, indices in module.train_dataloader()]
     assert torch.equal(rest, whole[2])
+
+
+@pytest.mark.parametrize("overrides", [[], ["data.classes=2", "data.holdout=0.5"]])
+def test_batches_of_images_kept_on_the_device_are_the_same(overrides):
+    batches = {}
+    for resident in (True, False):
+        module = data(*overrides, f"data.device_resident={str(resident).lower()}")
+        progress = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=1)))
+        module.trainer = SimpleNamespace(
+            training=True,
+            world_size=1,
+            current_epoch=3,
+            fit_loop=SimpleNamespace(epoch_loop=progress),
+            strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        )
+        module.setup("fit")
+        assert (module.train_source is module.train_images) != resident
+        train = [module.on_after_batch_transfer(batch, 0) for batch in module.train_dataloader()]
+        module.trainer.training = False
+        batches[resident] = train + [module.on_after_batch_transfer(batch, 0) for batch in module.val_dataloader()]
+    assert len(batches[True]) == len(batches[False])
+    for kept, read in zip(batches[True], batches[False], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(kept, read, strict=True))
 
 
 def test_classes_by_number_identifier_and_name():

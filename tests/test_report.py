@@ -10,9 +10,9 @@ from sweep_folders import write_run
 
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.report import csv_text, markdown, print_table, write_report
-from bagnet_lightning.table import read_table
+from bagnet_lightning.reporting.table import read_table
 
-FILES = ["curves.png", "figure2.png", "table.csv", "table.md"]
+FILES = ["curves.png", "figure2.png", "index.html", "table.csv", "table.md"]
 
 
 def grid(folder, **of_bagnet33):
@@ -30,7 +30,7 @@ def printed(folder, width=80, **options) -> str:
 
 def test_all_files_are_written_and_named(tmp_path):
     stream = io.StringIO()
-    write_report(grid(tmp_path, status=None, done=2), Console(file=stream, width=80))
+    write_report([grid(tmp_path, status=None, done=2)], Console(file=stream, width=80))
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == FILES
     for name in FILES:
         assert str(tmp_path / name) in stream.getvalue().splitlines()
@@ -45,9 +45,9 @@ def test_all_files_are_written_and_named(tmp_path):
 
 def test_a_second_report_reads_the_same_runs(tmp_path):
     console = Console(file=io.StringIO())
-    write_report(grid(tmp_path), console)
+    write_report([grid(tmp_path)], console)
     first = (tmp_path / "table.csv").read_text()
-    write_report(tmp_path, console)
+    write_report([tmp_path], console)
     assert (tmp_path / "table.csv").read_text() == first
 
 
@@ -121,7 +121,7 @@ def test_where_nothing_can_be_written_the_table_is_still_printed(tmp_path):
     (tmp_path / "table.csv").mkdir()  # stands for a folder that is read-only, also for root
     stream = io.StringIO()
     with pytest.raises(UserError, match=r"table\.csv cannot be written \(Is a directory\)"):
-        write_report(tmp_path, Console(file=stream))
+        write_report([tmp_path], Console(file=stream))
     assert "BagNet-17" in stream.getvalue()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "table.csv"]
 
@@ -143,7 +143,7 @@ def test_the_command_reports_without_torch_and_leaves_nothing_else(tmp_path, com
     [
         ([], "add runs=multirun_outputs/SWEEP"),
         (["runs=nowhere"], "runs=nowhere: there is no such folder"),
-        (["runs=."], "no runs in it"),
+        (["runs=.", "watch=true", "port=99999999"], "port=99999999"),
         (["run=x"], "did you mean runs?"),
     ],
 )
@@ -153,3 +153,39 @@ def test_a_mistake_is_one_line(command, arguments, said):
     assert said in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_folder_without_runs_has_a_page_that_says_so_and_the_command_fails(command, tmp_path):
+    done = command("report", "runs=.")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: runs=.: no runs in it, as index.html says too; train some there, or give the folder of another sweep"
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+    assert "There are no runs in ." in (tmp_path / "index.html").read_text()
+
+
+def test_a_place_that_cannot_be_written_is_named_and_the_report_is_beside(tmp_path, monkeypatch):
+    sweep, home = grid(tmp_path / "sweep"), tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+
+    def read_only(dir):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("bagnet_lightning.report.TemporaryFile", read_only)
+    stream = io.StringIO()
+    write_report([sweep], Console(file=stream, width=500))
+    assert f"{sweep} cannot be written (Read-only file system), so the report is in report_sweep" in stream.getvalue()
+    assert sorted(path.name for path in (home / "report_sweep").iterdir()) == FILES
+    assert not list(sweep.glob("*.html"))
+
+
+def test_two_sweeps_side_by_side(command, tmp_path):
+    for name, accuracy in (("old", 0.3), ("new", 0.4)):
+        write_run(tmp_path / name / "a", accuracy=accuracy)
+    done = command("report", "runs=old,new")
+    assert done.returncode == 0, done.stderr
+    assert "0.3000" in done.stdout
+    assert "0.4000" in done.stdout
+    assert [path.name for path in (tmp_path / "old_and_new").iterdir()] == ["index.html"]

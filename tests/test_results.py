@@ -1,13 +1,24 @@
 """Reading and writing run folders, and Table 1 against numbers typed here by hand."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 
 import pytest
 
 from bagnet_lightning.paths import CONF
-from bagnet_lightning.results import paper_row, paper_rows, read_metrics, read_run, read_runs, write_result
+from bagnet_lightning.results import (
+    note_jobs,
+    paper_row,
+    paper_rows,
+    read_jobs,
+    read_metrics,
+    read_run,
+    read_runs,
+    write_result,
+)
 
 TABLE_1 = [
     (1, "resnet18", "sgd", False, 15, 0.2594),
@@ -142,3 +153,40 @@ def test_runs_are_found_at_any_depth_but_not_inside_each_other(tmp_path):
     assert [run["folder"].relative_to(tmp_path).as_posix() for run in read_runs(tmp_path)] == ["a", "b", "seeds/c"]
     assert [run["folder"] for run in read_runs(tmp_path / "a")] == [tmp_path / "a"]
     assert read_runs(tmp_path / "empty") == read_runs(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize(
+    ("host", "age", "goes_on"),
+    [(socket.gethostname(), 9999, True), ("elsewhere", 10, True), ("elsewhere", 9999, False)],
+)
+def test_a_run_that_goes_on_is_told_from_one_that_was_stopped(tmp_path, host, age, goes_on):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    path = tmp_path / "progress.json"
+    path.write_text(json.dumps({"epoch": 3, "pid": os.getpid(), "host": host}))
+    os.utime(path, (path.stat().st_mtime - age,) * 2)
+    progress = read_run(tmp_path)["progress"]
+    assert (progress is not None) == goes_on
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}', '{"host": "elsewhere"'])
+def test_a_damaged_progress_is_none(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    (tmp_path / "progress.json").write_text(text)
+    assert read_run(tmp_path)["progress"] is None
+
+
+def test_a_process_that_is_gone_trains_no_more(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    (tmp_path / "progress.json").write_text(json.dumps({"pid": gone.pid, "host": socket.gethostname()}))
+    assert read_run(tmp_path)["progress"] is None
+
+
+def test_jobs_of_several_commands_are_remembered_and_damage_is_not_fatal(tmp_path):
+    assert read_jobs(tmp_path) == {}
+    note_jobs(tmp_path / "sweep", {"a": ["seed=0"], "b": ["seed=1"]})
+    note_jobs(tmp_path / "sweep", {"b": ["seed=1", "fresh=true"], "c": []})
+    assert read_jobs(tmp_path / "sweep") == {"a": ["seed=0"], "b": ["seed=1", "fresh=true"], "c": []}
+    (tmp_path / "sweep/sweep.json").write_text('{"jobs": {"a"')
+    assert read_jobs(tmp_path / "sweep") == {}

@@ -2,8 +2,8 @@
 
 from sweep_folders import write_run
 
+from bagnet_lightning.reporting.settings import differing_settings, in_words, short
 from bagnet_lightning.results import read_runs
-from bagnet_lightning.settings import differing_settings, in_words, short
 
 
 def test_a_grid_of_models_and_optimizers_differs_in_nothing_else(tmp_path):
@@ -50,6 +50,13 @@ def test_a_key_that_only_one_run_has_is_shown(tmp_path):
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", config={"trainer.limit_train_batches": 15})  # 15, like the epochs
     assert differing_settings(read_runs(tmp_path)) == ["trainer.limit_train_batches"]
+
+
+def test_a_key_that_some_runs_of_a_model_lack_is_shown(tmp_path):
+    write_run(tmp_path / "a", config={"data.flip": True})
+    write_run(tmp_path / "b", config={"data.flip": True, "model.zero_init": True})
+    write_run(tmp_path / "c", config={"data.flip": False})
+    assert differing_settings(read_runs(tmp_path)) == ["data.flip", "model.zero_init"]
 
 
 def test_values_that_are_equal_by_chance_are_not_taken_for_each_other(tmp_path):

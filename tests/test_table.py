@@ -6,8 +6,8 @@ import pytest
 from sweep_folders import write_run
 
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.reporting.table import one_line, read_table
 from bagnet_lightning.results import paper_rows
-from bagnet_lightning.table import one_line, read_table
 
 
 def only_line(folder):
@@ -166,11 +166,10 @@ def test_notes_tell_what_all_runs_share_and_where_they_ran(tmp_path):
     assert "commit 0123456789ab" in notes[-1]
 
 
-def test_no_runs_is_a_users_mistake(tmp_path):
+def test_no_folder_is_a_users_mistake_and_no_runs_are_no_lines(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         read_table(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="no runs in it"):
-        read_table(tmp_path)
+    assert read_table(tmp_path).lines == []
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"\x80\0\xff: [{", b"[]", b"model: 3\ntrainer: [1]\n", b"a: ${b}\n"])

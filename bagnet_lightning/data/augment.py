@@ -2,6 +2,9 @@
 
 Every image has draws of its own, a function of (seed, epoch, index) alone: they do not depend on the batch, the order,
 the device or what was drawn before, so a run that is continued sees what an unbroken one would have seen.
+
+Nothing here makes a tensor from Python numbers: on a GPU each would be a wait for the device, and a CUDA graph would
+keep the numbers of the step it was recorded at.
 """
 
 import torch
@@ -9,21 +12,30 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def random_bits(seed: int, epoch: int, indices: Tensor) -> Tensor:
-    """61 random bits for each of `indices` (B,), as int64, by splitmix64 (Steele et al. 2014, figure 15)."""
+def draw_key(seed: int, epoch: int) -> int:
+    """What an epoch's draws start from, as int64 holds it."""
+    return _signed(0xD1B54A32D192ED03 * (1 + seed) + 0x8CB92BA72F3D8DD7 * (1 + epoch))
+
+
+def random_bits(key: int | Tensor, indices: Tensor) -> Tensor:
+    """61 random bits for each of `indices` (B,), as int64, by splitmix64 (Steele et al. 2014, figure 15).
+
+    key: of draw_key, as a number or an int64 tensor on the device of the indices.
+    """
     x = indices * _signed(0x9E3779B97F4A7C15)
-    x = x + _signed(0xD1B54A32D192ED03 * (1 + seed) + 0x8CB92BA72F3D8DD7 * (1 + epoch))
+    x = x + key
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ _shift_right(x, shift)) * _signed(factor)
     return _shift_right(x ^ _shift_right(x, 31), 3)
 
 
-def augment(images: Tensor, indices: Tensor, seed: int, epoch: int, crop_padding: int, flip: bool) -> Tensor:
+def augment(images: Tensor, indices: Tensor, key: int | Tensor, crop_padding: int, flip: bool) -> Tensor:
     """Shifts each image by up to `crop_padding` px (black beyond its edge) and mirrors half of them.
 
-    images: (B, H, W, 3) uint8. indices: (B,) int64, which images of the data set they are. Returns the same form.
+    images: (B, H, W, 3) uint8. indices: (B,) int64, which images of the data set they are. key: see random_bits.
+    Returns the same form.
     """
-    bits = random_bits(seed, epoch, indices)
+    bits = random_bits(key, indices)
     if crop_padding:
         shifts = 2 * crop_padding + 1
         images = _crop(images, crop_padding, (bits >> 1 & 0xFFFF) * shifts >> 16, (bits >> 17 & 0xFFFF) * shifts >> 16)
@@ -33,15 +45,24 @@ def augment(images: Tensor, indices: Tensor, seed: int, epoch: int, crop_padding
     return images
 
 
-def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(B, H, W, 3) uint8 to (B, 3, H, W) float32 in channels_last memory: pixels / 255, less mean, over std."""
-    width = images.shape[2]
-    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).repeat(width)
-    bias = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device).repeat(width)
+def scale_and_bias(mean: tuple[float, ...], std: tuple[float, ...], width: int) -> tuple[Tensor, Tensor]:
+    """What `rescale` needs to turn pixels into pixels / 255, less mean, over std: two (width * 3,) float32."""
+    scale = torch.tensor([1 / (255 * s) for s in std]).repeat(width)
+    bias = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).repeat(width)
+    return scale, bias
+
+
+def rescale(images: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 to (B, 3, H, W) float32 in channels_last memory: pixels * scale + bias."""
     # Rows of W * 3 values, since a broadcast over 3 channels alone would defeat vectorisation on the CPU.
     values = images.flatten(2).float()
     torch.addcmul(bias, values, scale, out=values)
     return values.view(images.shape).permute(0, 3, 1, 2)
+
+
+def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """As `rescale`, by a mean and a standard deviation of each channel, in units of 255."""
+    return rescale(images, *(values.to(images.device) for values in scale_and_bias(mean, std, images.shape[2])))
 
 
 def _crop(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from bagnet_lightning.data.images import image_suffixes
 from bagnet_lightning.data.pack import ImageFiles, Source
 from bagnet_lightning.data.store import Store, packed_store
 from bagnet_lightning.errors import UserError
@@ -49,6 +49,14 @@ def open_store(root: str | Path, image_size: int, cache: str | Path | None = Non
     return packed_store(folder, fingerprint, find_source, workers, if_unwritable=hint)
 
 
+def test_files(root: str | Path) -> list[Path]:
+    """The images of root/test/* and root/test/*/*. Raises UserError if there is none."""
+    files = [Path(root, name) for name in _list_test(Path(root) / "test")]
+    if not files:
+        raise UserError(f"{Path(root) / 'test'} holds no image: put them there, or use images=FOLDER")
+    return files
+
+
 def _list_classes(root: Path, split: str) -> dict[str, list[str]]:
     """The images of each class, as paths relative to root."""
     folder = root / split
@@ -76,7 +84,7 @@ def _list_folders(folder: Path) -> list[str]:
 
 def _list_images(folder: Path, prefix: str) -> list[str]:
     """Names of the files in `folder` that look like images, sorted, with `prefix` before them."""
-    suffixes = tuple(suffix for suffix, format in Image.registered_extensions().items() if format in Image.OPEN)
+    suffixes = image_suffixes()
     names = (entry.name for entry in os.scandir(folder) if not entry.name.startswith(".") and entry.is_file())
     return [prefix + name for name in sorted(names) if name.lower().endswith(suffixes)]
 

@@ -25,6 +25,8 @@ def load_image(path: str | Path, size: int | None = None) -> np.ndarray:
     try:
         with open(path, "rb", buffering=0) as file:
             image = Image.open(BytesIO(file.read()))
+        if image.format == "EPS":  # a program, which Pillow would have Ghostscript run
+            raise Image.UnidentifiedImageError
         if image.format != "JPEG" or image.info.keys() & {"exif", "xmp"}:  # looking takes 5 % of a small JPEG's time
             ImageOps.exif_transpose(image, in_place=True)
         image = _to_rgb(image)
@@ -51,6 +53,32 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             raise ValueError("its pixels have 32 bits (save it with 8 or 16 bits)")
         image = Image.fromarray(((pixels * 255 + 32767) // 65535).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def image_suffixes() -> tuple[str, ...]:
+    """Endings of the names of files that Pillow reads: ".jpg", ..."""
+    return tuple(suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN)
+
+
+def image_files(path: Path) -> list[Path]:
+    """The file `path`, or those in and below the folder `path` whose names are images', sorted; none that is hidden.
+
+    Raises UserError if there is none.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give an image file or a folder of them")
+    if not path.is_dir():
+        return [path]
+    files = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.name.lower().endswith(image_suffixes())
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        and file.is_file()
+    ]
+    if not files:
+        raise UserError(f"{path} holds no image file; give an image file or a folder of them")
+    return files
 
 
 class PackedChunk(NamedTuple):

@@ -1,25 +1,27 @@
 """A store as batches for training: subsets, order, augmentation. One class a source, named by conf/data/."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from pathlib import Path
 
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bagnet_lightning.data import image_folder, textures, tiny_imagenet
-from bagnet_lightning.data.augment import augment, normalize
+from bagnet_lightning.data.augment import augment, draw_key, rescale, scale_and_bias
 from bagnet_lightning.data.store import Split, Store
 from bagnet_lightning.errors import UserError
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images, labels, indices
+COPIED_AT_ONCE = 10_000  # images
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
-class Images(Dataset):
+class Images:
     """Some images of a split, a batch at a time: `images[indices]` is a Batch of uint8 (B, H, W, 3), with int64 (B,)s.
 
     chosen: (N,) which of the split's images these are. labels: (N,) what they are labelled as here.
@@ -35,15 +37,39 @@ class Images(Dataset):
     def __getitem__(self, indices: Tensor) -> Batch:
         return self.split.images.index_select(0, self.chosen[indices]), self.labels[indices], indices
 
+    @property
+    def nbytes(self) -> int:
+        """Of the chosen images alone."""
+        return len(self) * self.split.images[0].nbytes
 
-class ShuffledBatches(Sampler):
-    """The batches of an epoch, in an order that is a function of (seed, epoch) alone.
+    def copied_to(self, device: torch.device) -> "Images":
+        """The chosen images alone, on `device`, where batches are gathered from then on."""
+        images = torch.empty(len(self), *self.split.images.shape[1:], dtype=torch.uint8, device=device)
+        for part, chosen in zip(images.split(COPIED_AT_ONCE), self.chosen.split(COPIED_AT_ONCE), strict=True):
+            part.copy_(self.split.images.index_select(0, chosen))
+        labels = self.labels.to(device)
+        split = Split(images, labels, self.split.boxes.index_select(0, self.chosen))
+        return Images(split, torch.arange(len(self), device=device), labels)
+
+
+class ShuffledBatches:
+    """The batches of an epoch as indices on `device`, in an order that is a function of (seed, epoch) alone.
 
     position: tells (epoch, number of the epoch's batches already used), so that a continued run goes on where it was.
+    share: which images of every batch; by default all.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, position: Callable[[], tuple[int, int]]):
-        self.count, self.batch_size, self.seed, self.position = count, batch_size, seed, position
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        position: Callable[[], tuple[int, int]],
+        device: torch.device,
+        share: slice = ALL,
+    ):
+        self.count, self.batch_size, self.seed, self.position, self.device = count, batch_size, seed, position, device
+        self.share = share
 
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
@@ -51,7 +77,23 @@ class ShuffledBatches(Sampler):
     def __iter__(self) -> Iterator[Tensor]:
         epoch, used = self.position()
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        yield from torch.randperm(self.count, generator=generator).split(self.batch_size)[used:]
+        order = torch.randperm(self.count, generator=generator).to(self.device)
+        for batch in order.split(self.batch_size)[used:]:
+            yield batch[self.share]
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Batches of `images` by `order`. No worker processes: to gather a batch takes microseconds."""
+
+    images: Images
+    order: Iterable[Tensor]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self.images[indices] for indices in self.order)
 
 
 class ImageData(LightningDataModule, ABC):
@@ -60,7 +102,8 @@ class ImageData(LightningDataModule, ABC):
     name: what tables call the data. classes: all (None), the first N, or a list of identifiers or names.
     images_per_class: only the first N train images of each class. holdout: this share of every class's train images
     is validated on instead of the val split, which is then untouched. crop_padding, flip: see augment.py. normalize: by
-    the train split's mean and standard deviation (False: pixels / 255). seed: of the order and the augmentation.
+    the train split's mean and standard deviation (False: pixels / 255). device_resident: gather batches from a copy of
+    the images on the device that trains ("auto": on a GPU with room). seed: of the order and the augmentation.
     """
 
     def __init__(
@@ -74,6 +117,7 @@ class ImageData(LightningDataModule, ABC):
         crop_padding: int,
         flip: bool,
         normalize: bool,
+        device_resident: bool | str,
         seed: int,
     ):
         super().__init__()
@@ -81,21 +125,36 @@ class ImageData(LightningDataModule, ABC):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.classes, self.images_per_class, self.holdout = classes, images_per_class, holdout
         self.crop_padding, self.flip, self.normalize, self.seed = crop_padding, flip, normalize, seed
+        self.device_resident = device_resident
+        self.key_of: int | None = None
 
     @abstractmethod
     def open_store(self) -> Store:
         """The data, made or opened. Raises UserError."""
 
+    def test_files(self) -> list[Path]:
+        """The unlabelled test images, in order. Raises UserError if these data have none."""
+        raise UserError(f"{self.name} has no test split; use images=FILE_OR_FOLDER")
+
     def setup(self, stage: str | None = None) -> None:
-        """Opens the store and chooses the images. Raises UserError if the data cannot be had or no image is left."""
-        if hasattr(self, "store"):
-            return
+        """Opens the store and chooses the images, once; before a fit, puts on the device what belongs there.
+
+        Raises UserError if the data cannot be had, no image is left, or the device has no room for them.
+        """
+        if not hasattr(self, "store"):
+            self._choose_images()
+        if self.trainer is not None:
+            self._move_to(self.trainer.strategy.root_device)
+
+    def _choose_images(self) -> None:
         self.store = self.open_store()
         self.labels = self._chosen_labels()
         self.class_ids = [self.store.classes[label] for label in self.labels]
         self.class_names = [self.store.class_names[label] for label in self.labels]
         self.mean = self.store.mean if self.normalize else (0.0, 0.0, 0.0)
-        self.std = self.store.std if self.normalize else (1.0, 1.0, 1.0)
+        self.std = (1.0, 1.0, 1.0)
+        if self.normalize:  # a channel that is the same everywhere has no deviation
+            self.std = tuple(deviation or 1.0 for deviation in self.store.std)
         train, validation = self._indices_by_class("train"), ("val", self._indices_by_class("val"))
         if self.holdout:
             train, held = _split(train, self.holdout)
@@ -104,14 +163,38 @@ class ImageData(LightningDataModule, ABC):
         self.val_images = self._images(*validation)
         if not len(self.train_images) or not len(self.val_images):
             raise UserError("no image is left to train or to validate on; change data.holdout")
+        self.train_source, self.val_source = self.train_images, self.val_images  # what batches are gathered from
+        self.scale, self.bias = scale_and_bias(self.mean, self.std, self.store.splits["train"].images.shape[2])
 
-    def train_dataloader(self) -> DataLoader:
-        batches = ShuffledBatches(len(self.train_images), self.batch_size, self.seed, self._position)
-        return DataLoader(self.train_images, sampler=batches, batch_size=None)
+    def _move_to(self, device: torch.device) -> None:
+        self.scale, self.bias = self.scale.to(device), self.bias.to(device)
+        if self._fit_on(device):
+            self.train_source, self.val_source = self.train_images.copied_to(device), self.val_images.copied_to(device)
 
-    def val_dataloader(self) -> DataLoader:
-        batches = torch.arange(len(self.val_images)).split(self.eval_batch_size)
-        return DataLoader(self.val_images, sampler=batches, batch_size=None)
+    def _fit_on(self, device: torch.device) -> bool:
+        """Whether to gather batches from images on the device. Raises UserError if it has no room for them."""
+        if device.type != "cuda":
+            return self.device_resident is True
+        needed, (free, _) = self.train_images.nbytes + self.val_images.nbytes, torch.cuda.mem_get_info(device)
+        if self.device_resident is True and needed > free:
+            raise UserError(
+                f"data.device_resident=true: the images take {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of "
+                "the GPU are free; leave it at auto"
+            )
+        return self.device_resident is True or (self.device_resident == "auto" and needed < free / 4)
+
+    def train_dataloader(self) -> Loader:
+        source = self.train_source
+        share = self._share(len(source) % self.batch_size or self.batch_size)
+        order = ShuffledBatches(len(source), self.batch_size, self.seed, self._position, source.labels.device, share)
+        return Loader(source, order)
+
+    def val_dataloader(self) -> Loader:
+        source = self.val_source
+        indices = torch.arange(len(source), device=source.labels.device)
+        batches = indices.tensor_split(-(-len(source) // self.eval_batch_size))  # none much smaller than another
+        share = self._share(min(map(len, batches)))
+        return Loader(source, [batch[share] for batch in batches])
 
     def labelled_for(self, classes: list[str], split: str) -> Images:
         """The images of `split` (train, or val: what is validated on), labelled by their place in `classes`.
@@ -133,8 +216,30 @@ class ImageData(LightningDataModule, ABC):
         """uint8 (B, H, W, 3) to normalised float (B, 3, H, W), augmented in training, on the batch's device."""
         images, labels, indices = batch
         if self.trainer.training:
-            images = augment(images, indices, self.seed, self.trainer.current_epoch, self.crop_padding, self.flip)
-        return normalize(images, self.mean, self.std), labels, indices
+            images = self.augmented(images, indices, self._key())
+        else:
+            images = rescale(images, self.scale, self.bias)
+        return images, labels, indices
+
+    def augmented(self, images: Tensor, indices: Tensor, key: Tensor) -> Tensor:
+        return rescale(augment(images, indices, key, self.crop_padding, self.flip), self.scale, self.bias)
+
+    def _key(self) -> Tensor:
+        """Of this epoch's draws, on the device."""
+        epoch = self.trainer.current_epoch
+        if self.key_of != epoch:
+            self.key_of, self.key = epoch, torch.tensor(draw_key(self.seed, epoch), device=self.scale.device)
+        return self.key
+
+    def _share(self, smallest: int) -> slice:
+        """Which images of every batch are this rank's, of those that train together."""
+        ranks = self.trainer.world_size if self.trainer else 1
+        if smallest < ranks:
+            raise UserError(
+                f"a batch of {smallest} images cannot be divided among {ranks} devices; change data.batch_size or "
+                "trainer.devices (the last batch of an epoch is what is left)"
+            )
+        return slice(self.trainer.global_rank, None, ranks) if ranks > 1 else ALL
 
     def _position(self) -> tuple[int, int]:
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
@@ -184,6 +289,9 @@ class TinyImageNet(ImageData):
     def open_store(self) -> Store:
         return tiny_imagenet.open_store(self.root, self.url, self.sha256)
 
+    def test_files(self) -> list[Path]:
+        return tiny_imagenet.test_files(self.root)
+
 
 class Textures(ImageData):
     """Generated textures, the same for every run. `options`: of ImageData."""
@@ -205,3 +313,6 @@ class ImageFolder(ImageData):
 
     def open_store(self) -> Store:
         return image_folder.open_store(self.root, self.image_size, self.cache)
+
+    def test_files(self) -> list[Path]:
+        return image_folder.test_files(self.root)

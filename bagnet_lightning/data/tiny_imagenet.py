@@ -52,6 +52,15 @@ def open_store(root: str | Path, url: str, sha256: str, workers: int | None = No
     )
 
 
+def test_files(root: str | Path) -> list[Path]:
+    """The unlabelled test images under `root`, sorted by number. Raises UserError if they are not there, unpacked."""
+    folder = _find_folder(Path(root))
+    images = folder and folder / "test" / "images"
+    if not images or not (names := _image_names(images)):
+        raise UserError(f"{root} holds no {NAME}/test/images: unpack the official zip there, or set data.root=DIR")
+    return [images / name for name in names]
+
+
 # The folder -----------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,8 @@
 from io import BytesIO
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
@@ -15,6 +17,7 @@ PATCHES = 4  # shown of those for and of those against a class
 PANEL = 2.15  # inches
 DPI = 130
 GREY = "#666666"
+LUMINANCE = np.array([0.299, 0.587, 0.114])  # of R, G, B
 
 
 def draw(picture: Picture, models: list[Model], explanations: list[Explanation]) -> bytes:
@@ -30,6 +33,16 @@ def draw(picture: Picture, models: list[Model], explanations: list[Explanation])
     stream = BytesIO()
     figure.savefig(stream, format="png")
     return stream.getvalue()
+
+
+def overlay(pixels: np.ndarray, evidence: np.ndarray, end: float) -> np.ndarray:
+    """Evidence (H, W), red for and blue against, over an image in grey. pixels, result: (H, W, 3) uint8.
+
+    end: the evidence, in logits, where the scale ends on either side.
+    """
+    grey = (pixels @ LUMINANCE)[..., None]
+    colours = 255 * colormaps[COLOURS](Normalize(-end, end, clip=True)(evidence))[..., :3]
+    return ((1 - OVERLAY) * grey + OVERLAY * colours).round().astype(np.uint8)
 
 
 def exact_limit(explanations: list[Explanation]) -> float:
@@ -112,8 +125,7 @@ def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: E
 
 
 def _overlay(axes, picture: Picture, values: Tensor, end: float):
-    luminance = picture.pixels @ np.array([0.299, 0.587, 0.114])
-    axes.imshow(luminance, cmap="gray", vmin=0, vmax=255)
+    axes.imshow(picture.pixels @ LUMINANCE, cmap="gray", vmin=0, vmax=255)
     _bare(axes)
     return axes.imshow(values.numpy(), cmap=COLOURS, vmin=-end, vmax=end, alpha=OVERLAY)
 

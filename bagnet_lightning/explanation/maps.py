@@ -6,15 +6,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bagnet_lightning.attribution import grad_cam, integrated_gradients
 from bagnet_lightning.checkpoint import Trained, load_trained
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import contributions, dense_evidence
+from bagnet_lightning.explanation.attribution import grad_cam, integrated_gradients
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.inference import best_device
 from bagnet_lightning.models.bagnet import BagNet
-from bagnet_lightning.table import model_name
+from bagnet_lightning.reporting.table import model_name
 
 APPROXIMATIONS = {"Grad-CAM": grad_cam, "integrated gradients": integrated_gradients}
 EXACT = "exact evidence"

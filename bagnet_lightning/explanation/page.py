@@ -1,7 +1,6 @@
 """The page of explanations: one HTML file that holds its pictures, maps, style and script, and loads nothing."""
 
 import base64
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html import escape
@@ -17,6 +16,7 @@ from torch import Tensor
 from bagnet_lightning.explanation.drawing import COLOURS, PATCHES, exact_limit, scale_end
 from bagnet_lightning.explanation.inputs import Picture, short_name
 from bagnet_lightning.explanation.maps import EXACT, Explanation, Model, strongest
+from bagnet_lightning.standalone import STYLE, data_uri, embedded, fill
 
 TEMPLATE = Path(__file__).parent / "template"
 MOST_CLASSES = 12  # whose maps the page holds for an image: those with the highest logits
@@ -43,7 +43,7 @@ class Page:
                 "width": width,
                 "height": height,
                 "label": picture.label,
-                "png": "data:image/png;base64," + _base64(stream.getvalue()),
+                "png": data_uri(stream.getvalue(), "image/png"),
                 "classes": offered,
                 "explanations": [
                     _explanation(model, explanation, offered, exact_limit(explanations))
@@ -70,17 +70,13 @@ class Page:
             "colours": colours.tolist(),
             "images": self.images,
         }
-        # "<" could end the script element that the data stand in.
-        parts = {
-            "TITLE": escape(" and ".join(dict.fromkeys(model.name for model in self.models))),
-            "STYLE": (TEMPLATE / "page.css").read_text(encoding="utf-8"),
-            "DATA": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
-            "SCRIPT": (TEMPLATE / "page.js").read_text(encoding="utf-8"),
-        }
-        html = (TEMPLATE / "page.html").read_text(encoding="utf-8")
-        for name, text in parts.items():
-            html = html.replace(f"{{{{{name}}}}}", text, 1)
-        return html
+        return fill(
+            TEMPLATE / "page.html",
+            TITLE=escape(" and ".join(dict.fromkeys(model.name for model in self.models))),
+            STYLE=STYLE.read_text(encoding="utf-8") + (TEMPLATE / "page.css").read_text(encoding="utf-8"),
+            DATA=embedded(data),
+            SCRIPT=(TEMPLATE / "page.js").read_text(encoding="utf-8"),
+        )
 
 
 def fixed_point(values: Tensor) -> dict:

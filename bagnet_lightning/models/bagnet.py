@@ -58,6 +58,8 @@ class BagNet(nn.Module):
         pad=1 lets every pixel reach a logit.
     stem_momentum: batch-norm momentum after the first convolution; the paper's 0.001 needs thousands of steps before
         the running statistics used in evaluation are right.
+    zero_init: start with zeros in the last batch norm of every block, so that it is its shortcut alone (Goyal et al.
+        2017).
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class BagNet(nn.Module):
         width: float = 1.0,
         pad: int = 0,
         stem_momentum: float = 0.001,
+        zero_init: bool = False,
     ):
         super().__init__()
         if width < 0.25:
@@ -87,6 +90,9 @@ class BagNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if zero_init:
+            for block in self.blocks:
+                nn.init.zeros_(block.bn3.weight)
 
     @property
     def blocks(self) -> list[Bottleneck]:
@@ -130,11 +136,8 @@ class BagNet(nn.Module):
         weight = torch.einsum("omhw,mi->oihw", self.conv2.weight, self.conv1.weight[:, :, 0, 0])
         return F.relu(self.bn1(F.conv2d(images, weight)), inplace=True)
 
-    def features(self, images: Tensor) -> Tensor:
-        """One feature vector a patch. images: (B, 3, H, W), normalised. Returns (B, 2048 * width, h, w).
-
-        Raises ValueError if the padded image is smaller than the receptive field.
-        """
+    def padded(self, images: Tensor) -> Tensor:
+        """`images` amid `pad` zeros. Raises ValueError if they are smaller than the receptive field even so."""
         smallest = min(images.shape[2:]) + self.pad
         if smallest < self.receptive_field:
             raise ValueError(
@@ -144,7 +147,14 @@ class BagNet(nn.Module):
         if self.pad:
             before, after = self.pad // 2, self.pad - self.pad // 2
             images = F.pad(images, (before, after, before, after))
-        x = self.stem(images)
+        return images
+
+    def features(self, images: Tensor) -> Tensor:
+        """One feature vector a patch. images: (B, 3, H, W), normalised. Returns (B, 2048 * width, h, w).
+
+        Raises ValueError if the padded image is smaller than the receptive field.
+        """
+        x = self.stem(self.padded(images))
         for block in self.blocks:
             x = block(x)
         return x

@@ -1,6 +1,7 @@
 """Weights from elsewhere: the public ImageNet ones, or a local file."""
 
 import pickle
+import re
 from pathlib import Path
 from urllib.error import URLError
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.safe_load import safe_load
 
 _BAGNETS = (
     "https://bitbucket.org/wielandbrendel/bag-of-feature-pretrained-models/raw/249e8fa82c0913623a807d9d35eeab9da7dcc2a8"
@@ -51,21 +53,26 @@ def load_pretrained(network: nn.Module, name: str, pretrained: bool | str) -> nn
 
 
 def _download(url: str) -> dict[str, Tensor]:
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    digits = re.search(r"-([0-9a-f]{8})\.", path.name)[1]
     try:
-        weights = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), digits)
+        weights = safe_load(path)
     except (URLError, OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise UserError(
             f"cannot download pretrained weights from {url} ({error}); fetch the file on another machine and give it "
             "as model.pretrained=PATH"
         ) from error
-    return _state_dict(weights, url)
+    return state_dict_of(weights, url)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return _state_dict(torch.load(path, map_location="cpu", weights_only=True), path)
+        return state_dict_of(safe_load(path), path)
     except FileNotFoundError:
         raise UserError(f"model.pretrained={path}: there is no such file") from None
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
@@ -73,7 +80,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} cannot be read as weights: {reason}") from error
 
 
-def _state_dict(loaded: object, source: object) -> dict[str, Tensor]:
+def state_dict_of(loaded: object, source: object) -> dict[str, Tensor]:
     """The tensors of a plain state dict, of a checkpoint ("state_dict"), or of one saved from inside a wrapper."""
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]

@@ -1,0 +1,212 @@
+"""The measurements of measures.py on a trained network and a sample of images.
+
+    measured = measure(trained, sample, map_count=100, seed=0)  # plain numbers, as they go into analysis.json
+
+Numbers over images are {"mean", "se", "n"}, as mean_and_error gives them.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor, nn
+
+from bagnet_lightning.analysis.measures import (
+    accuracy_of_strongest,
+    additivity_error,
+    area_under,
+    evidence_maps,
+    informative_patches,
+    inside_boxes,
+    masking_curves,
+    mean_and_error,
+    pointing_game,
+    shuffle_tiles,
+)
+from bagnet_lightning.checkpoint import Trained
+from bagnet_lightning.data.augment import normalize
+from bagnet_lightning.data.pack import progress_bar
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.evidence import patch_corners, patch_evidence
+from bagnet_lightning.explanation.attribution import grad_cam, integrated_gradients
+from bagnet_lightning.inference import best_device
+from bagnet_lightning.models.bagnet import BagNet
+from bagnet_lightning.reporting.table import model_name
+
+MASKED_TILE = 8  # px; the distance of a BagNet's patches
+MASKING_STEPS = 16  # from the whole image to none of it
+SHUFFLED_TILES = (8, 16, 32)  # px
+PATCHES_A_CLASS = 6  # of the most informative ones, correct and misleading each
+BATCH, MAP_BATCH = 50, 10  # images; fewer where one takes hundreds of passes, so that the progress bar moves
+
+Maps = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of a network, images and a class for each, as in attribution.py
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images to measure on.
+
+    pixels: (N, H, W, 3) uint8. labels: (N,) int64, positions in the network's classes. boxes: (N, 4) int16, x0 y0 x1 y1
+    of the labelled object in pixels, both ends inside; -1 where there is none. indices: (N,), where in the split it is.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    boxes: Tensor
+    indices: Tensor
+
+    def first(self, count: int) -> "Sample":
+        return Sample(self.pixels[:count], self.labels[:count], self.boxes[:count], self.indices[:count])
+
+
+def measure(trained: Trained, sample: Sample, map_count: int, seed: int) -> dict:
+    """All measurements of one network; maps and masks, which cost most, on the first `map_count` images alone.
+
+    Returns plain numbers, strings, lists and dicts. What cannot be measured is left out and "notes" says why. Float32
+    throughout, TF32 off: a rounding of 1e-3 would be mistaken for an error of the evidence.
+    Raises UserError if the images are smaller than a BagNet's patches.
+    """
+    network = trained.network.to(best_device(), memory_format=torch.channels_last).eval()
+    name = _name(trained)
+    height, width = sample.pixels.shape[1:3]
+    if isinstance(network, BagNet) and min(height, width) + network.pad < network.receptive_field:
+        raise UserError(
+            f"images of {width} x {height} px are smaller than the {network.receptive_field} px patches of {name}; "
+            "choose a larger data.image_size"
+        )
+    trained, notes = replace(trained, network=network), []
+    measured = {"model": name, "images": len(sample.labels), "map_images": min(map_count, len(sample.labels))}
+    measured["notes"] = notes
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        if isinstance(network, BagNet):
+            measured |= _measure_patches(trained, sample, seed)
+        else:
+            notes.append(
+                f"{name} sees the whole image at once: it has no patches, hence no exact evidence, no most informative "
+                "patches, no accuracy by kept patches and no additivity error."
+            )
+        measured["shuffled"] = _measure_shuffles(trained, sample, seed, notes)
+        measured |= _measure_maps(trained, sample.first(map_count), seed, notes)
+    return measured
+
+
+@torch.no_grad()
+def _measure_patches(trained: Trained, sample: Sample, seed: int) -> dict:
+    network, logits, patches = trained.network, [], []
+    for images, _ in _batches(trained, sample, "patches"):
+        logits.append(network(images).cpu())
+        patches.append(patch_evidence(network, images).cpu())
+    logits, patches = torch.cat(logits), torch.cat(patches)
+    corners = patch_corners(network, *sample.pixels.shape[1:3])
+    informative = informative_patches(patches, sample.labels, PATCHES_A_CLASS)
+    for entry in (entry for kinds in informative for entries in kinds.values() for entry in entries):
+        entry["top"], entry["left"] = corners[entry.pop("row"), entry.pop("column")].tolist()
+        entry["label"] = trained.classes[sample.labels[entry["image"]]]
+        entry["image"] = sample.indices[entry["image"]].item()
+    return {
+        "receptive_field": network.receptive_field,
+        "patches": corners.shape[0] * corners.shape[1],
+        "additivity_error": additivity_error(logits, patches),
+        "strongest": accuracy_of_strongest(patches, sample.labels, seed),
+        "informative": dict(zip(trained.classes, informative, strict=True)),
+    }
+
+
+@torch.no_grad()
+def _measure_shuffles(trained: Trained, sample: Sample, seed: int, notes: list[str]) -> dict:
+    """Accuracy, and share of predictions that stay, with shuffled tiles; a tile size of null is the whole image."""
+    height, width = sample.pixels.shape[1:3]
+    sizes = [size for size in SHUFFLED_TILES if height % size == width % size == 0 and size < max(height, width)]
+    if left_out := [str(size) for size in SHUFFLED_TILES if size not in sizes]:
+        notes.append(
+            f"Images of {width} x {height} px are not made of several tiles of {', '.join(left_out)} px: not shuffled."
+        )
+    generators = {size: torch.Generator().manual_seed(seed) for size in sizes}  # the same orders for every network
+    predicted = {size: [] for size in (*sizes, None)}
+    for images, _ in _batches(trained, sample, "shuffled tiles"):
+        for size, predictions in predicted.items():
+            shown = shuffle_tiles(images, size, generators[size]) if size else images
+            predictions.append(trained.network(shown).argmax(1).cpu())
+    predicted = {size: torch.cat(predictions) for size, predictions in predicted.items()}
+    return {
+        "tile": [*predicted],
+        "accuracy": [mean_and_error(predictions == sample.labels) for predictions in predicted.values()],
+        "unchanged": [mean_and_error(predictions == predicted[None]) for predictions in predicted.values()],
+    }
+
+
+def _measure_maps(trained: Trained, sample: Sample, seed: int, notes: list[str]) -> dict:
+    """Deletion, insertion and the pointing game for every method that gives maps of this network."""
+    methods: dict[str, Maps] = {"evidence": evidence_maps} if isinstance(trained.network, BagNet) else {}
+    if find_spec("captum"):
+        methods |= {"grad_cam": grad_cam, "integrated_gradients": integrated_gradients}
+    else:
+        notes.append("Grad-CAM and integrated gradients need captum: pip install 'bagnet-lightning[explain]'.")
+    generator = torch.Generator().manual_seed(seed)
+    curves = {name: {"deletion": [], "insertion": []} for name in (*methods, "random")}
+    pointed = {name: ([], []) for name in methods}
+    boxed = (sample.boxes >= 0).all(1)
+    inside = inside_boxes(sample.boxes, *sample.pixels.shape[1:3])
+    for images, at in _batches(trained, sample, "maps and masks", MAP_BATCH):
+        with torch.no_grad():
+            predicted = trained.network(images).argmax(1)
+        labels = sample.labels[at].to(predicted.device)
+        wrong = predicted != labels
+        for name, followed in curves.items():
+            if name == "random":
+                maps = torch.rand(len(images), *images.shape[2:], generator=generator).to(images.device)
+            else:
+                maps = methods[name](trained.network, images, predicted)
+            points = masking_curves(trained.network, images, predicted, maps, MASKED_TILE, MASKING_STEPS)
+            for kind, values in points.items():
+                followed[kind].append(values.cpu())
+            if name in pointed and boxed[at].any():
+                if wrong.any():  # boxes are of the true class
+                    maps[wrong] = methods[name](trained.network, images[wrong], labels[wrong]).to(maps)
+                for values, new in zip(pointed[name], pointing_game(maps.cpu(), inside[at]), strict=True):
+                    values.append(new[boxed[at]])
+    measured = {"masked": _summarised_curves(curves)}
+    if not boxed.any():
+        notes.append("No image has a bounding box: the pointing game is left out.")
+    elif methods:
+        centre = inside[boxed, sample.pixels.shape[1] // 2, sample.pixels.shape[2] // 2]
+        measured["pointing"] = {
+            "chance": mean_and_error(inside[boxed].double().mean((1, 2))),  # the box's share of the image
+            "centre": mean_and_error(centre),  # hits of a map that always points to the middle
+        } | {
+            name: {"hits": mean_and_error(torch.cat(hits)), "mass": mean_and_error(torch.cat(mass))}
+            for name, (hits, mass) in pointed.items()
+        }
+    return measured
+
+
+def _summarised_curves(curves: dict[str, dict[str, list[Tensor]]]) -> dict:
+    """Mean curve and area of each method; and how much larger its area is than the first method's, image by image."""
+    summary: dict = {"tile": MASKED_TILE, "shares": [step / MASKING_STEPS for step in range(MASKING_STEPS + 1)]}
+    first = {kind: area_under(torch.cat(values)) for kind, values in next(iter(curves.values())).items()}
+    for name, followed in curves.items():
+        summary[name] = {}
+        for kind, values in followed.items():
+            points = torch.cat(values)
+            area = area_under(points)
+            summary[name][kind] = {
+                "curve": [mean_and_error(column) for column in points.T],
+                "area": mean_and_error(area),
+                "area_minus_first": mean_and_error(area - first[kind]),
+            }
+    return summary
+
+
+def _batches(trained: Trained, sample: Sample, what: str, size: int = BATCH) -> Iterator[tuple[Tensor, slice]]:
+    """Normalised images (B, 3, H, W) on the network's device, and which of the sample they are."""
+    with progress_bar(f"{_name(trained)}: {what}", len(sample.pixels)) as advance:
+        for start in range(0, len(sample.pixels), size):
+            at = slice(start, start + size)
+            images = normalize(sample.pixels[at].to(best_device()), trained.mean, trained.std)
+            yield images, at
+            advance(len(images))
+
+
+def _name(trained: Trained) -> str:
+    return model_name(trained.config["model"]["_target_"].rpartition(".")[2])

@@ -1,0 +1,143 @@
+"""An analysis as a table in the terminal and as one self-contained page."""
+
+import base64
+from html import escape
+
+from bagnet_lightning.analysis.figures import METHODS
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 62rem; margin: auto;
+       padding: 1rem; }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin: 2.2rem 0 .3rem }
+img { max-width: 100%; height: auto }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; font-size: .9rem }
+th, td { padding: .2rem .9rem .2rem 0; text-align: left; border-bottom: 1px solid #ddd; white-space: nowrap }
+td:first-child { white-space: normal }
+td + td { font-variant-numeric: tabular-nums }
+.small, figcaption { color: #555; font-size: .9rem; overflow-wrap: anywhere } figure { margin: .5rem 0 }
+"""
+
+# Of each figure: heading, what it shows, where it comes from.
+SECTIONS = {
+    "patches": (
+        "Most informative patches of {name}",
+        "For each class the patches with the highest logit for it, at most one an image: in images of the class, and, "
+        "misleadingly, in images of others. Numbers are logits (Brendel & Bethge 2019, section 4.2).",
+    ),
+    "kept": (
+        "Accuracy by kept patches",
+        "Only k patches of an image are kept, and their logits averaged. Strongest: the largest logit less the mean "
+        "over the classes. Each class's own strongest: every class averages its own k patches (k = 1 is max pooling). "
+        "No rule looks at the label; all meet in the network's own accuracy.",
+    ),
+    "masked": (
+        "Deletion and insertion",
+        "Tiles of {tile} x {tile} px, in the order of each method's map of the predicted class, are replaced by the "
+        "mean colour, or shown on it (Petsiuk et al. 2018). Same images and same tiles for every method. Evidence is "
+        "exact for whole patches: which of its pixels matter it does not say, and a tile is part of several patches.",
+    ),
+    "pointing": (
+        "Pointing game",
+        "Whether the strongest pixel of the true class's map lies in the object's bounding box (Zhang et al. 2016, "
+        "without tolerance), and how much of the map's positive part does (Wang et al. 2020). Objects tend to the "
+        "middle, so the middle pixel is the baseline to beat. Grad-CAM is as coarse as a network's last stage: 2 x 2 "
+        "values for 64 px images in a ResNet-18 with the ImageNet stem.",
+    ),
+    "shuffled": (
+        "Shuffled tiles",
+        "The tiles of every image in random order: what does not change does not rest on the order of larger parts "
+        "(after Brendel & Bethge 2019, section 4.3). Same orders for every network.",
+    ),
+}
+
+
+def summary(networks: list[dict]) -> list[list[str]]:
+    """The main numbers as rows of cells: a heading row, then what was measured and its value for each network."""
+    rows = {
+        "accuracy": [value(network["shuffled"]["accuracy"][-1]) for network in networks],
+        "additivity error": [
+            f"{network['additivity_error']:.1e}" if "additivity_error" in network else "" for network in networks
+        ],
+    }
+    for kind in ("deletion", "insertion"):
+        for method, (name, _) in METHODS.items():
+            rows[f"{kind} area, {name}"] = [
+                value(network["masked"][method][kind]["area"]) if method in network["masked"] else ""
+                for network in networks
+            ]
+    for key, name in (("hits", "points into the box"), ("mass", "positive evidence in the box")):
+        for method, (words, _) in METHODS.items():
+            rows[f"{name}, {words}"] = [
+                value(network["pointing"][method][key]) if method in network.get("pointing", ()) else ""
+                for network in networks
+            ]
+    for key, name in (("chance", "the box's share of the image"), ("centre", "middle pixel in the box")):
+        rows[name] = [value(network["pointing"][key]) if "pointing" in network else "" for network in networks]
+    for place, size in enumerate(networks[0]["shuffled"]["tile"]):
+        if size:
+            for key, name in (("accuracy", "accuracy"), ("unchanged", "unchanged predictions")):
+                rows[f"{name}, {size} px tiles shuffled"] = [
+                    value(network["shuffled"][key][place]) for network in networks
+                ]
+    body = [[name, *cells] for name, cells in rows.items() if any(cells)]
+    return [["", *(network["name"] for network in networks)], *body]
+
+
+def value(number: dict) -> str:
+    """{"mean", "se", "n"} as text."""
+    if number["mean"] is None:
+        return ""
+    return f"{number['mean']:.3f}" + (f" ± {number['se']:.3f}" if number["se"] is not None else "")
+
+
+def as_text(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def page(analysis: dict, pictures: dict[str, bytes]) -> str:
+    """The whole analysis as HTML that needs nothing else. pictures: PNGs by name, "patches_2" being a second one."""
+    networks = analysis["networks"]
+    head, *body = summary(networks)
+    table = f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>" + "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in body
+    )
+    notes = "".join(f"<li>{escape(note)}</li>" for note in dict.fromkeys(n for net in networks for n in net["notes"]))
+    sources = "<br>".join(f"{escape(network['name'])}: {escape(network['checkpoint'])}" for network in networks)
+    figures = "".join(_figure(name, networks, picture) for name, picture in pictures.items())
+    title = f"What decisions of {' and '.join(escape(network['name']) for network in networks)} rest on"
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<h1>{title}</h1>
+<p>{escape(analysis["data"])}, {escape(analysis["split"])} split, {analysis["classes"]} classes:
+{networks[0]["images"]:,} images, chosen at random (seed {analysis["seed"]}); maps and masks on
+{networks[0]["map_images"]:,} of them. ± and bands are one standard error over the images.</p>
+<p class="small">{sources}</p>
+<div class="wide"><table>{table}</table></div>
+{f"<ul class='small'>{notes}</ul>" if notes else ""}
+{figures}
+</body>
+</html>
+"""
+
+
+def _figure(name: str, networks: list[dict], picture: bytes) -> str:
+    section, _, number = name.partition("_")
+    network = networks[int(number) - 1 if number else 0]
+    heading, words = (
+        escape(text.format(name=network["name"], tile=network["masked"]["tile"])) for text in SECTIONS[section]
+    )
+    inlined = base64.b64encode(picture).decode()
+    return (
+        f'<h2>{heading}</h2>\n<figure><img alt="{heading}" src="data:image/png;base64,{inlined}">'
+        f"<figcaption>{words}</figcaption></figure>\n"
+    )

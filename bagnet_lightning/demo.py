@@ -1,0 +1,45 @@
+"""A page on this machine to drop an image on: what a network says, and which patches spoke for it.
+
+python -m bagnet_lightning.demo checkpoint=multirun_outputs/SWEEP/RUN/best.ckpt
+"""
+
+import os
+from importlib.util import find_spec
+
+from omegaconf import DictConfig
+
+from bagnet_lightning.cli import command
+from bagnet_lightning.errors import UserError
+
+
+@command("demo")
+def main(config: DictConfig) -> None:
+    for key, most in {"port": 2**16 - 1, "max_mib": 2**20, "max_megapixels": 2**20}.items():
+        if (key, config[key]) != ("port", None) and not (type(config[key]) is int and 0 < config[key] <= most):
+            raise UserError(f"{key}={config[key]}: {key} must be a whole number from 1 to {most}")
+    if find_spec("gradio") is None:
+        raise UserError("the demo needs Gradio: pip install 'bagnet-lightning[demo]'")
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported; nothing is sent anywhere
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+    from bagnet_lightning.checkpoint import load_trained
+    from bagnet_lightning.demo_page import THEME, page
+
+    trained = load_trained(config.checkpoint)
+    blocks = page(trained, config.max_megapixels * 10**6)
+    try:
+        blocks.launch(
+            server_name=config.host,
+            server_port=config.port,
+            share=False,
+            max_file_size=config.max_mib * 2**20,
+            footer_links=[],
+            theme=THEME,
+            ssr_mode=False,
+        )
+    except OSError as error:
+        raise UserError(f"cannot serve on {config.host}, port {config.port} ({error}); try port=null") from error
+
+
+if __name__ == "__main__":
+    main()

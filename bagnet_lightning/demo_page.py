@@ -1,0 +1,115 @@
+"""The page of the demo: an image in, the most probable classes and the evidence for one of them out."""
+
+from pathlib import Path
+
+import gradio
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from bagnet_lightning.checkpoint import Trained
+from bagnet_lightning.data.augment import normalize
+from bagnet_lightning.data.images import load_image
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.evidence import dense_evidence
+from bagnet_lightning.explanation.drawing import overlay, scale_end
+from bagnet_lightning.explanation.inputs import short_name
+from bagnet_lightning.inference import best_device
+from bagnet_lightning.models.bagnet import BagNet
+from bagnet_lightning.prediction import TOP
+from bagnet_lightning.reporting.table import model_name
+
+THEME = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none to be fetched
+PREDICTED = -1  # the choice of whatever class is predicted
+MAP_STRIDE = 2  # px between the patches of the map: a quarter of the work, and hardly seen at this size
+KEPT_S = 3600  # uploads and maps are deleted after
+SHOWN_PX = 448  # side of the evidence map on the page
+
+
+def page(trained: Trained, max_pixels: int) -> gradio.Blocks:
+    """The page, to be launched. max_pixels: images of more are refused before they are decoded."""
+    name = model_name(trained.config["model"]["_target_"].rpartition(".")[2])
+    names = labels(trained)
+    exact = isinstance(trained.network, BagNet)
+
+    def answer(path: str | None, index: int) -> tuple[dict | None, Image.Image | None, str]:
+        if path is None:
+            return None, None, ""
+        try:
+            pixels = load(path, trained.image_size, max_pixels)
+        except UserError as error:
+            raise gradio.Error(str(error), print_exception=False) from error
+        return look(trained, names, pixels, index)
+
+    title = f"{name}: which patch spoke for which class"
+    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S)) as blocks:
+        gradio.Markdown(f"# {name}\n{len(names)} classes. " + _what(trained))
+        with gradio.Row():
+            with gradio.Column():
+                image = gradio.Image(label="Image", sources=["upload", "clipboard"], type="filepath", height=220)
+                # Gradio would open and convert the file before we see it, and fail on a broken one without a word.
+                image.preprocess = lambda payload: payload and payload.path
+                said = gradio.Label(label="Prediction", num_top_classes=TOP)
+            with gradio.Column(visible=exact):
+                choices = [("the predicted class", PREDICTED), *((name, index) for index, name in enumerate(names))]
+                chosen = gradio.Dropdown(choices, value=PREDICTED, label="Evidence for")
+                shown = gradio.Image(label="Evidence", format="png", interactive=False, buttons=["fullscreen"])
+                caption = gradio.Markdown()
+        gradio.on([image.change, chosen.change], answer, [image, chosen], [said, shown, caption], api_name="explain")
+    return blocks
+
+
+def labels(trained: Trained) -> list[str]:
+    """What the page calls each class: its first synonym, with the identifier where two classes share it."""
+    names = [short_name(name) for name in trained.class_names]
+    return [
+        f"{name} ({identifier})" if names.count(name) > 1 else name
+        for name, identifier in zip(names, trained.classes, strict=True)
+    ]
+
+
+def load(path: str, size: int, max_pixels: int) -> np.ndarray:
+    """The uploaded image, (size, size, 3) uint8. Raises UserError, without the path on this machine."""
+    name = Path(path).name
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except Exception:  # load_image says what is wrong
+        width = height = 0
+    if width * height > max_pixels:
+        raise UserError(f"{name} has {width} x {height} px; {max_pixels / 10**6:g} megapixels are allowed")
+    try:
+        return load_image(path, size)
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), name)) from error
+
+
+@torch.inference_mode()
+def look(trained: Trained, names: list[str], pixels: np.ndarray, index: int) -> tuple[dict, Image.Image | None, str]:
+    """Probabilities by class, and of a BagNet the evidence for class `index` over the image, and what it shows."""
+    network = trained.network.to(best_device())
+    image = normalize(torch.tensor(pixels)[None].to(best_device()), trained.mean, trained.std)
+    logits = network(image)[0]
+    said = dict(zip(names, logits.softmax(0).tolist(), strict=True))
+    if not isinstance(network, BagNet):
+        return said, None, ""
+    index = logits.argmax().item() if index == PREDICTED else index
+    evidence = dense_evidence(network, image, [index], stride=MAP_STRIDE)[0, :, :, 0].cpu()  # (h, w)
+    end = scale_end([evidence])
+    caption = (
+        f"Red patches speak for **{names[index]}**, blue ones against it: the logit of the patch around each pixel, "
+        f"from {-end:.1f} to {end:.1f}. The image's logit, the mean of its patches', is {logits[index].item():.2f}."
+    )
+    smooth = F.interpolate(evidence[None, None], pixels.shape[:2], mode="bilinear")[0, 0].numpy()
+    shown = Image.fromarray(overlay(pixels, smooth, end)).resize((SHOWN_PX, SHOWN_PX), Image.Resampling.NEAREST)
+    return said, shown, caption
+
+
+def _what(trained: Trained) -> str:
+    size = f"Images are scaled and cut to {trained.image_size} x {trained.image_size} px, as in training."
+    if not isinstance(trained.network, BagNet):
+        return f"{size} Only BagNets have exact evidence: this one has its prediction alone."
+    return (
+        f"{size} Its decision is the mean of what {trained.network.receptive_field} px patches say; the map shows them."
+    )

@@ -1,0 +1,149 @@
+"""What a sweep needs of a machine, and what of that is missing. Imports torch, but neither Lightning nor the data."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryFile
+
+import torch
+
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.machine import (
+    check_device,
+    chosen_precision,
+    device_name,
+    driver,
+    gpu_problem,
+    versions,
+    wandb_mode,
+)
+
+RUNS = Path("multirun_outputs")
+#: GiB. The 17 rows keep two checkpoints each, of up to 0.2 GiB; Tiny ImageNet is a zip of 0.25 and a store of 1.3.
+RUNS_NEED, DATA_NEED, MEMORY_NEED = 7, 2, 4
+MALWARE = ("2.6.2", "2.6.3")  # of pytorch-lightning, for a while on the index
+
+
+@dataclass(frozen=True)
+class Problem:
+    """text: what is wrong and what to do. fatal: no sweep could run."""
+
+    text: str
+    fatal: bool
+
+
+def facts(config: dict) -> dict[str, str]:
+    """What there is, a line each. config: of conf/doctor.yaml, plain."""
+    accelerator = config["trainer"]["accelerator"]
+    gpus = range(torch.cuda.device_count()) if accelerator != "cpu" else ()
+    devices = [
+        f"{torch.cuda.get_device_name(gpu)}, "
+        f"compute capability {'.'.join(map(str, torch.cuda.get_device_capability(gpu)))}, "
+        f"{torch.cuda.get_device_properties(gpu).total_memory / 2**30:.0f} GiB"
+        for gpu in gpus
+    ]
+    runs, data = _existing(RUNS), config["data"].get("root")
+    return {
+        "device": "; ".join(devices) or device_name(torch.device("cpu")),
+        "driver": driver() or "no NVIDIA driver",
+        "torch": f"{torch.__version__}, {_build()}",
+        "precision": chosen_precision(config["trainer"]["precision"], accelerator),
+        "versions": ", ".join(f"{name} {number}" for name, number in versions().items() if name != "torch"),
+        "memory": f"{_free_memory():.1f} GiB free",
+        "runs": f"{RUNS.absolute()}, {_free_disk(runs):.1f} GiB free",
+        "data": f"{config['data']['name']}, {_state_of_data(config['data'])}"
+        + (f"; {Path(data).absolute()}, {_free_disk(_existing(Path(data))):.1f} GiB free" if data else ""),
+        "W&B": wandb_mode() + ("" if wandb_mode() == "online" else " (no key: `wandb login`, or WANDB_API_KEY)"),
+    }
+
+
+def problems(config: dict) -> list[Problem]:
+    """What would stop a sweep, or surprise. config: of conf/doctor.yaml, plain."""
+    found = []
+    try:
+        check_device(config["trainer"]["accelerator"])
+        if config["trainer"]["accelerator"] == "auto" and driver() and gpu_problem():
+            found.append(Problem(f"{gpu_problem()}; until then training runs on the CPU", fatal=False))
+    except UserError as error:
+        found.append(Problem(str(error), fatal=True))
+    if version("pytorch-lightning") in MALWARE:
+        found.append(
+            Problem(
+                "this pytorch-lightning was malware: take this machine off the network, change every "
+                "password and key it knew, and set it up anew",
+                fatal=True,
+            )
+        )
+    found += _room(RUNS, RUNS_NEED, "the checkpoints of the 17 rows", "run from a folder of a disk with room")
+    root = config["data"].get("root")
+    state = _state_of_data(config["data"])
+    if root and state == "missing":
+        found.append(Problem(f"data.root={root} does not exist: give the folder that holds the data", fatal=True))
+    elif root and not state.startswith("packed"):
+        key = "root" if "url" in config["data"] else "cache"  # where the packed images go
+        place = Path(config["data"].get(key) or root)
+        found += _room(place, DATA_NEED, f"{config['data']['name']}", f"set data.{key} to a folder of a disk with room")
+    if _free_memory() < MEMORY_NEED:
+        found.append(
+            Problem(
+                f"{_free_memory():.1f} GiB of memory are free, of about {MEMORY_NEED} that a run takes: end "
+                "other programs, or use a larger machine",
+                fatal=False,
+            )
+        )
+    return found
+
+
+def _build() -> str:
+    if torch.version.cuda is None:
+        return "a build for the CPU"
+    return (
+        f"for CUDA {torch.version.cuda}, with code for {' '.join(torch.cuda.get_arch_list()) or 'no card that is here'}"
+    )
+
+
+def _state_of_data(data: dict) -> str:
+    if "root" not in data:
+        return "generated"
+    root = Path(data["root"])
+    stores = [*root.glob("*.store/manifest.json"), *root.glob(".bagnet_store-*/manifest.json")]
+    if stores:
+        return "packed"
+    if root.is_dir() and any(root.iterdir()):
+        return "to be packed at the first use"
+    return "to be downloaded at the first use" if "url" in data else "missing"
+
+
+def _room(folder: Path, need: float, what: str, remedy: str) -> list[Problem]:
+    """Of a folder that is to be written: that it cannot be, or has little room (GiB)."""
+    there = _existing(folder)
+    try:
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        return [Problem(f"{there.absolute()} cannot be written ({error.strerror}): {remedy}", fatal=True)]
+    free = _free_disk(there)
+    if free >= need:
+        return []
+    return [
+        Problem(f"{there.absolute()} has {free:.1f} GiB left, of about {need} for {what}: {remedy}", fatal=free < 0.5)
+    ]
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _free_disk(folder: Path) -> float:
+    return shutil.disk_usage(folder).free / 2**30
+
+
+def _free_memory() -> float:
+    """GiB that programs can still have; all there are where the system does not tell."""
+    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
+    kib = next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), None)
+    return kib / 2**20 if kib is not None else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

@@ -1,0 +1,61 @@
+"""A trained network as a file or folder that other programs load.
+
+python -m bagnet_lightning.export checkpoint=multirun_outputs/SWEEP/RUN/best.ckpt format=onnx
+"""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from bagnet_lightning.cli import command
+from bagnet_lightning.errors import UserError
+
+NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
+
+
+@command("export")
+def main(config: DictConfig) -> None:
+    suffixes = {"onnx": ".onnx", "safetensors": ".safetensors", "torch_export": ".pt2", "hub": ""}
+    if config.format not in suffixes:
+        raise UserError(f"format={config.format}: format must be one of {', '.join(suffixes)}")
+    checkpoint = Path(config.checkpoint)
+    if config.format == "hub":
+        out = Path(config.out or checkpoint.parent / "hub")
+    else:
+        suffix = suffixes[config.format]
+        out = Path(config.out or checkpoint.with_suffix(suffix))
+        if out.suffix != suffix:
+            raise UserError(f"out={out}: the file's name must end in {suffix}")
+    if not all(map(find_spec, NEEDS.get(config.format, ()))):
+        raise UserError(f"format={config.format} needs more packages: pip install 'bagnet-lightning[export]'")
+
+    from bagnet_lightning.checkpoint import load_trained
+    from bagnet_lightning.data.store import temporary_folder
+    from bagnet_lightning.exporting.formats import FORMATS, difference
+    from bagnet_lightning.exporting.model_card import write_card
+
+    trained = load_trained(checkpoint)
+    form = FORMATS["safetensors" if config.format == "hub" else config.format]
+    target = out / "model.safetensors" if config.format == "hub" else out
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(target) as folder:
+            form.write(trained, folder / target.name)
+            noise = difference(trained, form.load(folder / target.name))
+            if config.format == "hub":
+                for note in write_card(folder, trained, checkpoint.parent):
+                    print(f"note: {note}", file=sys.stderr)
+            for file in folder.iterdir():
+                file.replace(target.parent / file.name)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {target.parent} ({error.strerror}); choose another place with out=PATH"
+        ) from error
+    print(f"loaded again and run on images of three sizes: off by {noise:.0e} of the largest logit")
+    print(f"written: {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Files of a trained network for other programs: how each format is written, and how it is read to be checked."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from bagnet_lightning.checkpoint import Trained, load_trained
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.exporting.portable import Portable, describe
+
+Outputs = dict[str, Tensor]
+#: Largest difference that is float noise, in units of the largest value: sums of thousands of products in other orders.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Format:
+    """write(trained, path) writes one file; load(path) gives what runs it as Portable.forward does."""
+
+    suffix: str
+    write: Callable[[Trained, Path], None]
+    load: Callable[[Path], Callable[[Tensor], Outputs]]
+
+
+def difference(trained: Trained, run: Callable[[Tensor], Outputs]) -> float:
+    """The largest difference of `run` from the network itself, over three image sizes, in units of the largest value.
+
+    Raises UserError if it is more than float noise.
+    """
+    portable = Portable(trained)
+    generator = torch.Generator().manual_seed(0)
+    size = _example_size(trained)
+    worst = 0.0
+    for shape in ((1, 3, size, size), (3, 3, size, size), (2, 3, size + 9, size + 22)):
+        images = torch.rand(shape, generator=generator)
+        expected, got = portable(images), run(images)
+        if expected.keys() != got.keys():
+            raise UserError(f"the written file has outputs {', '.join(got)} instead of {', '.join(expected)}")
+        for name, value in expected.items():
+            worst = max(worst, ((got[name] - value).abs().max() / value.abs().max()).item())
+    if not worst <= TOLERANCE:
+        raise UserError(f"the written file differs from the network by {worst:.1e} of the largest logit: not kept")
+    return worst
+
+
+def _write_safetensors(trained: Trained, path: Path) -> None:
+    tensors = {name: value.contiguous() for name, value in trained.network.state_dict().items()}
+    about = {"format": "pt", "bagnet_lightning": json.dumps(describe(trained))}
+    path.write_bytes(safetensors.torch.save(tensors, about))  # save_file would make a file that only its owner reads
+
+
+def _load_safetensors(path: Path) -> Callable[[Tensor], Outputs]:
+    return Portable(load_trained(path))
+
+
+def _write_onnx(trained: Trained, path: Path) -> None:
+    import onnx
+
+    portable = Portable(trained)
+    outputs = [*portable(_example(trained))]
+    program = torch.onnx.export(
+        portable,
+        (_example(trained),),
+        input_names=["images"],
+        output_names=outputs,
+        dynamic_shapes={"images": {0: "batch", 2: "height", 3: "width"}},
+        dynamo=True,
+        verbose=False,
+    )
+    model = program.model_proto
+    about = {key: value if isinstance(value, str) else json.dumps(value) for key, value in describe(trained).items()}
+    onnx.helper.set_model_props(model, about)
+    onnx.save_model(model, path)
+
+
+def _load_onnx(path: Path) -> Callable[[Tensor], Outputs]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(images: Tensor) -> Outputs:
+        return dict(zip(names, map(torch.from_numpy, session.run(names, {"images": images.numpy()})), strict=True))
+
+    return run
+
+
+def _write_torch_export(trained: Trained, path: Path) -> None:
+    any_size = torch.export.Dim.DYNAMIC
+    shapes = {"images": {0: any_size, 2: any_size, 3: any_size}}
+    program = torch.export.export(Portable(trained), (_example(trained),), dynamic_shapes=shapes)
+    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(describe(trained))})
+
+
+def _load_torch_export(path: Path) -> Callable[[Tensor], Outputs]:
+    return torch.export.load(path).module()
+
+
+def _example(trained: Trained) -> Tensor:
+    """Sizes that differ from each other and from 1, so that none of them is taken for a constant."""
+    size = _example_size(trained)
+    return torch.zeros(2, 3, size, size + 8)
+
+
+def _example_size(trained: Trained) -> int:
+    """The training images' size; more where only one patch would fit."""
+    smallest = getattr(trained.network, "receptive_field", 32) + getattr(trained.network, "stride", 0)
+    return max(trained.image_size, smallest)
+
+
+FORMATS = {
+    "onnx": Format(".onnx", _write_onnx, _load_onnx),
+    "safetensors": Format(".safetensors", _write_safetensors, _load_safetensors),
+    "torch_export": Format(".pt2", _write_torch_export, _load_torch_export),
+}

@@ -1,0 +1,125 @@
+"""What a folder for a model hub says of its model: config.json as timm reads it, and the card, README.md."""
+
+import json
+from pathlib import Path
+
+from bagnet_lightning.checkpoint import Trained
+from bagnet_lightning.config import NOT_IN_DIGEST
+from bagnet_lightning.explanation.inputs import short_name
+from bagnet_lightning.exporting.portable import describe
+from bagnet_lightning.models.bagnet import BagNet
+from bagnet_lightning.reporting.table import model_name, optimizer_name
+from bagnet_lightning.results import read_run
+
+PAPER = "https://openreview.net/forum?id=SkfMWhAqYQ"
+
+
+def write_card(folder: Path, trained: Trained, run_folder: Path) -> list[str]:
+    """Writes config.json and README.md, with the numbers of run_folder/result.json. Returns notes for the user."""
+    result = read_run(run_folder)
+    notes = []
+    if result["status"] != "finished":
+        notes = [f"{run_folder} holds no result.json of a finished run: the card has no measured numbers"]
+        result = None
+    (folder / "config.json").write_text(json.dumps(_timm_config(trained), indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_card(trained, result), encoding="utf-8")
+    return notes
+
+
+def _timm_config(trained: Trained) -> dict:
+    """For `timm.create_model("local-dir:FOLDER", pretrained=True)`; BagNets need bagnet_lightning.timm_models there."""
+    about = describe(trained)
+    is_bagnet = isinstance(trained.network, BagNet)
+    options = {k: v for k, v in about["config"]["model"].items() if is_bagnet and k not in ("_target_", "pretrained")}
+    return {
+        "architecture": about["model"],
+        "num_classes": len(trained.classes),
+        "num_features": trained.network.fc.in_features,
+        "label_names": trained.classes,
+        "label_descriptions": dict(zip(trained.classes, trained.class_names, strict=True)),
+        "model_args": options,
+        "pretrained_cfg": {
+            "num_classes": len(trained.classes),
+            "input_size": [3, trained.image_size, trained.image_size],
+            "mean": trained.mean,
+            "std": trained.std,
+            "crop_pct": 1.0,
+            "interpolation": "bicubic",
+            "first_conv": "conv1",
+            "classifier": "fc",
+        },
+        "bagnet_lightning": about,
+    }
+
+
+def _card(trained: Trained, result: dict | None) -> str:
+    about, name = describe(trained), model_name(describe(trained)["model"])
+    data = about["config"]["data"]["name"]
+    names = ", ".join(short_name(one) for one in trained.class_names[:8])
+    names += f", … ({len(trained.class_names)} in all)" if len(trained.class_names) > 8 else ""
+    front = {"pipeline_tag": "image-classification", "tags": ["image-classification", "bagnet_lightning"]}
+    if result:
+        metrics = [{"type": "accuracy", "value": result["best_val_accuracy"], "name": "top-1"}]
+        dataset = {"name": data, "type": data, "split": result.get("validated_on", "val")}
+        task = {"type": "image-classification"}
+        front["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]
+    lines = [
+        "---",
+        *(f"{key}: {json.dumps(value)}" for key, value in front.items()),
+        "---",
+        "",
+        f"# {name} on {data}",
+        "",
+    ]
+    if isinstance(trained.network, BagNet):
+        lines += [
+            f"A [BagNet]({PAPER}): an image's logits are the mean of the logits of its {about['receptive_field']} x "
+            f"{about['receptive_field']} px patches, one every {about['stride']} px, so that each patch's share in a "
+            "decision is known exactly.",
+            "",
+        ]
+    lines += [f"Classes: {names}.", "", *_measured(result), "## Use", "", *_use(trained)]
+    return "\n".join(lines) + "\n"
+
+
+def _measured(result: dict | None) -> list[str]:
+    if not result:
+        return []
+
+    def known(words: str, *keys: str) -> str | None:
+        values = {key: result.get(key) for key in keys}
+        return None if None in values.values() else words.format(**values)
+
+    versions = result.get("versions") or {}
+    asked = [word for word in result.get("overrides") or [] if word.partition("=")[0] not in NOT_IN_DIGEST]
+    speed = ("train_seconds", "images_per_second")
+    rows = {
+        "top-1, best epoch": known("{best_val_accuracy:.4f}", "best_val_accuracy"),
+        "top-5, best epoch": known("{val_top5_accuracy:.4f}", "val_top5_accuracy"),
+        "measured on": known("{val_images:,} images of {validated_on}", "val_images", "validated_on"),
+        "trained on": known("{train_images:,} images, {epochs} epochs", "train_images", "epochs"),
+        "optimizer": optimizer_name(result["optimizer"]),
+        "runs": known("1 (seed {seed})", "seed"),
+        "parameters": known("{parameters:,}", "parameters"),
+        "training": known("{train_seconds:,.0f} s, {images_per_second:,.0f} images/s", *speed),
+        "device": known("{device}, {precision}", "device", "precision"),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "commit": known("{commit}", "commit"),
+        "asked": f"`{' '.join(asked)}`",
+    }
+    table = [f"| {key} | {value} |" for key, value in rows.items() if value]
+    return ["## Measured", "", "| | |", "|---|---|", *table, ""]
+
+
+def _use(trained: Trained) -> list[str]:
+    size = trained.image_size
+    lines = ["    pip install bagnet-lightning", "    bagnet-predict checkpoint=FOLDER images=PHOTO.jpg"]
+    if isinstance(trained.network, BagNet):
+        lines += ["    bagnet-explain checkpoint=FOLDER images=PHOTO.jpg"]
+    model = trained.config["model"]
+    if model.get("stem", "imagenet") == "imagenet":
+        register = "import bagnet_lightning.timm_models  # registers the BagNets\n    "
+        lines += ["", "or with timm:", "", f"    {register}import timm"]
+        lines += ['    network = timm.create_model("local-dir:FOLDER", pretrained=True)']
+    about = f"Images are RGB from 0 to 1, {size} px a side in training, normalised by mean and std of config.json."
+    return [*lines, "", about]

@@ -1,0 +1,63 @@
+"""A trained network as other programs load it: normalisation inside, evidence beside the logits, and what they mean."""
+
+import torch
+from torch import Tensor, nn
+
+import bagnet_lightning
+from bagnet_lightning.checkpoint import Trained
+from bagnet_lightning.models.bagnet import BagNet
+
+
+class Portable(nn.Module):
+    """Images as they are decoded -> logits and, of a BagNet, the evidence that they are the mean of."""
+
+    def __init__(self, trained: Trained):
+        super().__init__()
+        self.network = trained.network
+        self.classes, self.class_names = trained.classes, trained.class_names
+        self.register_buffer("mean", torch.tensor(trained.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(trained.std).view(3, 1, 1))
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """images: (B, 3, H, W) float32, RGB from 0 to 1.
+
+        Returns "logits" (B, classes) and, of a BagNet, "evidence" (B, h, w, classes): the logits of the patches that it
+        looks at, one every `stride` px, whose mean over h, w is the image's logits.
+        """
+        images = (images - self.mean) / self.std
+        if not isinstance(self.network, BagNet):
+            return {"logits": self.network(images)}
+        evidence = self.network.patch_logits(images)
+        return {"logits": evidence.mean((1, 2)), "evidence": evidence}
+
+
+def describe(trained: Trained) -> dict:
+    """What a user of an exported file must know, and what it takes to build the network again; nothing of paths."""
+    model, data = trained.config["model"], trained.config["data"]
+    about = {
+        "model": model["_target_"].rpartition(".")[2],
+        "input": "images: (batch, 3, height, width) float32, RGB from 0 to 1; the graph normalises them itself",
+        "logits": "(batch, classes)",
+    }
+    if isinstance(trained.network, BagNet):
+        about |= {
+            "evidence": "(batch, h, w, classes): the logits of the patches, whose mean over h, w is the image's logits",
+            "patches": "patch (i, j) covers receptive_field px from row stride * i - pad // 2, column stride * j - "
+            "pad // 2 of the image",
+            "receptive_field": trained.network.receptive_field,
+            "stride": trained.network.stride,
+            "pad": trained.network.pad,
+        }
+    return about | {
+        "image_size": trained.image_size,
+        "classes": trained.classes,
+        "class_names": trained.class_names,
+        "mean": trained.mean,
+        "std": trained.std,
+        "config": {
+            "model": {**model, "pretrained": model["pretrained"] is not False},
+            "data": {"name": data["name"], "image_size": trained.image_size},
+        },
+        "bagnet_lightning": bagnet_lightning.__version__,
+    }

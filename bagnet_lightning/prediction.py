@@ -1,0 +1,87 @@
+"""The most probable classes of image files, and the files that tell them."""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bagnet_lightning.checkpoint import Trained
+from bagnet_lightning.data.images import load_image
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.inference import predict
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An image file's classes as (index, probability), the most probable first; none, and an error, if unreadable."""
+
+    file: Path
+    top: list[tuple[int, float]]
+    error: str | None = None
+
+
+def predict_files(trained: Trained, files: Iterable[Path], size: int | None, batch_size: int) -> Iterator[Prediction]:
+    """A Prediction for each of `files`, in their order, as soon as its batch is done.
+
+    size: as of load_image; where it is None the images may differ in size, and each is a batch of its own.
+    """
+    waiting, images = [], []
+    for file in files:
+        try:
+            images.append(load_image(file, size))
+            waiting.append(Prediction(file, []))
+        except UserError as error:
+            waiting.append(Prediction(file, [], str(error)))
+        if len(waiting) == (batch_size if size else 1):
+            yield from _predicted(trained, waiting, images)
+            waiting, images = [], []
+    yield from _predicted(trained, waiting, images)
+
+
+def _predicted(trained: Trained, waiting: list[Prediction], images: list) -> list[Prediction]:
+    if not images:
+        return waiting
+    try:
+        probabilities = predict(trained, torch.stack([torch.from_numpy(image) for image in images])).softmax(1)
+    except ValueError as error:  # smaller than the receptive field
+        return [one if one.error else Prediction(one.file, [], f"{one.file}: {error}") for one in waiting]
+    best = probabilities.topk(min(TOP, len(trained.classes)))
+    tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [one if one.error else Prediction(one.file, list(zip(*next(tops), strict=True))) for one in waiting]
+
+
+def as_json(predictions: list[Prediction], trained: Trained) -> list[dict]:
+    """One record an image; "error" instead of "top" where it could not be read."""
+
+    def record(index: int, probability: float) -> dict:
+        return {"class": trained.classes[index], "name": trained.class_names[index], "probability": probability}
+
+    return [
+        {
+            "image": str(one.file),
+            **({"error": one.error} if one.error else {"top": [record(*pair) for pair in one.top]}),
+        }
+        for one in predictions
+    ]
+
+
+def as_csv(predictions: list[Prediction], trained: Trained) -> str:
+    """One line an image: the image, then class, name and probability of each of the most probable, or the error."""
+    ranks = range(1, min(TOP, len(trained.classes)) + 1)
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["image", *(f"{what}_{n}" for n in ranks for what in ("class", "name", "probability")), "error"])
+    for one in predictions:
+        cells = [cell for i, p in one.top for cell in (trained.classes[i], trained.class_names[i], f"{p:.6f}")]
+        writer.writerow([one.file, *(cells or [""] * 3 * len(ranks)), one.error or ""])
+    return stream.getvalue()
+
+
+def submission(predictions: list[Prediction], trained: Trained) -> str:
+    """The form that Tiny ImageNet's test split is handed in with: a file's name and its class's identifier a line."""
+    return "".join(f"{one.file.name} {trained.classes[one.top[0][0]]}\n" for one in predictions)

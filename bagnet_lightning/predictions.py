@@ -1,0 +1,103 @@
+"""predictions.npz: what a run's network said of every validation image at its best epoch, and a few of the images.
+
+Small (about 0.1 MB for 10,000 images of 64 px), so that confusions can be looked at where neither the data nor a GPU
+are. Light on purpose, as results.py is: reading needs no torch.
+"""
+
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from bagnet_lightning.files import write_bytes
+
+NAME = "predictions.npz"
+PAIRS, EACH = 6, 3  # most confused pairs of classes with thumbnails, and mistaken images of each
+SIDE = 48  # px of a thumbnail; a multiple of JPEG's blocks of 16, so that neighbours do not bleed
+EXAMPLES = 8  # validation images kept whole, for the evidence gallery
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """labels, predicted: (N,) class indices of the validation images, in their order.
+
+    examples: (E, H, W, 3) uint8, spread evenly over the split; example_labels: (E,).
+    sheet: a JPEG with a row of EACH thumbnails for each of the first PAIRS pairs of most_confused.
+    """
+
+    class_names: list[str]
+    labels: np.ndarray
+    predicted: np.ndarray
+    examples: np.ndarray
+    example_labels: np.ndarray
+    sheet: bytes
+
+    def confusion(self) -> np.ndarray:
+        """(classes, classes) numbers of images, by true and predicted class."""
+        return confusion(self.labels, self.predicted, len(self.class_names))
+
+
+def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """(classes, classes) numbers of images, by true and predicted class."""
+    return np.bincount(labels.astype(np.int64) * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def most_confused(matrix: np.ndarray, count: int) -> list[tuple[int, int]]:
+    """(true, predicted) of up to `count` pairs of different classes, those with the most images first."""
+    mistakes = matrix - np.diag(matrix.diagonal())
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:count]
+    return [divmod(int(place), len(matrix)) for place in order if mistakes.flat[place]]
+
+
+def write_predictions(
+    path: Path,
+    class_names: Sequence[str],
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    images: Callable[[list[int]], np.ndarray],
+) -> None:
+    """Write predictions.npz whole or not at all. images: indices -> (B, H, W, 3) uint8. Raises OSError."""
+    count = min(EXAMPLES, len(labels))
+    places = [(2 * i + 1) * len(labels) // (2 * count) for i in range(count)]
+    stream = BytesIO()
+    np.savez_compressed(
+        stream,
+        class_names=np.array(class_names, dtype=str),
+        labels=labels.astype(np.uint16),
+        predicted=predicted.astype(np.uint16),
+        examples=images(places),
+        example_labels=labels[places].astype(np.uint16),
+        sheet=np.frombuffer(_sheet(labels, predicted, len(class_names), images), np.uint8),
+    )
+    write_bytes(path, stream.getvalue())
+
+
+def read_predictions(folder: Path) -> Predictions | None:
+    """None where the run left none. Raises ValueError if the file is cut or is no predictions.npz."""
+    try:
+        with np.load(folder / NAME, allow_pickle=False) as arrays:
+            held = {name: arrays[name] for name in arrays.files}
+        names, labels, predicted = held["class_names"].tolist(), held["labels"], held["predicted"]
+        if labels.shape != predicted.shape or not len(labels) or max(labels.max(), predicted.max()) >= len(names):
+            raise ValueError("labels and predictions do not fit")
+        return Predictions(names, labels, predicted, held["examples"], held["example_labels"], held["sheet"].tobytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{NAME} is cut or damaged; run again with fresh=true") from error
+
+
+def _sheet(labels: np.ndarray, predicted: np.ndarray, classes: int, images: Callable) -> bytes:
+    pairs = most_confused(confusion(labels, predicted, classes), PAIRS)
+    sheet = Image.new("RGB", (EACH * SIDE, max(1, len(pairs)) * SIDE))
+    for row, (true, said) in enumerate(pairs):
+        mistaken = np.flatnonzero((labels == true) & (predicted == said))[:EACH].tolist()
+        for column, pixels in enumerate(images(mistaken)):
+            sheet.paste(ImageOps.fit(Image.fromarray(pixels), (SIDE, SIDE)), (column * SIDE, row * SIDE))
+    stream = BytesIO()
+    sheet.save(stream, "JPEG", quality=75)
+    return stream.getvalue()

@@ -1,0 +1,255 @@
+"""Figure 2 and the learning curves of a sweep.
+
+python -m bagnet_lightning.report runs=multirun_outputs/SWEEP writes them beside the runs.
+"""
+
+import math
+import statistics
+import textwrap
+from collections.abc import Iterable
+from itertools import groupby
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from bagnet_lightning.reporting.settings import in_words
+from bagnet_lightning.reporting.table import OPTIMIZERS, Line, Table, model_name, model_order, optimizer_name
+from bagnet_lightning.results import read_metrics
+
+# Okabe & Ito's colours: told apart with any colour vision, and in grey.
+COLOURS = {"sgd": "#E69F00", "adam": "#0072B2", "adadelta": "#009E73", "adamw": "#CC79A7"}
+OTHER_COLOUR = "#56B4E9"
+DASHES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")  # together, up to 16 settings told apart
+GREY = "#666666"
+DPI = 150
+MOST_PANELS = 12  # of Figure 2; what is beyond stays in the table
+SLOTS_A_ROW = 30  # bars, of Figure 2
+SLOT = 0.42  # inches a bar
+
+
+def draw_figure2(table: Table) -> Figure:
+    """The paper's grouped bars: best validation accuracy by model and optimizer, the paper's value hatched beside ours.
+
+    Runs of other epochs, pretraining or settings have panels of their own.
+    """
+    panels = _panels(table)
+    shown, hidden = panels[:MOST_PANELS], panels[MOST_PANELS:]
+    rows: list[list[tuple[str, list[Line]]]] = [[]]
+    for panel in shown:
+        if rows[-1] and sum(_slots(lines) for _, lines in [*rows[-1], panel]) > SLOTS_A_ROW:
+            rows.append([])
+        rows[-1].append(panel)
+    slots = max(sum(_slots(lines) for _, lines in row) for row in rows)
+    figure = Figure(figsize=(max(6.5, slots * SLOT + 1.2), 3.6 * len(rows) + 0.9), dpi=DPI, layout="constrained")
+    grid = figure.add_gridspec(len(rows), slots)
+    first = None
+    for i, row in enumerate(rows):
+        start = 0
+        for title, lines in row:
+            stop = start + _slots(lines) if len(row) > 1 or len(rows) > 1 else slots
+            axes = figure.add_subplot(grid[i, start:stop], sharey=first)
+            _draw_bars(axes, lines, title)
+            first = first or axes
+            if start == 0:
+                axes.set_ylabel("best validation accuracy (%)")
+            else:
+                axes.tick_params(labelleft=False)
+            start = stop
+    tallest = max([*_heights(line for _, lines in shown for line in lines), 1])
+    first.set_ylim(0, tallest * 1.18)
+    _add_legend(figure, _bar_legend(table))
+    if hidden:
+        figure.supxlabel(f"{len(hidden)} more settings: see table.csv", fontsize=8, color=GREY)
+    return figure
+
+
+def draw_curves(table: Table) -> Figure:
+    """Validation accuracy and train loss over epochs: a column a model, a line an optimizer.
+
+    Seeds are one line, their mean, in a band from the lowest to the highest. A cross ends a run that did not finish.
+    """
+    models = sorted({line.model for line in table.lines}, key=model_order)
+    variants = list(dict.fromkeys(_variant(line) for line in table.lines))
+    figure = Figure(figsize=(max(6.5, 3.3 * len(models) + 0.6), 6.4), dpi=DPI, layout="constrained")
+    panels = figure.subplots(2, len(models), sharex="col", sharey="row", squeeze=False)
+    crosses = False
+    for column, model in enumerate(models):
+        panels[0, column].set_title(model_name(model), fontsize=11)
+        panels[1, column].set_xlabel("epoch")
+        panels[1, column].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        for line in (line for line in table.lines if line.model == model):
+            histories = [history for run in line.runs if (history := read_metrics(run["folder"]))]
+            style = _style(variants.index(_variant(line)), _colour(line.optimizer))
+            for axes, name, unit in zip(panels[:, column], ("val_accuracy", "train_loss"), (100, 1), strict=True):
+                drawn = _draw_curve(axes, histories, name, unit, style, finished=line.status == "finished")
+                crosses |= drawn and line.status != "finished"
+        for axes in panels[:, column]:
+            axes.grid(alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+            if not axes.lines:
+                axes.text(0.5, 0.5, "no finished epoch", transform=axes.transAxes, ha="center", color=GREY)
+    panels[0, 0].set_ylabel("validation accuracy (%)")
+    panels[0, 0].set_ylim(bottom=0)
+    panels[1, 0].set_ylabel("train loss (nats)")
+    handles = [Line2D([], [], color=_colour(o), lw=2, label=optimizer_name(o)) for o in _optimizers(table)]
+    if len(variants) > 1:
+        handles += [
+            Line2D([], [], **_style(i, GREY), label=variant or "from scratch")
+            for i, variant in enumerate(variants[:16])
+        ]
+    if any(line.std is not None for line in table.lines):
+        handles.append(Patch(facecolor=GREY, alpha=0.18, label="lowest to highest seed"))
+    if crosses:
+        handles.append(Line2D([], [], color=GREY, linestyle="", marker="x", label="did not finish"))
+    _add_legend(figure, handles)
+    return figure
+
+
+def _panels(table: Table) -> list[tuple[str, list[Line]]]:
+    """(title, lines) of each combination of epochs, pretraining and settings, the paper's own first."""
+
+    def key(line: Line) -> tuple:
+        return line.epochs != 15, line.pretrained != "no", -(line.epochs or 0), _title(line)
+
+    return [(group[-1], list(lines)) for group, lines in groupby(sorted(table.lines, key=key), key)]
+
+
+def _title(line: Line) -> str:
+    variant = _variant(line) or "from scratch"
+    return f"{line.epochs or '?'} epochs, {variant}"
+
+
+def _variant(line: Line) -> str:
+    """Pretraining and settings in words; empty for a plain run from scratch."""
+    words = ["" if line.pretrained == "no" else f"pretrained ({line.pretrained})", in_words(line.settings)]
+    return ", ".join(filter(None, words))
+
+
+def _slots(lines: list[Line]) -> int:
+    """Bars of a panel and the gaps around its groups, in widths of a bar."""
+    cells = {(line.model, line.optimizer) for line in lines}
+    return max(2 * len(cells) + len({model for model, _ in cells}) + 1, 5)
+
+
+def _draw_bars(axes: Axes, lines: list[Line], title: str) -> None:
+    x, ticks = 0.0, []
+    models = sorted({line.model for line in lines}, key=model_order)
+    for model in models:
+        start = x
+        cells = [line for line in lines if line.model == model]
+        for optimizer in sorted({line.optimizer for line in cells}, key=_optimizer_order):
+            cell = [line for line in cells if line.optimizer == optimizer]
+            _draw_pair(axes, x, next((line for line in cell if line.accuracy is not None), cell[0]))
+            x += 2
+        ticks.append((start + x - 1) / 2)
+        x += 1
+    axes.set_xticks(ticks, [model_name(model) for model in models])
+    middle, half = (x - 2) / 2, max(_slots(lines) / 2, 1.7)
+    axes.set_xlim(middle - half, middle + half)
+    axes.set_title(textwrap.fill(title, 5 * _slots(lines)), fontsize=10)
+    axes.tick_params(axis="x", length=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)
+    axes.set_axisbelow(True)
+
+
+def _draw_pair(axes: Axes, x: float, line: Line) -> None:
+    """Ours at x, the paper's at x + 1."""
+    colour = _colour(line.optimizer)
+    if line.accuracy is not None:
+        height, error = 100 * line.accuracy, 100 * (line.std or 0)
+        axes.bar(x, height, width=0.92, color=colour)
+        if line.std is not None:
+            axes.errorbar(x, height, error, color="black", capsize=3, lw=1)
+        _label(axes, x, height + error, f"{height:.1f}", "bold")
+    else:
+        word = "no value" if line.status == "finished" else line.status
+        axes.annotate(
+            word,
+            (x, 0),
+            (0, 4),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            rotation=90,
+            fontsize=8,
+            color=GREY,
+        )
+    if line.paper:
+        height = 100 * line.paper.accuracy
+        axes.bar(x + 1, height, width=0.92, facecolor="none", edgecolor=colour, hatch="////", lw=1)
+        _label(axes, x + 1, height, f"{height:.1f}", "normal")
+
+
+def _label(axes: Axes, x: float, height: float, text: str, weight: str) -> None:
+    axes.annotate(text, (x, height), (0, 2), textcoords="offset points", ha="center", fontsize=8, fontweight=weight)
+
+
+def _add_legend(figure: Figure, handles: list) -> None:
+    """Above the panels, in as few lines as the figure's width allows; the figure grows by them."""
+    width, height = figure.get_size_inches()
+    inches = [0.7 + 0.075 * len(handle.get_label()) for handle in handles]
+    for lines in range(1, len(handles) + 1):
+        if sum(max(inches[i : i + lines]) for i in range(0, len(handles), lines)) < width:
+            break
+    columns = math.ceil(len(handles) / lines)
+    figure.set_size_inches(width, height + 0.2 * lines)
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
+
+
+def _heights(lines: Iterable[Line]) -> list[float]:
+    """Of all bars with their error bars, in %."""
+    heights = []
+    for line in lines:
+        heights += [100 * (line.accuracy + (line.std or 0))] if line.accuracy is not None else []
+        heights += [100 * line.paper.accuracy] if line.paper else []
+    return heights
+
+
+def _bar_legend(table: Table) -> list:
+    handles = [Patch(facecolor=_colour(optimizer), label=optimizer_name(optimizer)) for optimizer in _optimizers(table)]
+    if any(line.paper for line in table.lines):
+        comparable = any(line.paper and not line.not_comparable for line in table.lines)
+        words = "the paper" if comparable else "the paper, on the full Tiny ImageNet: not comparable"
+        handles.append(Patch(facecolor="none", edgecolor=GREY, hatch="////", label=words))
+    seeds = {len(line.runs) for line in table.lines if line.std is not None}
+    if seeds:
+        words = f"± standard deviation, n = {'–'.join(map(str, sorted({min(seeds), max(seeds)})))} seeds"
+        handles.append(Line2D([], [], color="black", marker="|", markersize=10, linestyle="", label=words))
+    return handles
+
+
+def _draw_curve(axes: Axes, histories: list[list[dict]], name: str, unit: float, style: dict, finished: bool) -> bool:
+    """The mean of `histories` over the epochs that all of them have; whether there was anything to draw."""
+    curves = [{row["epoch"]: unit * row[name] for row in rows if row.get(name) is not None} for rows in histories]
+    epochs = sorted(set.intersection(*map(set, curves))) if curves else []
+    if not epochs:
+        return False
+    values = [[curve[epoch] for curve in curves] for epoch in epochs]
+    means = [statistics.mean(at_epoch) for at_epoch in values]
+    axes.plot(epochs, means, **style)
+    if len(curves) > 1:
+        axes.fill_between(epochs, [*map(min, values)], [*map(max, values)], color=style["color"], alpha=0.18, lw=0)
+    if not finished:
+        axes.plot(epochs[-1], means[-1], color=style["color"], marker="x", markersize=8, mew=2)
+    return True
+
+
+def _style(variant: int, colour: str) -> dict:
+    dash, marker = DASHES[variant % len(DASHES)], MARKERS[variant // len(DASHES) % len(MARKERS)]
+    return {"color": colour, "linestyle": dash, "marker": marker, "markersize": 3, "lw": 1.6}
+
+
+def _optimizers(table: Table) -> list[str]:
+    return sorted({line.optimizer for line in table.lines}, key=_optimizer_order)
+
+
+def _optimizer_order(optimizer: str) -> tuple[int, str]:
+    return ([*OPTIMIZERS].index(optimizer) if optimizer in OPTIMIZERS else len(OPTIMIZERS)), optimizer
+
+
+def _colour(optimizer: str) -> str:
+    return COLOURS.get(optimizer, OTHER_COLOUR)

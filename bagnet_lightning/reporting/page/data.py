@@ -1,0 +1,138 @@
+"""Tables of one sweep or several -> all that the page shows, as plain data."""
+
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.predictions import read_predictions
+from bagnet_lightning.reporting.figures import COLOURS, OTHER_COLOUR
+from bagnet_lightning.reporting.page.rows import rows_of, run_name
+from bagnet_lightning.reporting.page.runs import cell, common_config, describe, neighbours
+from bagnet_lightning.reporting.settings import clipped, differing_settings, leaves, short
+from bagnet_lightning.reporting.table import Table, model_name, model_order, problems
+from bagnet_lightning.results import finite, read_jobs
+
+
+def page_data(tables: list[Table], pictures: dict[str, str], with_gallery: bool, live: bool) -> dict:
+    """pictures: name -> data URI of what `report` draws. live: the page asks its server for newer data."""
+    names = _sweep_names(tables)
+    prefixes = [f"{name}/" if len(tables) > 1 else "" for name in names]
+    runs, classes = {}, []
+    for prefix, table in zip(prefixes, tables, strict=True):
+        runs |= _runs_of(table, prefix, classes)
+    settings = list(dict.fromkeys(setting for table in tables for setting in table.settings))
+    rows = rows_of(tables, prefixes)
+    gallery, why = _gallery(tables, prefixes) if with_gallery else (None, None)
+    models = sorted({row["model"] for row in rows}, key=model_order)
+    data = {
+        "title": " and ".join(names),
+        "made": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "live": live,
+        "sweeps": [
+            {"name": name, "folder": str(table.folder), "notes": _notes(table)}
+            for name, table in zip(names, tables, strict=True)
+        ],
+        "between": _between(tables, names),
+        "states": Counter(run["state"] for run in runs.values()),
+        "settings": [{"key": setting, "name": short(setting)} for setting in settings],
+        "models": [[model, model_name(model)] for model in models],
+        "colours": {row["optimizer"]: COLOURS.get(row["optimizer"], OTHER_COLOUR) for row in rows},
+        "rows": rows,
+        "common": common_config([run for run in runs.values() if "config" in run]),
+        "classes": classes,
+        "runs": runs,
+        "gallery": gallery,
+        "without_gallery": why,
+        "pictures": pictures,
+    }
+    return finite(data)
+
+
+def _sweep_names(tables: list[Table]) -> list[str]:
+    """Their folders' names; whole paths where two are the same."""
+    names = [table.folder.resolve().name for table in tables]
+    return names if len({*names}) == len(names) else [str(table.folder) for table in tables]
+
+
+def _runs_of(table: Table, prefix: str, classes: list[list[str]]) -> dict[str, dict]:
+    """Name on the page -> run. Lists of class names are collected in `classes`, where runs have their place."""
+    jobs = read_jobs(table.folder)
+    raw = {prefix + run_name(run, table): run for line in table.lines for run in line.runs}
+    cells = {name: cell(run, table.settings) for name, run in raw.items()}
+    accuracies = {name: run.get("best_val_accuracy") for name, run in raw.items()}
+    runs = {}
+    for name, run in raw.items():
+        described = describe(run, jobs.get(name.removeprefix(prefix)))
+        if confusion := described["confusion"]:
+            if confusion["classes"] not in classes:
+                classes.append(confusion["classes"])
+            confusion["classes"] = classes.index(confusion["classes"])
+        runs[name] = described | {
+            "title": _title(cells[name]),
+            "neighbours": neighbours(name, cells, accuracies),
+            "optimizer": run["optimizer"] or "?",
+            "model": run["model"] or "?",
+        }
+    waiting = {prefix + name: overrides for name, overrides in jobs.items() if prefix + name not in runs}
+    return runs | {name: {"state": "waiting", "overrides": overrides} for name, overrides in waiting.items()}
+
+
+def _title(cell: dict[str, str]) -> str:
+    """ "BagNet-17, Adam, 15 epochs, width 0.25, seed 0"."""
+    others = [f"{key} {value}" for key, value in cell.items() if key not in ("model", "optimizer", "epochs")]
+    words = [cell["model"], cell["optimizer"], f"{cell['epochs']} epochs", *others]
+    return ", ".join(word for word in words if word != "pretrained no")
+
+
+def _notes(table: Table) -> list[str]:
+    """The table's, but for those on single runs, and a warning where runs were made by different code."""
+    told_elsewhere = problems(table.folder, table.lines)
+    notes = [note for note in table.notes if note not in told_elsewhere]
+    finished = [run for line in table.lines for run in line.runs if run["status"] == "finished"]
+    said = {
+        name: sorted({str((run.get("versions") or {}).get(name, "unknown")) for run in finished})
+        for name in ("bagnet_lightning", "torch")
+    }
+    mixed = [f"{name} {', '.join(values)}" for name, values in said.items() if len(values) > 1]
+    return notes + ([f"Runs were made by different versions: {'; '.join(mixed)}."] if mixed else [])
+
+
+def _between(tables: list[Table], names: list[str]) -> list[list[str]]:
+    """[key, value in each sweep], for what is one value within every sweep and not the same in all."""
+    if len(tables) < 2:
+        return []
+    sides = [[run for line in table.lines for run in line.runs if run["config"]] for table in tables]
+    between = []
+    for key in differing_settings([run for side in sides for run in side]):
+        values = [{clipped(leaves(run["config"]).get(key, "none")) for run in side} for side in sides]
+        if all(len(said) == 1 for said in values) and key != "sweep":
+            between.append([key, *(next(iter(said)) for said in values)])
+    return between
+
+
+def _gallery(tables: list[Table], prefixes: list[str]) -> tuple[dict | None, str | None]:
+    """Evidence of the best BagNet, or why there is none."""
+    finished = [
+        (run["best_val_accuracy"], prefix, table, run)
+        for prefix, table in zip(prefixes, tables, strict=True)
+        for line in table.lines
+        for run in line.runs
+        if run["status"] == "finished" and "bagnet" in run["model"] and run.get("best_val_accuracy") is not None
+    ]
+    if not finished:
+        return None, "No BagNet has finished yet."
+    _, prefix, table, run = max(finished, key=lambda candidate: candidate[0])
+    name, checkpoint = prefix + run_name(run, table), run["folder"] / "best.ckpt"
+    try:
+        predictions = read_predictions(run["folder"])
+        if not checkpoint.exists() or predictions is None:
+            gone = "predictions.npz" if checkpoint.exists() else "best.ckpt"
+            return None, f"{gone} of the best BagNet, {name}, is missing."
+        from bagnet_lightning.reporting.page.gallery import gallery
+
+        items = gallery(checkpoint, predictions)
+    except (UserError, ValueError) as error:
+        return None, f"The best BagNet, {name}: {error}."
+    command = f"python -m bagnet_lightning.explain checkpoint={Path(checkpoint).as_posix()} split=val"
+    return {"run": name, "items": items, "command": command}, None

@@ -1,0 +1,51 @@
+"""Exact evidence of a sweep's best BagNet on the validation images that its run kept; needs torch, but no data."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bagnet_lightning.explanation.drawing import exact_limit, overlay
+from bagnet_lightning.explanation.inputs import Picture, short_name
+from bagnet_lightning.explanation.maps import explain, load_model
+from bagnet_lightning.predictions import Predictions
+from bagnet_lightning.standalone import data_uri
+
+COUNT = 6
+
+
+def gallery(checkpoint: Path, predictions: Predictions) -> list[dict]:
+    """[{"image", "label", "right", "maps": [{"class", "logit", "png"}]}], PNGs as data URIs.
+
+    Maps are of the predicted class, and of the true one if it is another. Raises UserError if the checkpoint cannot
+    be read.
+    """
+    model = load_model(checkpoint, exact_only=True)
+    names = [short_name(name) for name in model.trained.class_names]
+    items = []
+    for pixels, label in zip(predictions.examples[:COUNT], predictions.example_labels[:COUNT].tolist(), strict=True):
+        (explanation,) = explain([model], Picture("", pixels, label), None, approximate=False)
+        limit = exact_limit([explanation])
+        items.append(
+            {
+                "image": _png(pixels),
+                "label": names[label],
+                "right": explanation.predicted == label,
+                "maps": [
+                    {
+                        "class": names[index],
+                        "logit": explanation.logits[index].item(),
+                        "png": _png(overlay(pixels, explanation.dense[..., index].numpy(), limit)),
+                    }
+                    for index in explanation.shown
+                ],
+            }
+        )
+    return items
+
+
+def _png(pixels: np.ndarray) -> str:
+    stream = BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return data_uri(stream.getvalue(), "image/png")

@@ -1,0 +1,95 @@
+"""The lines of one table, or of several side by side, as rows of the page's table."""
+
+from itertools import zip_longest
+from math import isfinite
+
+from bagnet_lightning.reporting.settings import clipped, leaves
+from bagnet_lightning.reporting.table import Line, Table, model_name, optimizer_name
+
+
+def run_name(run: dict, table: Table) -> str:
+    """Its folder's path below the table's."""
+    name = run["folder"].relative_to(table.folder).as_posix()
+    return table.folder.resolve().name if name == "." else name
+
+
+def rows_of(tables: list[Table], prefixes: list[str]) -> list[dict]:
+    """The lines of all tables, side by side where they are of the same cell: "entries" has one a sweep, or None.
+
+    prefixes: of the names of each table's runs on the page.
+    """
+    settings = list(dict.fromkeys(setting for table in tables for setting in table.settings))
+    cells: dict[tuple, list[list[Line]]] = {}
+    for place, table in enumerate(tables):
+        for line in table.lines:
+            key = (line.model, line.optimizer, line.pretrained, line.epochs)
+            cells.setdefault(key, [[] for _ in tables])[place].append(line)
+    paired = [lines for sides in cells.values() for lines in _side_by_side(sides, settings)]
+    order = {id(line): number for table in tables for number, line in enumerate(table.lines)}
+    paired.sort(key=lambda lines: [order[id(line)] for line in lines if line])
+    if len(tables) > 1:
+        paired.sort(key=lambda lines: min(line.row or 99 for line in lines if line))
+    return [_row(lines, tables, prefixes, settings) for lines in paired]
+
+
+def _side_by_side(sides: list[list[Line]], settings: list[str]) -> list[list[Line | None]]:
+    """Lines of one cell of the grid, paired by their settings; what is left is a pair too if there is one a side."""
+    places = range(len(sides))
+    groups: dict[tuple, list[list[Line]]] = {}
+    for place, lines in enumerate(sides):
+        for line in lines:
+            groups.setdefault(_values(line, settings), [[] for _ in sides])[place].append(line)
+    pairs = [list(lines) for group in groups.values() if all(group) for lines in zip_longest(*group)]
+    left = [[line for group in groups.values() if not all(group) for line in group[place]] for place in places]
+    if all(len(lines) <= 1 for lines in left):
+        return pairs + ([[lines[0] if lines else None for lines in left]] if any(left) else [])
+    return pairs + [[line if place == own else None for place in places] for own in places for line in left[own]]
+
+
+def _values(line: Line, settings: list[str]) -> tuple[str | None, ...]:
+    values = leaves(line.runs[0]["config"])
+    return tuple(clipped(values[name]) if values.get(name) is not None else None for name in settings)
+
+
+def _row(lines: list[Line | None], tables: list[Table], prefixes: list[str], settings: list[str]) -> dict:
+    first = next(line for line in lines if line)
+    values = [_values(line, settings) for line in lines if line]
+    said = {name: [*dict.fromkeys(v[i] for v in values if v[i] is not None)] for i, name in enumerate(settings)}
+    return {
+        "row": first.row,
+        "model": first.model,
+        "model_name": model_name(first.model),
+        "optimizer": first.optimizer,
+        "optimizer_name": optimizer_name(first.optimizer),
+        "pretrained": first.pretrained,
+        "epochs": first.epochs,
+        "settings": {name: _number(" / ".join(words)) for name, words in said.items() if words},
+        "paper": first.paper and first.paper.accuracy,
+        "comparable": any(line and line.difference is not None for line in lines),
+        "entries": [
+            line and _entry(line, table, prefix) for line, table, prefix in zip(lines, tables, prefixes, strict=True)
+        ],
+    }
+
+
+def _number(text: str) -> float | str:
+    """What sorts as a number should be one."""
+    try:
+        return float(text) if isfinite(float(text)) else text
+    except ValueError:
+        return text
+
+
+def _entry(line: Line, table: Table, prefix: str) -> dict:
+    return {
+        "accuracy": line.accuracy,
+        "std": line.std,
+        "n": len(line.runs) if line.accuracy is not None else None,
+        "difference": line.difference,
+        "top5": line.top5,
+        "parameters": line.parameters,
+        "speed": line.images_per_second,
+        "seconds": line.train_seconds,
+        "error": line.error,
+        "runs": [prefix + run_name(run, table) for run in line.runs],
+    }

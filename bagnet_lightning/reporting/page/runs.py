@@ -1,0 +1,183 @@
+"""One run as its section of the page shows it, as plain data; reads nothing but the run's folder."""
+
+import shlex
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from bagnet_lightning.predictions import EACH, PAIRS, SIDE, most_confused, read_predictions
+from bagnet_lightning.reporting.settings import clipped, leaves, short
+from bagnet_lightning.reporting.table import model_name, optimizer_name, pretraining
+from bagnet_lightning.results import read_metrics
+from bagnet_lightning.standalone import data_uri
+
+LOG_BYTES, LOG_LINES = 8000, 40  # of train.log's end, for a run that did not finish
+STARTING = 120  # s in which a run without an epoch and without progress.json may still prepare its data
+NEIGHBOURS = 8
+CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
+
+
+def state(run: dict) -> str:
+    """ "finished", "running", "stopped", "failed", "diverged" or "unreadable"."""
+    if run["status"] != "unfinished":
+        return run["status"]
+    if run["progress"]:
+        return "running"
+    try:
+        young = time.time() - (run["folder"] / "config.yaml").stat().st_mtime < STARTING
+    except OSError:
+        young = False
+    return "running" if young and not run["epochs_done"] and not (run["folder"] / "last.ckpt").exists() else "stopped"
+
+
+def cell(run: dict, settings: list[str]) -> dict[str, str]:
+    """What tells a run from the others of its sweep, in words: {"model": "BagNet-17", ..., "seed": "0"}."""
+    values = leaves(run["config"])
+    return {
+        "model": model_name(run["model"]),
+        "optimizer": optimizer_name(run["optimizer"]),
+        "pretrained": pretraining(run),
+        "epochs": str(run.get("epochs") or "?"),
+        **{short(name): clipped(values.get(name, "none")) for name in settings},
+        "seed": str(run.get("seed", "?")),
+    }
+
+
+def neighbours(name: str, cells: dict[str, dict[str, str]], accuracies: dict[str, float | None]) -> list[dict]:
+    """The runs that differ from `name` in the fewest things, and in which: [{"run", "differs", "accuracy"}]."""
+    own = cells[name]
+    apart = {
+        other: [key for key in own.keys() | cell.keys() if own.get(key) != cell.get(key)]
+        for other, cell in cells.items()
+        if other != name
+    }
+    fewest = min(map(len, apart.values()), default=0)
+    nearest = [other for other, keys in apart.items() if len(keys) == fewest][:NEIGHBOURS]
+    return [
+        {
+            "run": other,
+            "differs": [
+                [key, cells[other].get(key, "none"), own.get(key, "none")] for key in own if key in apart[other]
+            ],
+            "accuracy": accuracies[other],
+        }
+        for other in nearest
+    ]
+
+
+def describe(run: dict, overrides: list[str] | None) -> dict:
+    """Everything of a run but its neighbours; overrides: what sweep.json says was asked."""
+    metrics = read_metrics(run["folder"])
+    now = state(run)
+    asked = run.get("overrides") or overrides
+    described = {
+        "state": now,
+        "error": run.get("error"),
+        "epochs": run.get("epochs"),
+        "done": metrics[-1]["epoch"] if metrics else 0,
+        "best": run.get("best_val_accuracy"),
+        "progress": run.get("progress"),
+        "command": asked and shlex.join(["python", "-m", "bagnet_lightning.train", *asked]),
+        "config": leaves(run["config"]),
+        "curves": {"epoch": [row["epoch"] for row in metrics]}
+        | {name: [_rounded(row.get(name)) for row in metrics] for name in CURVES},
+        "facts": _facts(run),
+        "log": None if now in ("finished", "running") else _log_tail(run["folder"]),
+        "missing": [
+            f"{name} is missing" for name in ("config.yaml", "metrics.csv") if not (run["folder"] / name).exists()
+        ],
+    }
+    if now == "finished" and not (run["folder"] / "best.ckpt").exists():
+        described["missing"].append("best.ckpt is missing: this network cannot be evaluated or explained any more")
+    try:
+        described["confusion"] = _confusion(run["folder"])
+    except ValueError as error:
+        described["confusion"] = None
+        described["missing"].append(str(error))
+    else:
+        if described["confusion"] is None and now == "finished":
+            described["missing"].append("predictions.npz is missing: no confusions and no accuracy by class")
+    return described
+
+
+def common_config(runs: list[dict]) -> dict:
+    """Takes from each run's "config" what most runs say too, and returns that; the page puts it together again."""
+    keys = dict.fromkeys(key for run in runs for key in run["config"])
+    common = {}
+    for key in keys:
+        values = [run["config"][key] for run in runs if key in run["config"]]
+        most, count = Counter(map(repr, values)).most_common(1)[0]
+        if 2 * count > len(runs):
+            common[key] = next(value for value in values if repr(value) == most)
+    for run in runs:
+        config = run["config"]
+        run["config"] = {k: v for k, v in config.items() if k not in common or repr(v) != repr(common[k])}
+        run["without"] = [key for key in common if key not in config]
+    return common
+
+
+def _facts(run: dict) -> list[list[str]]:
+    """[what, how much], for what is known."""
+    seconds, devices = run.get("train_seconds"), run.get("devices") or 1
+    versions = run.get("versions") or {}
+    facts = {
+        "Best validation accuracy": _text(run.get("best_val_accuracy"), ".4f"),
+        "Best epoch": _text(run.get("best_epoch")),
+        "Final validation accuracy": _text(run.get("final_val_accuracy"), ".4f"),
+        "Top-5 accuracy": _text(run.get("val_top5_accuracy"), ".4f"),
+        "Speed": _text(run.get("images_per_second"), ",.0f", " images/s in training"),
+        "Training time": _text(seconds, ",.0f", " s"),
+        "Cost": _text(seconds and seconds * devices / 3600, ".3f", " device hours"),
+        "Device": _text(run.get("device")) and f"{devices} × {run['device']}",
+        "Precision": _text(run.get("precision")),
+        "Peak memory": _text(run.get("peak_memory_mib"), ",.0f", " MiB"),
+        "Parameters": _text(run.get("parameters"), ",.0f"),
+        "Receptive field": _text(run.get("receptive_field"), "", " px"),
+        "Data": _text(run.get("data")),
+        "Training images": _text(run.get("train_images"), ","),
+        "Validation images": _text(run.get("val_images"), ","),
+        "Seed": _text(run.get("seed")),
+        "Versions": ", ".join(f"{name} {versions[name]}" for name in ("bagnet_lightning", "torch") if name in versions),
+        "Commit": _text(run.get("commit")),
+    }
+    return [[name, value] for name, value in facts.items() if value]
+
+
+def _confusion(folder: Path) -> dict | None:
+    predictions = read_predictions(folder)
+    if predictions is None:
+        return None
+    matrix = predictions.confusion()
+    pairs = most_confused(matrix, PAIRS)
+    classes = list(dict.fromkeys(index for pair in pairs for index in pair))
+    return {
+        "classes": predictions.class_names,
+        "right": matrix.diagonal().tolist(),
+        "images": matrix.sum(1).tolist(),
+        "pairs": [[true, said, int(matrix[true, said])] for true, said in pairs],
+        "among": classes,
+        "matrix": matrix[np.ix_(classes, classes)].tolist(),
+        "sheet": data_uri(predictions.sheet, "image/jpeg"),
+        "side": SIDE,
+        "each": EACH,
+    }
+
+
+def _log_tail(folder: Path) -> str | None:
+    try:
+        with (folder / "train.log").open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - LOG_BYTES))
+            lines = file.read().decode("utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    return "\n".join(lines[-LOG_LINES:])
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else float(f"{value:.5g}")
+
+
+def _text(value: object, form: str = "", unit: str = "") -> str:
+    return "" if value is None else f"{value:{form}}{unit}"

@@ -1,0 +1,121 @@
+// One run, under its #run=NAME.
+
+function showRun(data, name) {
+  const run = data.runs[name], section = at("run");
+  const back = Object.assign(make("a", "back", "← all runs"), { href: "#" });
+  if (!run) {
+    section.replaceChildren(back, make("p", "", `There is no run ${name} here.`));
+    return;
+  }
+  if (run.state === "waiting") {
+    section.replaceChildren(back, make("h2", "", name), make("p", "", make("span", "state waiting", "waiting"), " It has not begun."));
+    return;
+  }
+  section.replaceChildren(...[
+    back,
+    make("h2", "", run.title, " ", make("span", `state ${run.state}`, run.state)),
+    make("p", "quiet path", name),
+    run.error && make("p", "error", run.error),
+    run.state === "running" && make("p", "", progressWords(run)),
+    run.missing.length > 0 && make("ul", "quiet", ...run.missing.map(words => make("li", "", words))),
+    run.facts.length > 0 && make("dl", "facts", ...run.facts.map(([what, value]) => make("div", "", make("dt", "", what), make("dd", "", value)))),
+    run.facts.some(([what]) => what === "Cost") && make("p", "quiet", "Cost is the hours that devices were in use, validation included; a price for them depends on where it ran."),
+    ...(run.curves.epoch.length ? [make("h3", "", "Learning curves"), curvePair()] : []),
+    ...confusions(data, run),
+    ...nearest(data, run),
+    make("h3", "", "The same again"),
+    ...(run.command ? command(run.command) : [make("p", "quiet", "What was asked is not recorded in this folder.")]),
+    ...(run.log ? [make("h3", "", "End of train.log"), make("pre", "log", run.log)] : []),
+    ...configuration(data, run),
+  ].filter(Boolean));
+  if (run.curves.epoch.length) drawRun(run, data.colours[run.optimizer]);
+}
+
+const progressWords = run => run.progress
+  ? `epoch ${run.progress.epoch} of ${run.progress.epochs}, step ${grouped(run.progress.step)} of ${grouped(run.progress.steps)}` +
+    (known(run.progress.seconds_left) ? `, about ${duration(run.progress.seconds_left)} left` : "")
+  : "preparing";
+
+function curvePair() {
+  const figure = (id, words) => make("figure", "", make("figcaption", "", words),
+    make("div", "chart", Object.assign(document.createElement("canvas"), { id, ariaLabel: words, role: "img" })));
+  return make("div", "pair", figure("run-accuracy", "accuracy (%)"), figure("run-loss", "loss (nats)"));
+}
+
+function drawRun(run, colour) {
+  const grey = getComputedStyle(document.documentElement).getPropertyValue("--quiet").trim();
+  for (const [id, name, of] of [["run-accuracy", "accuracy", percent], ["run-loss", "loss", value => value]]) {
+    const lines = [line(null, run.curves, `val_${name}`, of, colour, [], "validation"), line(null, run.curves, `train_${name}`, of, grey, [5, 4], "train")];
+    const options = curveOptions(lines, name === "accuracy", true);
+    plot(id, "line", lines, undefined, { ...options, plugins: { ...options.plugins, legend: { display: true, position: "bottom", labels: { boxHeight: 0 } } } });
+  }
+}
+
+function confusions(data, run) {
+  if (!run.confusion) return [];
+  const { pairs, sheet, side, each, among, matrix, right, images } = run.confusion, names = data.classes[run.confusion.classes];
+  const short = index => names[index].split(",")[0];
+  const items = pairs.map(([true_, said, count], i) => {
+    const thumbs = Array.from({ length: Math.min(count, each) }, (_, j) => {
+      const thumb = make("span", "thumb");
+      thumb.style.cssText = `width:${side}px;height:${side}px;background-image:url(${sheet});background-position:${-j * side}px ${-i * side}px`;
+      return thumb;
+    });
+    return make("li", "", make("span", "thumbs", ...thumbs), make("span", "", make("b", "", short(true_)), " taken for ", make("b", "", short(said)),
+      make("span", "quiet", ` ${count} of ${images[true_]} images`)));
+  });
+  const most = Math.max(1, ...matrix.flat());
+  const grid = make("table", "matrix", make("tr", "", make("td", "quiet", "true \\ said"), ...among.map(index => make("th", "", make("span", "", short(index))))),
+    ...among.map((index, i) => make("tr", "", make("th", "left", short(index)), ...matrix[i].map((count, j) => {
+      const cell = make("td", i === j ? "right" : "", String(count || ""));
+      cell.style.setProperty("--share", `${Math.round(60 * count / most)}%`);
+      return cell;
+    }))));
+  const classes = right.map((count, index) => [index, count / images[index]]).filter(([index]) => images[index]).sort((a, b) => b[1] - a[1]);
+  const bars = list => make("ol", "bars", ...list.map(([index, accuracy]) => {
+    const bar = make("i");
+    bar.style.width = `${100 * accuracy}%`;
+    return make("li", "", make("span", "name", short(index)), make("span", "track", bar), make("span", "", `${(100 * accuracy).toFixed(0)} %`));
+  }));
+  const many = classes.length > 16;
+  return [
+    ...(pairs.length ? [make("h3", "", "Most confused"), make("ul", "confused", ...items), make("div", "wide", grid)] : []),
+    make("h3", "", "Accuracy by class"),
+    make("div", "pair", ...(many ? [make("div", "", make("p", "quiet", "Best"), bars(classes.slice(0, 8))), make("div", "", make("p", "quiet", "Worst"), bars(classes.slice(-8).reverse()))] : [bars(classes)])),
+    ...(many ? [details("all-classes", `All ${classes.length} classes`, bars(classes))] : []),
+  ];
+}
+
+function nearest(data, run) {
+  if (!run.neighbours.length) return [];
+  return [make("h3", "", "Its neighbours, and what they differ in"), make("div", "wide", make("table", "neighbours", ...run.neighbours.map(other => {
+    const difference = known(run.best) && known(other.accuracy) ? run.best - other.accuracy : null;
+    return make("tr", "", make("td", "left", runLink(other.run, other.differs.map(([key, theirs]) => `${key} ${theirs}`).join(", ") || "the same")),
+      make("td", "left quiet", other.differs.map(([, , own]) => `here ${own}`).join(", ")),
+      make("td", "", share(other.accuracy)), make("td", direction(difference), known(difference) ? `${signed(difference)} here` : ""));
+  })))];
+}
+
+function command(text) {
+  const button = make("button", "copy", "Copy");
+  button.type = "button";
+  button.addEventListener("click", () => navigator.clipboard?.writeText(text).then(() => { button.textContent = "Copied"; }));
+  return [make("div", "command", make("code", "", text), button),
+    make("p", "quiet", "It goes on where the run stopped and leaves a finished one as it is; fresh=true starts over.")];
+}
+
+function configuration(data, run) {
+  const config = { ...data.common, ...run.config };
+  run.without.forEach(key => delete config[key]);
+  if (!Object.keys(config).length) return [];
+  const rows = Object.entries({ ...run.config, ...config }).map(([key, value]) =>
+    make("tr", key in run.config ? "differs" : "", make("td", "left", key), make("td", "left", String(value))));
+  const own = Object.keys(run.config).length;
+  return [details("configuration", `Configuration${own ? `, with ${own} ${own === 1 ? "value" : "values"} that most runs here do not have` : ""}`, make("div", "wide", make("table", "config", ...rows)))];
+}
+
+function details(id, summary, content) {
+  const element = make("details", "", make("summary", "", summary), content);
+  element.id = id;
+  return element;
+}

@@ -1,0 +1,56 @@
+"""The results of a sweep as one Weights & Biases run of type "report"."""
+
+import base64
+import csv
+from io import BytesIO, StringIO
+from pathlib import Path
+
+import wandb
+from PIL import Image
+
+from bagnet_lightning.machine import wandb_mode
+
+
+def log_report(project: str, sweep: str, place: Path, files: dict[str, bytes], gallery: dict | None) -> None:
+    """Logs what `report` wrote: the table, both pictures, the page, and the evidence that the page shows.
+
+    place: folder for what W&B keeps, as a run's. gallery: of page.data. The report of the same sweep made again
+    goes on in the same run. Online or offline as a run.
+    """
+    header, *rows = csv.reader(StringIO(files["table.csv"].decode()))
+    content = {
+        "table1": wandb.Table(header, [[_number(cell) for cell in row] for row in rows]),
+        "figure2": wandb.Image(Image.open(BytesIO(files["figure2.png"]))),
+        "curves": wandb.Image(Image.open(BytesIO(files["curves.png"]))),
+        "page": wandb.Html(files["index.html"].decode(), inject=False),
+    }
+    if gallery:
+        content["gallery"] = [
+            wandb.Image(_picture(each["png"]), caption=f"for {each['class']} | true: {item['label']}")
+            for item in gallery["items"]
+            for each in item["maps"]
+        ]
+    run = wandb.init(
+        project=project,
+        name=f"report of {sweep}",
+        group=sweep,
+        job_type="report",
+        id=f"report-{sweep}",
+        resume="allow",
+        dir=place,
+        mode=wandb_mode(),
+        settings=wandb.Settings(quiet=True, console="off"),
+    )
+    run.log(content)
+    run.finish()
+
+
+def _number(cell: str) -> float | str | None:
+    try:
+        return float(cell) if cell else None
+    except ValueError:
+        return cell
+
+
+def _picture(data_uri: str) -> Image.Image:
+    return Image.open(BytesIO(base64.b64decode(data_uri.partition(",")[2])))

@@ -1,0 +1,26 @@
+"""HTML files that hold all they need, style, script, data and pictures, and load nothing."""
+
+import base64
+import json
+from pathlib import Path
+
+#: Colours, dark and light, and typography of all pages; a page's own style follows it.
+STYLE = Path(__file__).with_name("style.css")
+
+
+def fill(template: Path, **parts: str) -> str:
+    """The text of `template` with each {{NAME}} replaced by parts["NAME"], once."""
+    html = template.read_text(encoding="utf-8")
+    for name, text in parts.items():
+        html = html.replace(f"{{{{{name}}}}}", text, 1)
+    return html
+
+
+def embedded(data: object) -> str:
+    """JSON for a script element, which no "<" in it can end."""
+    return json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """`content` as what an img shows; kind: "image/png"."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

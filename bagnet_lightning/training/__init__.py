@@ -1,0 +1,1 @@
+"""One run: a configuration in, trained checkpoints and measurements out."""

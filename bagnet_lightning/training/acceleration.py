@@ -1,0 +1,225 @@
+"""The training step as fast as a GPU allows: compiled by torch.compile, and recorded as CUDA graphs.
+
+At batch 100 a step is hundreds of small kernels, and launching them one by one takes longer than they do. A graph
+launches all at once. Augmentation is one graph; forward pass, loss, metrics and backward pass are another; the
+optimizer stays outside, as one fused kernel or few, so that schedules, clipping and checkpoints work as ever.
+Lightning's loop runs as always: only what its hooks call is replaced.
+"""
+
+import gc
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
+
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.profilers import PassThroughProfiler
+from torch import Tensor
+
+from bagnet_lightning.data.module import ImageData
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.training.classifier import Classifier
+
+log = logging.getLogger(__name__)
+WARM_UP = 3  # calls before one is recorded: libraries allocate and choose algorithms in the first ones
+
+
+class Compiled:
+    """`function` of tensors, compiled for batches of `batch_size`; others (an epoch's last one) run as they are.
+
+    required: whether a failing compiler is an error, or `function` is used as it is. seconds: what compiling took.
+    """
+
+    def __init__(self, function: Callable, batch_size: int, required: bool):
+        self.function, self.batch_size, self.required = function, batch_size, required
+        self.compiled: Callable | None = torch.compile(function, dynamic=False)
+        self.seconds = 0.0
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if self.compiled is None or len(inputs[0]) != self.batch_size:
+            return self.function(*inputs)
+        if self.seconds:
+            return self.compiled(*inputs)
+        started = time.perf_counter()
+        try:
+            return self.compiled(*inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever the compilers of this machine lead to
+            if self.required:
+                raise
+            log.warning("torch.compile failed, going on without it (trainer.compile=false): %s", _one_line(error))
+            self.compiled = None
+            return self.function(*inputs)
+        finally:
+            self.seconds = time.perf_counter() - started
+
+
+class Graphed:
+    """`function` of tensors on the GPU, from the fourth call on replayed from a CUDA graph.
+
+    Only for batches of `batch_size`. What it returns is overwritten by the next replay. All that it reads and writes
+    besides its inputs must stay where it is. required, seconds: as of Compiled, all calls before the first replay.
+    """
+
+    def __init__(self, function: Callable, batch_size: int, required: bool):
+        self.function, self.batch_size, self.required = function, batch_size, required
+        self.calls, self.seconds, self.failed = 0, 0.0, False
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if self.failed or len(inputs[0]) != self.batch_size:
+            return self.function(*inputs)
+        if self.graph is None:
+            started = time.perf_counter()
+            result = self._warm_up(inputs) if self.calls < WARM_UP else self._record(inputs)
+            self.calls += 1
+            torch.cuda.synchronize()
+            self.seconds += time.perf_counter() - started
+            if self.graph is None:
+                return result
+        for kept, given in zip(self.inputs, inputs, strict=True):
+            kept.copy_(given)
+        self.graph.replay()
+        return self.result
+
+    def _warm_up(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """A plain call on the stream that will be recorded: gradients remember the stream that they were made on."""
+        if self.calls == 0:
+            self.stream = torch.cuda.Stream()
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            result = self.function(*inputs)
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return result
+
+    def _record(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
+        """Recording computes nothing. Where it fails and is not `required`, all calls are plain from now on."""
+        graph = torch.cuda.CUDAGraph()
+        self.inputs = [given.clone() for given in inputs]
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):
+                self.result = self.function(*self.inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if self.required:
+                raise
+            log.warning("no CUDA graph (trainer.cuda_graph=false): %s", _one_line(error))
+            self.failed = True
+            return self.function(*inputs)
+        self.graph = graph
+        return None
+
+
+class GradientsGraphed(Graphed):
+    """The loss of a batch, and its gradients in the parameters' .grad, replayed from a CUDA graph."""
+
+    def __init__(self, module: Classifier, batch_size: int, required: bool):
+        super().__init__(self._loss_and_gradients, batch_size, required)
+        self.module = module
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        loss = super().__call__(*inputs)
+        if self.graph is not None and len(inputs[0]) == self.batch_size:
+            # A smaller batch, or validation, has put others in their place, or none.
+            for parameter, gradient in self.gradients:
+                if parameter.grad is gradient:
+                    break
+                parameter.grad = gradient
+        return loss
+
+    def _loss_and_gradients(self, images: Tensor, labels: Tensor) -> Tensor:
+        # None, and not zeros: the backward pass then hands over its results instead of adding them up.
+        self.module.network.zero_grad(set_to_none=True)
+        device = images.device.type
+        dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        # Lightning's own autocast would remember casts of weights from before the recording.
+        with torch.autocast(device, dtype, enabled, cache_enabled=False):
+            loss = self.module.loss(images, labels)
+        with torch.autocast(device, enabled=False):
+            loss.backward()
+        return loss.detach()
+
+    def _record(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
+        self.module.network.zero_grad(set_to_none=True)
+        result = super()._record(inputs)
+        self.gradients = [(p, p.grad) for p in self.module.network.parameters() if p.grad is not None]
+        return result
+
+
+class NoProfiler(PassThroughProfiler):
+    """Lightning enters a profiler some 70 times a step, around each hook of each callback: this one costs the least."""
+
+    nothing = nullcontext()
+
+    def profile(self, action_name: str) -> AbstractContextManager:
+        return self.nothing
+
+
+def accelerate(
+    classifier: Classifier, data: ImageData, trainer: Trainer, compile: bool | str, graph: bool | str
+) -> None:
+    """Has the step compiled (`compile`) and recorded (`graph`) where that is asked for, or is possible ("auto").
+
+    Raises UserError if it is asked for and not possible.
+    """
+    size = data.batch_size
+    if _wanted("compile", compile, _no_compiling(trainer, compile)):
+        torch.compiler.reset()  # the runs of a sweep share a process, which compiles one function only so many times
+        classifier.run_network = Compiled(classifier.network.forward, size, compile is True)
+        if trainer.strategy.root_device.type == "cuda":
+            data.augmented = Compiled(data.augmented, size, compile is True)
+    if _wanted("cuda_graph", graph, _no_graph(trainer)):
+        data.augmented = Graphed(data.augmented, size, graph is True)
+        classifier.gradients = GradientsGraphed(classifier, size, graph is True)
+    if trainer.strategy.root_device.type == "cuda":  # room, of which an earlier run of this process may hold much
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def compile_seconds(classifier: Classifier, data: ImageData) -> float:
+    """What compiling and recording took in this process, the few steps that were taken meanwhile included."""
+    parts = (classifier.gradients or classifier.run_network, data.augmented)
+    return sum(getattr(part, "seconds", 0.0) for part in parts)
+
+
+def _wanted(name: str, asked: bool | str, hindrance: str | None) -> bool:
+    if asked is True and hindrance:
+        raise UserError(f"trainer.{name}=true is not possible {hindrance}; leave it at auto")
+    if asked == "auto" and hindrance:
+        log.debug("trainer.%s is off %s", name, hindrance)
+    return asked is True or (asked == "auto" and hindrance is None)
+
+
+def _no_compiling(trainer: Trainer, asked: bool | str) -> str | None:
+    if trainer.world_size > 1:
+        return "with several processes"
+    if asked == "auto":  # what can be done, but does not pay or is not exactly repeatable
+        if trainer.strategy.root_device.type != "cuda":
+            return "on the CPU, where it gains little"
+        if torch.are_deterministic_algorithms_enabled():
+            return "with trainer.deterministic=true"
+        if torch.cuda.get_device_capability() < (7, 0) or find_spec("triton") is None:
+            return "without Triton and a GPU of compute capability 7.0"
+    return None
+
+
+def _no_graph(trainer: Trainer) -> str | None:
+    if trainer.strategy.root_device.type != "cuda":
+        return "without an NVIDIA GPU"
+    if torch.cuda.get_device_capability() < (7, 0):
+        return "below compute capability 7.0"
+    if trainer.world_size > 1:
+        return "with several processes"
+    if trainer.accumulate_grad_batches > 1:
+        return "with trainer.accumulate_grad_batches above 1"
+    if trainer.precision == "16-mixed":
+        return "with trainer.precision=16-mixed, which scales the loss"
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,0 +1,53 @@
+"""Keeps what the network says of the validation images at its best epoch in predictions.npz."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from bagnet_lightning.predictions import write_predictions
+
+
+class BestPredictions(Callback):
+    """Writes `path` in every epoch that beats those before it, from what validation_step returned."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.best = -1.0
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.said: list[tuple[Tensor, Tensor]] = []  # indices and predicted classes
+
+    def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Tensor, batch, *args) -> None:
+        self.said.append((batch[2], outputs))
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        accuracy = trainer.callback_metrics["val_accuracy"].item()
+        if accuracy <= self.best:
+            return
+        self.best = accuracy
+        indices, predicted = (torch.cat(parts).cpu().numpy() for parts in zip(*self.said, strict=True))
+        if trainer.world_size > 1:
+            shares = [None] * trainer.world_size
+            torch.distributed.all_gather_object(shares, (indices, predicted))
+            indices, predicted = (np.concatenate(parts) for parts in zip(*shares, strict=True))
+        if not trainer.is_global_zero:
+            return
+        data = trainer.datamodule
+        in_order = np.zeros(len(data.val_images), np.int64)
+        in_order[indices] = predicted
+        write_predictions(
+            self.path,
+            data.class_names,
+            data.val_images.labels.numpy(),
+            in_order,
+            lambda places: data.val_images[torch.tensor(places)][0].numpy(),
+        )
+
+    def state_dict(self) -> dict:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.best = state["best"]

@@ -1,0 +1,61 @@
+"""A loss that is not finite ends the run, and no checkpoint is written from there on."""
+
+from pathlib import Path
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from bagnet_lightning.data.module import Batch
+from bagnet_lightning.errors import Diverged
+
+STEPS = 100  # between two looks at the losses, where looking waits for the device
+AT_ONCE = ("cpu",)  # where it does not
+
+
+class StopOnDivergence(Callback):
+    """Raises Diverged, which names the first step whose loss is not finite.
+
+    On the CPU before its backward pass; on other devices within STEPS steps, and before a checkpoint or a validation.
+    last: the checkpoint that is good until then.
+    """
+
+    def __init__(self, last: Path):
+        self.last = last
+        self.unread: list[tuple[Tensor, tuple, Tensor]] = []  # loss; step, epoch and rate; indices of the batch
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        self.indices = batch[2]
+
+    def on_before_backward(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        when = trainer.global_step, trainer.current_epoch + 1, rate
+        self.unread.append((loss.detach().clone(), when, self.indices))  # a CUDA graph would write over the loss
+        if loss.device.type in AT_ONCE or len(self.unread) >= STEPS:
+            self._read(trainer)
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._read(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict) -> None:
+        self._read(trainer)
+
+    def _read(self, trainer: Trainer) -> None:
+        unread, self.unread = self.unread, []
+        if not unread:
+            return
+        losses = torch.stack([loss for loss, _, _ in unread])
+        losses = trainer.strategy.reduce(losses, reduce_op="mean")  # what one rank has, all see
+        if losses.isfinite().all():
+            return
+        first = losses.isfinite().tolist().index(False)
+        _, (step, epoch, rate), indices = unread[first]
+        shares = [indices.tolist()]
+        if trainer.world_size > 1:
+            shares *= trainer.world_size
+            torch.distributed.all_gather_object(shares, indices.tolist())
+        kept = f"{self.last} is from before" if self.last.exists() else "no checkpoint had been written"
+        raise Diverged(
+            f"the loss is {losses[first].item()} at step {step} (epoch {epoch}, learning rate {rate:g}, train images "
+            f"{[index for share in shares for index in share]}); {kept}; try a smaller optim.lr"
+        )

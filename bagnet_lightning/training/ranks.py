@@ -1,0 +1,196 @@
+"""One run on several devices: a process each, its ranks, which train together (DistributedDataParallel).
+
+On one machine `run` here starts them; on several, torchrun or srun starts the command once a device. Lightning would
+start them by running the whole command again, which in a sweep is the whole sweep: here they are given one run's
+configuration, and a sweep has one group of processes a run. No torch is imported: the process that waits needs none.
+"""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import QueueHandler
+from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from bagnet_lightning.config import plain
+from bagnet_lightning.errors import Interrupted, UserError
+from bagnet_lightning.results import write_result
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # interrupts.py has the same, and imports torch
+GRACE_S = 10  # for ranks to end by themselves once one has failed, or rank 0 has stopped
+SERVE = "import sys; sys.path[:] = {path!r}; from bagnet_lightning.training.ranks import serve; serve({descriptor})"
+
+
+def count(config: DictConfig) -> int:
+    """How many processes the run is to have."""
+    return config.trainer.devices * config.trainer.num_nodes
+
+
+def rank(config: DictConfig) -> int:
+    """Which of the run's processes this is. Only rank 0 writes files and prints."""
+    return _placed()[0] if count(config) > 1 else 0
+
+
+def must_start(config: DictConfig) -> bool:
+    """Whether the ranks of the run are still to be started: there are several, and torchrun or srun has not done it."""
+    return count(config) > 1 and _placed()[1] == 1
+
+
+def check(config: DictConfig, sweep: bool = False) -> None:
+    """Raises UserError unless this process can be one of the run's, or can start them."""
+    started, trainer = _placed()[1], config.trainer
+    if started > 1 and sweep:
+        raise UserError("a sweep starts the processes of each run itself: start it once, without torchrun or srun")
+    if started == 1 and trainer.num_nodes > 1:
+        raise UserError(
+            f"trainer.num_nodes={trainer.num_nodes}: start the command {trainer.devices} times on every node, "
+            "with torchrun or srun (see the README); a sweep's runs have one node each"
+        )
+    if started > 1 and started != count(config):
+        raise UserError(
+            f"trainer.devices={trainer.devices} on trainer.num_nodes={trainer.num_nodes} are {count(config)} "
+            f"processes, but torchrun or srun started {started}"
+        )
+
+
+def run(config: DictConfig, folder: Path, asked: dict) -> dict:
+    """The same as bagnet_lightning.training.run.run, by `config.trainer.devices` processes on this machine.
+
+    Once one has failed the others are killed, a rank that dies makes the run a failed one, and none outlives this
+    process.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks: list[tuple[Connection, subprocess.Popen]] = []
+    try:
+        with _passed_on(ranks) as received:
+            for number in range(count(config)):
+                ranks.append(_start(number, count(config), port))
+                ranks[-1][0].send((plain(config), str(folder), asked))
+            end = _end(ranks)
+    finally:
+        for connection, process in ranks:
+            process.kill()
+            process.wait()
+            connection.close()
+    if isinstance(end, dict) and end["status"] == "finished":
+        return end
+    if isinstance(end, int) or (received and not isinstance(end, dict)):
+        raise Interrupted(received[0] if received else end)
+    result = end if isinstance(end, dict) else {**asked, "status": "failed", "error": end}
+    write_result(folder, result)
+    return result
+
+
+def serve(descriptor: int) -> None:
+    """What a rank's process does: receives a run, and sends its log records and its result, or a signal's number."""
+    connection = Connection(descriptor)
+    config, folder, asked = connection.recv()
+    threading.Thread(target=_die_with, args=(connection,), daemon=True).start()
+    to_parent = QueueHandler(None)
+    to_parent.enqueue = connection.send
+    to_parent.setLevel(logging.WARNING if int(os.environ["RANK"]) else logging.INFO)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[to_parent])
+    from bagnet_lightning.training.run import run
+
+    try:
+        connection.send(run(OmegaConf.create(config), Path(folder), asked))
+    except Interrupted as stop:
+        connection.send(stop.exit_code - 128)
+
+
+def _placed() -> tuple[int, int]:
+    """(rank, number of ranks) as torchrun or srun set them; (0, 1) where neither started this process."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return int(os.environ.get("SLURM_PROCID", 0)), int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+
+
+def _start(number: int, ranks: int, port: int) -> tuple[Connection, subprocess.Popen]:
+    """A rank's process, placed as torchrun would, in a session of its own: Ctrl-C reaches it through its parent."""
+    ours, theirs = Pipe()
+    place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "GROUP_RANK": 0}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "bagnet_lightning"}
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVE.format(path=sys.path, descriptor=theirs.fileno())],
+            env={**os.environ, **{name: str(value) for name, value in place.items()}},
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+        )
+    return ours, process
+
+
+def _end(ranks: list[tuple[Connection, subprocess.Popen]]) -> dict | int | str:
+    """How the run ended: with rank 0's result, or with what the first rank that failed has to say.
+
+    A result, the number of a signal that stopped it, or, before all others, what became of a rank that died.
+    """
+    ends, died, deadline = [], [], None
+    running = {connection: number for number, (connection, _) in enumerate(ranks)}
+    while running:
+        ready = wait(running, timeout=deadline and max(0, deadline - time.monotonic()))
+        if not ready:  # they wait for ever for one that has ended
+            break
+        for connection in ready:
+            number = running[connection]
+            try:
+                message = connection.recv()
+            except (EOFError, ConnectionResetError):
+                del running[connection]
+                if code := ranks[number][1].wait():
+                    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+                    died.append(f"rank {number} of {len(ranks)} {how}; the same command goes on from last.ckpt")
+                    deadline = deadline or time.monotonic() + GRACE_S
+                continue
+            if isinstance(message, logging.LogRecord):
+                logging.getLogger(message.name).handle(message)
+                continue
+            finished = isinstance(message, dict) and message["status"] == "finished"
+            if finished and number == 0:
+                return message
+            if not finished:
+                ends.append(message)
+                if isinstance(message, dict) or number == 0:
+                    deadline = deadline or time.monotonic() + GRACE_S
+    return [*died, *ends][0]
+
+
+@contextmanager
+def _passed_on(ranks: list[tuple[Connection, subprocess.Popen]]) -> Iterator[list[int]]:
+    """A signal becomes SIGTERM for every rank, a second Ctrl-C kills them; yields the signals received."""
+    received = []
+
+    def pass_on(signum: int, frame: object) -> None:
+        for _, process in ranks:
+            process.send_signal(signal.SIGKILL if received and signum == signal.SIGINT else signal.SIGTERM)
+        received.append(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {signum: signal.signal(signum, pass_on) for signum in SIGNALS}
+    try:
+        yield received
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _die_with(connection: Connection) -> None:
+    """Ends this process when its parent is gone, whatever it is waiting for."""
+    try:
+        connection.recv()
+    except (EOFError, OSError):
+        os._exit(1)

@@ -1,0 +1,182 @@
+"""A run on Weights & Biases: curves by epoch, evidence of a few images, at its end the result and what was confused."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import wandb
+from matplotlib.figure import Figure
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_only
+
+from bagnet_lightning.data.augment import normalize
+from bagnet_lightning.evidence import dense_evidence
+from bagnet_lightning.explanation.drawing import overlay, scale_end
+from bagnet_lightning.explanation.inputs import short_name
+from bagnet_lightning.machine import wandb_mode
+from bagnet_lightning.models.bagnet import BagNet
+from bagnet_lightning.predictions import Predictions, most_confused, read_predictions
+from bagnet_lightning.training.loggers import RunLogger
+
+SHOWN = 6  # validation images whose evidence is logged, the same ones in every run on the same data
+ZOOM = 4  # screen pixels a pixel
+CONFUSIONS = 50  # most confused pairs of classes in the table
+
+
+class WandbRun(RunLogger):
+    """Grouped by sweep, named by its folder. Its id is of sweep and configuration: continued, it is the same run.
+
+    project: of W&B. evidence_every_n_epochs: how often a BagNet's evidence for a few validation images is logged, and
+    after the last epoch; null: never. checkpoint: whether best.ckpt is uploaded as an artifact.
+    Online where a key is configured (WANDB_API_KEY or `wandb login`) unless WANDB_MODE says otherwise; offline, under
+    `folder`, without a key and where W&B cannot be reached; it never asks. Only what rank zero knows is logged.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        evidence_every_n_epochs: int | None,
+        checkpoint: bool,
+        folder: Path,
+        composed: dict,
+        asked: dict,
+    ):
+        super().__init__()
+        self.folder, self.checkpoint = folder, checkpoint
+        self.settings = {
+            "project": project,
+            "name": folder.name,
+            "group": composed["sweep"],
+            "job_type": "train",
+            "tags": tags(asked),
+            "id": f"{asked['config_digest']}-{composed['sweep']}"[:64],  # the same in another sweep is another run
+            "resume": "allow",
+            "config": {**composed, "choices": choices(asked)},
+            "dir": folder,
+            "mode": wandb_mode(),
+            "settings": wandb.Settings(quiet=True),  # the sweep has its own lines and table
+        }
+        self.run: wandb.Run | None = None
+        if evidence_every_n_epochs:
+            self.callbacks = (WandbEvidence(self.log, evidence_every_n_epochs),)
+
+    @property
+    def name(self) -> str:
+        return self.settings["project"]
+
+    @property
+    def version(self) -> str:
+        return self.settings["id"]
+
+    def log_hyperparams(self, *args, **kwargs) -> None:
+        """The whole configuration is there from the start."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.log({**metrics, "epoch": metrics["epoch"] + 1, "step": step})  # epochs counted as in metrics.csv
+
+    @rank_zero_only
+    def log_graph(self, *args, **kwargs) -> None:
+        """Lightning's first call, when the training starts."""
+        try:
+            self.run = wandb.init(**self.settings)
+        except (wandb.errors.Error, OSError) as error:
+            print(f"W&B cannot be reached: the run is kept offline ({error})", file=sys.stderr)
+            self.run = wandb.init(**{**self.settings, "mode": "offline"})
+        self.run.define_metric("epoch")
+        self.run.define_metric("*", step_metric="epoch")
+
+    @rank_zero_only
+    def log(self, values: dict[str, Any]) -> None:
+        """values: by name, one of them "epoch", which is the x axis of all."""
+        self.run.log(values)
+
+    @rank_zero_only
+    def close(self, result: dict) -> None:
+        if self.run is None:  # it failed before its training started
+            return
+        self.run.summary.update(result)
+        best = self.folder / "best.ckpt"
+        if self.checkpoint and best.exists() and result["status"] == "finished":
+            artifact = wandb.Artifact(f"{result['model']}-{result['config_digest']}", "model", metadata=result)
+            artifact.add_file(str(best), policy="immutable")
+            self.run.log_artifact(artifact, aliases=["best", self.settings["group"]])
+        if predictions := read_predictions(self.folder):
+            self.run.log(confusions(predictions))
+        self.run.finish(exit_code=0 if result["status"] == "finished" else 1)
+        self.run = None  # the next run of a sweep begins one of its own
+
+
+class WandbEvidence(Callback):
+    """Logs a BagNet's evidence for the same few validation images every `every` epochs and after the last."""
+
+    def __init__(self, write: Callable[[dict], None], every: int):
+        self.write, self.every = write, every
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        network, data = module.network, trainer.datamodule
+        if not isinstance(network, BagNet) or (epoch % self.every and epoch != trainer.max_epochs):
+            return
+        if not trainer.is_global_zero:
+            return
+        count = min(SHOWN, len(data.val_images))
+        places = torch.arange(count) * len(data.val_images) // count
+        pixels, labels, _ = data.val_images[places]
+        images = normalize(pixels.to(module.device), data.mean, data.std)
+        pictures = []
+        for number, label in enumerate(labels.tolist()):
+            image = images[number : number + 1]
+            first, second = network(image)[0].topk(2).indices.tolist()
+            classes = [first, second if first == label else label]
+            strip = _strip(pixels[number].numpy(), dense_evidence(network, image, classes)[0].cpu())
+            names = [short_name(data.class_names[index]) for index in classes]
+            caption = f"predicted: {names[0]} | {'next' if first == label else 'true'}: {names[1]}"
+            pictures.append(wandb.Image(strip, caption=caption))
+        self.write({"evidence": pictures, "epoch": epoch})
+
+
+def choices(asked: dict) -> dict[str, str]:
+    """What runs are grouped by on a dashboard."""
+    return {"model": asked["model"], "optimizer": asked["optimizer"], "cell": f"{asked['model']} {asked['optimizer']}"}
+
+
+def tags(asked: dict) -> list[str]:
+    """Row of Table 1, model and optimizer."""
+    row = [f"row {asked['row']}"] if asked["row"] else []
+    return [*row, asked["model"], asked["optimizer"], *(["pretrained"] if asked["pretrained"] else [])]
+
+
+def confusions(predictions: Predictions) -> dict[str, Any]:
+    """The confusion matrix as a picture, the most confused pairs and the classes' own accuracies as tables."""
+    matrix, names = predictions.confusion(), predictions.class_names
+    pairs = [[names[true], names[said], int(matrix[true, said])] for true, said in most_confused(matrix, CONFUSIONS)]
+    per_class = [
+        [name, int(row.sum()), int(row[index]), row[index] / row.sum()]
+        for index, (name, row) in enumerate(zip(names, matrix, strict=True))
+        if row.sum()
+    ]
+    return {
+        "confusion_matrix": wandb.Image(_matrix_picture(matrix)),
+        "confused": wandb.Table(["true class", "taken for", "images"], pairs),
+        "per_class": wandb.Table(["class", "images", "correct", "accuracy"], per_class),
+    }
+
+
+def _strip(pixels: np.ndarray, maps: torch.Tensor) -> np.ndarray:
+    """An image (H, W, 3) and it under each of its maps (H, W, n) on one scale, side by side and large enough to see."""
+    end = scale_end([maps])
+    parts = [pixels, *(overlay(pixels, one.numpy(), end) for one in maps.unbind(-1))]
+    return np.concatenate(parts, 1).repeat(ZOOM, 0).repeat(ZOOM, 1)
+
+
+def _matrix_picture(matrix: np.ndarray) -> Figure:
+    figure = Figure(figsize=(6, 5), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the true class's images")
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    return figure

@@ -1,0 +1,179 @@
+"""hydra/launcher=slurm: every job of a sweep is a job of SLURM, submitted by submitit.
+
+The settings are hydra-submitit-launcher's. Waiting for the jobs is ours: that loses all results when one job dies.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.core.singleton import Singleton
+from hydra.types import TaskFunction
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.launching import GOES_ON, ParallelLauncher, ending, failed, folder, run_until_stopped
+
+if TYPE_CHECKING:
+    from submitit import AutoExecutor, Job
+
+_ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
+_ENDED |= {"REVOKED", "TIMEOUT"}
+_ASK_SLURM = 10  # s between questions; an ended job's result has as long to appear in the shared folder
+
+
+class SlurmLauncher(ParallelLauncher):
+    """Submits the jobs and waits for them; those that are still in SLURM from an earlier command are only waited for.
+
+    When this command is ended, the jobs go on.
+    """
+
+    def __init__(self, **settings):
+        self.settings = settings
+
+    def share(self, job: DictConfig) -> str:
+        return f"{self.settings['gpus_per_node'] or 0} GPU and {self.settings['cpus_per_task']} CPU of SLURM"
+
+    def results(self, jobs: list[DictConfig]) -> Iterator[tuple[DictConfig, dict]]:
+        for job in jobs:
+            devices, gpus = job.trainer.devices, self.settings["gpus_per_node"]
+            if isinstance(devices, int) and devices > (gpus or 1) and job.trainer.accelerator != "cpu":
+                raise UserError(f"trainer.devices={devices} needs hydra.launcher.gpus_per_node={devices}")
+        os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # read when submitit is imported, here and in the jobs
+        executor = self._executor()
+        earlier = _still_there(executor)
+        waiting = {earlier[folder(job)]: job for job in jobs if folder(job) in earlier}
+        new = [job for job in jobs if folder(job) not in earlier]
+        if new:
+            waiting |= dict(zip(self._submit(executor, new), new, strict=True))
+        numbers = ",".join(sorted({job.job_id.partition("_")[0] for job in waiting}))
+        print(f"{len(waiting)} jobs of SLURM: {numbers}", flush=True)
+        try:
+            yield from _ended(waiting)
+        except (KeyboardInterrupt, GeneratorExit):
+            print(
+                f"the jobs go on in SLURM (scancel {numbers} ends them); the same command waits for them again, and "
+                f"`python -m bagnet_lightning.report runs={self.config.hydra.sweep.dir}` shows what there is",
+                file=sys.stderr,
+            )
+            raise
+
+    def _submit(self, executor: "AutoExecutor", jobs: list[DictConfig]) -> list["Job"]:
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        try:
+            return executor.map_array(_Task(self.task_function, Singleton.get_state()), jobs)
+        except (FailedJobError, FailedSubmissionError) as error:
+            raise UserError("SLURM refused the jobs, as sbatch says above") from error
+
+    def _executor(self) -> "AutoExecutor":
+        try:
+            import submitit
+            from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, SlurmQueueConf
+        except ModuleNotFoundError as error:
+            raise UserError("hydra/launcher=slurm needs a package: pip install 'bagnet-lightning[slurm]'") from error
+        if not shutil.which("sbatch"):
+            raise UserError("hydra/launcher=slurm: there is no sbatch here; start it where SLURM jobs can be submitted")
+        try:
+            settings = OmegaConf.to_container(OmegaConf.merge(SlurmQueueConf, self.settings))
+        except OmegaConfBaseException as error:
+            raise UserError(f"hydra.launcher: {str(error).splitlines()[0]}") from error
+        place, times = settings.pop("submitit_folder"), settings.pop("max_num_timeout")
+        common = set(OmegaConf.structured(BaseQueueConf))
+        settings = {name if name in common else f"slurm_{name}": value for name, value in settings.items()}
+        del settings["slurm__target_"]
+        executor = submitit.AutoExecutor(place, cluster="slurm", slurm_max_num_timeout=times)
+        executor.update_parameters(**settings)
+        return executor
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What submitit pickles and runs in the job."""
+
+    function: TaskFunction
+    state: dict
+
+    def __call__(self, job: DictConfig) -> dict:
+        os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+        Singleton.set_state(self.state)
+        if int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+            job.fresh = False  # it was requeued
+        try:
+            return run_until_stopped(job, self.function)
+        except SystemExit as stop:
+            if stop.code != 128 + signal.SIGUSR1:
+                raise  # SLURM knows why
+        from submitit.core.utils import UncompletedJobError
+
+        try:
+            signal.raise_signal(signal.SIGUSR1)  # all is saved, and submitit's handler is back: requeues and exits
+        except UncompletedJobError:
+            return failed(job, f"its time was over more often than hydra.launcher.max_num_timeout; {GOES_ON}")
+
+    def checkpoint(self, job: DictConfig):
+        """The job to requeue."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, job)
+
+
+def _still_there(executor: "AutoExecutor") -> dict[Path, "Job"]:
+    """The jobs that earlier commands submitted and that wait or work in SLURM, by the folders of their runs."""
+    from submitit import SlurmJob
+
+    states = _states("--me")
+    if states is None:
+        raise UserError("SLURM does not answer (squeue --me), and may have these jobs already: try again")
+    ours = [SlurmJob(executor.folder, name) for name, (state, _) in states.items() if state not in _ENDED]
+    return {folder(*job.submission().args): job for job in ours if job.paths.submitted_pickle.exists()}
+
+
+def _ended(waiting: dict["Job", DictConfig]) -> Iterator[tuple[DictConfig, dict]]:
+    """The results as the jobs end, also of those that die."""
+    asked, dead = time.monotonic(), set()
+    while waiting:
+        time.sleep(1)
+        for job in [job for job in waiting if job.paths.result_pickle.exists()]:
+            yield waiting[job], _result(job, waiting.pop(job))
+        if not waiting or time.monotonic() - asked < _ASK_SLURM:
+            continue
+        asked, states = time.monotonic(), _states(f"--jobs={','.join(job.job_id for job in waiting)}")
+        for job in list(waiting):
+            state, status = (states or {}).get(job.job_id, ("forgotten by SLURM", 0))
+            if states is None or state not in _ENDED | {"forgotten by SLURM"}:
+                dead.discard(job)
+            elif job not in dead:
+                dead.add(job)
+            else:
+                config, code = waiting.pop(job), os.waitstatus_to_exitcode(status)
+                how = ending(code) if state == "FAILED" and code > 128 else state
+                error = f"SLURM job {job.job_id} ended without a result: {how}; {GOES_ON}"
+                yield config, failed(config, f"{error}; see {os.path.relpath(job.paths.stderr)}")
+
+
+def _result(job: "Job", config: DictConfig) -> dict:
+    from submitit.core.utils import UncompletedJobError
+
+    try:
+        return job.result()
+    except UncompletedJobError:  # what the run itself raises is its result
+        return failed(config, f"SLURM job {job.job_id} could not start; see {os.path.relpath(job.paths.stderr)}")
+
+
+def _states(*which: str) -> dict[str, tuple[str, int]] | None:
+    """State and wait status of jobs, by their numbers; None if SLURM does not answer. It forgets those that ended."""
+    words = ["squeue", "--noheader", "--array", "--states=all", "--Format=JobArrayID:|,State:|,exit_code:|", *which]
+    asked = subprocess.run(words, capture_output=True, text=True)
+    if asked.returncode and "Invalid job id" not in asked.stderr:
+        return None
+    lines = [line.split("|") for line in asked.stdout.splitlines()]
+    return {number: (state, int(status)) for number, state, status, *_ in lines}

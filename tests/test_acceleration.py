@@ -1,0 +1,183 @@
+"""The fast step trains the same weights as the plain one. CUDA graphs are simulated: their operations are repeated."""
+
+import contextlib
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import SMALL, composed
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from bagnet_lightning.errors import Diverged, UserError
+from bagnet_lightning.training import acceleration, divergence
+from bagnet_lightning.training.acceleration import Compiled
+from bagnet_lightning.training.classifier import Classifier
+from bagnet_lightning.training.fit import fit
+
+RUN = [*SMALL, "data.train_images=64", "data.val_images=6", "data.batch_size=12", "trainer.max_epochs=2"]
+
+
+class SimulatedGraph:
+    """Repeats the operations that were recorded, on the same tensors, as a CUDA graph does."""
+
+    def __init__(self):
+        self.operations = []
+
+    @torch.no_grad()
+    def replay(self):
+        for function, arguments, named, results in self.operations:
+            for kept, new in zip(tree_iter(results), tree_iter(function(*arguments, **named)), strict=True):
+                if isinstance(kept, torch.Tensor) and kept.data_ptr() != new.data_ptr():
+                    kept.copy_(new)
+
+
+class Recording(TorchDispatchMode):
+    """Unlike a GPU's it has to compute, so it puts back what was there before."""
+
+    def __init__(self, graph, stream):
+        super().__init__()
+        self.graph, self.before, self.made = graph, {}, {}
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        named = named or {}
+        for tensor in tree_iter((arguments, named)):
+            if isinstance(tensor, torch.Tensor) and id(tensor) not in self.made and id(tensor) not in self.before:
+                self.before[id(tensor)] = tensor, tensor.detach().clone()
+        results = function(*arguments, **named)
+        self.made |= {id(tensor): tensor for tensor in tree_iter(results) if id(tensor) not in self.before}
+        self.graph.operations.append((function, arguments, named, results))
+        return results
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        with torch.no_grad():
+            for tensor, value in self.before.values():
+                tensor.copy_(value)
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """What acceleration.py needs of torch.cuda."""
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    simulated = SimpleNamespace(
+        Stream=lambda: stream,
+        current_stream=lambda: stream,
+        stream=lambda of: contextlib.nullcontext(),
+        synchronize=lambda: None,
+        CUDAGraph=SimulatedGraph,
+        graph=Recording,
+    )
+    monkeypatch.setattr(acceleration, "_no_graph", lambda trainer: None)
+    monkeypatch.setattr(acceleration, "torch", SimpleNamespace(**{**vars(torch), "cuda": simulated}))
+
+
+def weights(folder):
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    return [*checkpoint["state_dict"].values(), checkpoint["epoch_so_far"]["totals"]]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optim=adam", "trainer.precision=bf16-mixed"],
+        ["optim.momentum=0.9", "trainer.gradient_clip_val=0.5", "scheduler=onecycle"],
+    ],
+)
+def test_a_recorded_step_trains_the_same_weights_through_smaller_batches_and_validation(tmp_path, cuda, overrides):
+    plain = fit(composed(*RUN, *overrides, "trainer.cuda_graph=false"), tmp_path / "plain")
+    graphed = fit(composed(*RUN, *overrides, "trainer.cuda_graph=true"), tmp_path / "graphed")
+    assert graphed["compile_seconds"] > 0 == plain["compile_seconds"]
+    assert graphed["final_val_accuracy"] == plain["final_val_accuracy"]
+    for expected, trained in zip(weights(tmp_path / "plain"), weights(tmp_path / "graphed"), strict=True):
+        torch.testing.assert_close(trained, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_recorded_step_goes_on_from_a_checkpoint(tmp_path, cuda, monkeypatch):
+    overrides = [*RUN, "optim=adam", "checkpoint.every_n_steps=5", "trainer.cuda_graph=true"]
+    fit(composed(*overrides), tmp_path / "unbroken")
+    original = Classifier.training_step
+
+    def killed(self, batch):
+        if self.trainer.global_step == 7:
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    monkeypatch.setattr(Classifier, "training_step", killed)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(composed(*overrides), tmp_path / "broken")
+    monkeypatch.setattr(Classifier, "training_step", original)
+    fit(composed(*overrides), tmp_path / "broken")
+    for expected, continued in zip(weights(tmp_path / "unbroken"), weights(tmp_path / "broken"), strict=True):
+        torch.testing.assert_close(continued, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_graph_that_cannot_be_recorded_is_done_without_unless_it_was_asked_for(tmp_path, cuda, monkeypatch):
+    def fail(graph, stream):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(acceleration.torch.cuda, "graph", fail)
+    fit(composed(*RUN, "trainer.cuda_graph=false"), tmp_path / "plain")
+    fit(composed(*RUN), tmp_path / "auto")
+    for expected, trained in zip(weights(tmp_path / "plain"), weights(tmp_path / "auto"), strict=True):
+        assert torch.equal(expected, trained)
+    with pytest.raises(RuntimeError, match="capturing"):
+        fit(composed(*RUN, "trainer.cuda_graph=true"), tmp_path / "asked")
+
+
+def test_divergence_is_noticed_late_but_before_anything_is_saved(tmp_path, cuda, monkeypatch):
+    monkeypatch.setattr(divergence, "AT_ONCE", ())
+    original = Classifier.loss
+
+    def poisoned(self, images, labels):
+        return original(self, images, labels) * (float("nan") if self.trainer.global_step == 8 else 1)
+
+    monkeypatch.setattr(Classifier, "loss", poisoned)
+    with pytest.raises(
+        Diverged, match=r"is nan at step 8 \(epoch 2, learning rate 0.001, train images \[\d+(, \d+){11}"
+    ):
+        fit(composed(*RUN, "checkpoint.every_n_steps=4", "trainer.cuda_graph=false"), tmp_path)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 8
+    assert all(torch.isfinite(value).all() for value in checkpoint["state_dict"].values())
+
+
+def test_what_is_not_possible_is_off_or_refused(tmp_path):
+    result = fit(composed(*RUN, "trainer.max_epochs=1"), tmp_path)
+    assert result["compile_seconds"] == 0
+    with pytest.raises(UserError, match=r"trainer\.cuda_graph=true is not possible without an NVIDIA GPU; leave it at"):
+        fit(composed(*RUN, "trainer.cuda_graph=true"), tmp_path / "graph")
+
+
+def test_a_compiler_that_fails_is_done_without_unless_it_was_asked_for(monkeypatch):
+    def fail(*inputs):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: fail)
+    batch = torch.ones(4)
+    compiled = Compiled(torch.neg, 4, required=False)
+    assert torch.equal(compiled(batch), -batch)
+    assert torch.equal(compiled(batch), -batch)
+    with pytest.raises(RuntimeError, match="compiler"):
+        Compiled(torch.neg, 4, required=True)(batch)
+    assert torch.equal(Compiled(torch.neg, 4, required=True)(batch[:3]), -batch[:3])
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+def test_a_compiled_function_and_its_gradients_are_those_of_the_plain_one():
+    torch.manual_seed(0)
+    layer, batch = torch.nn.Linear(3, 3), torch.randn(4, 3)
+
+    def function(inputs):
+        return layer(inputs).relu().square().sum()
+
+    compiled = Compiled(function, 4, required=True)
+    gradients = []
+    for step in (function, compiled, compiled):
+        layer.zero_grad()
+        step(batch).backward()
+        gradients.append(layer.weight.grad.clone())
+    assert compiled.seconds > 0
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert torch.equal(gradients[2], gradients[1])

@@ -1,0 +1,70 @@
+"""The doctor, run as a user runs it, and its findings on machines that are not this one."""
+
+import os
+from collections import namedtuple
+
+import pytest
+import torch
+from conftest import composed
+
+from bagnet_lightning import diagnosis
+from bagnet_lightning.config import plain
+from bagnet_lightning.diagnosis import facts, problems
+
+
+def doctor(*overrides) -> dict:
+    return plain(composed(*overrides, name="doctor"))
+
+
+def test_a_machine_that_can_run_a_sweep(command, tmp_path):
+    healthy = command("doctor", "trainer=cpu", BAGNET_DATA=str(tmp_path / "none"))
+    assert healthy.returncode == 0, healthy.stdout
+    told = {line.split()[0]: line for line in healthy.stdout.splitlines()}
+    assert {"device", "driver", "torch", "precision", "versions", "memory", "runs", "data", "W&B"} <= set(told)
+    assert "32-true" in told["precision"]
+    assert "to be downloaded" in told["data"]
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_would_stop_a_sweep_is_a_line_with_its_remedy_and_exit_code_1(command, tmp_path):
+    (tmp_path / "multirun_outputs").touch()
+    ill = command("doctor", "trainer=cpu", "data=image_folder", "data.root=nowhere")
+    assert ill.returncode == 1
+    assert "multirun_outputs cannot be written (Not a directory): run from" in ill.stdout
+    assert "data.root=nowhere does not exist" in ill.stdout
+
+
+def test_little_room_is_a_warning_and_none_an_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    usage = namedtuple("usage", "free")
+    for gib, fatal in ((3, False), (0.1, True)):
+        monkeypatch.setattr(diagnosis.shutil, "disk_usage", lambda path, gib=gib: usage(gib * 2**30))
+        found = problems(doctor("trainer=cpu", "data=textures"))
+        assert [(problem.fatal, "GiB left, of about 7 for" in problem.text) for problem in found] == [(fatal, True)]
+
+
+def test_the_malicious_releases_of_lightning_are_named(monkeypatch):
+    monkeypatch.setattr(diagnosis, "version", lambda package: "2.6.3")
+    (found,) = problems(doctor("trainer=cpu", "data=textures"))
+    assert found.fatal
+    assert "was malware" in found.text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_presets_for_a_card_say_that_there_is_none(monkeypatch):
+    monkeypatch.setattr(diagnosis, "wandb_mode", lambda: "online")
+    for preset in ("t4", "k80"):
+        assert problems(doctor(f"trainer={preset}", "data=textures"))[0].fatal
+    assert facts(doctor("trainer=k80"))["precision"] == "32-true"
+    assert facts(doctor("trainer=t4"))["W&B"] == "online"
+
+
+def test_data_that_are_there(tmp_path):
+    (tmp_path / "tiny-imagenet-200").mkdir()
+    asked = doctor("trainer=cpu", f"data.root={tmp_path}")
+    assert "to be packed" in facts(asked)["data"]
+    store = tmp_path / "tiny-imagenet-200.store"
+    store.mkdir()
+    (store / "manifest.json").touch()
+    assert "packed;" in facts(asked)["data"]
+    assert os.listdir(store) == ["manifest.json"]

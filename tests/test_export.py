@@ -1,0 +1,135 @@
+"""Every exported file is the network that it was made of, says what it is, and comes back."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import composed
+from trained_checkpoints import CLASS_NAMES, CLASSES, write_checkpoint
+
+from bagnet_lightning.checkpoint import load_trained
+from bagnet_lightning.config import data_of_run
+from bagnet_lightning.data.augment import normalize
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.export import main
+from bagnet_lightning.exporting.formats import difference
+from bagnet_lightning.exporting.portable import Portable
+from bagnet_lightning.results import write_result
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return {name: write_checkpoint(folder / name / "best.ckpt", name) for name in ("bagnet9", "resnet18")}
+
+
+def export(checkpoint, *overrides):
+    main.__wrapped__(composed(f"checkpoint={checkpoint}", *overrides, name="export"))
+
+
+def test_onnx_without_torch_gives_logits_and_the_evidence_they_are_the_mean_of(command, checkpoints, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    done = command("export", f"checkpoint={checkpoints['bagnet9']}", "format=onnx", "out=net.onnx")
+    assert done.returncode == 0, done.stderr
+    assert "of the largest logit" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+    session = runtime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    network = Portable(load_trained(checkpoints["bagnet9"]))
+    for shape in ((1, 3, 9, 9), (4, 3, 33, 50)):  # one patch, and many
+        images = np.random.default_rng(0).random(shape, dtype=np.float32)
+        logits, evidence = session.run(["logits", "evidence"], {"images": images})
+        np.testing.assert_allclose(evidence.mean((1, 2)), logits, atol=1e-6 * np.abs(evidence).max())
+        with torch.no_grad():
+            expected = network(torch.from_numpy(images))
+        np.testing.assert_allclose(evidence, expected["evidence"], atol=1e-5 * np.abs(evidence).max())
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["class_names"]) == CLASS_NAMES
+    assert (about["receptive_field"], about["stride"], about["model"]) == ("9", "8", "bagnet9")
+
+
+def test_the_evidence_is_that_of_normalised_images(checkpoints):
+    trained = load_trained(checkpoints["bagnet9"])
+    pixels = torch.randint(0, 256, (2, 40, 40, 3), dtype=torch.uint8)
+    outputs = Portable(trained)(pixels.permute(0, 3, 1, 2) / 255)
+    expected = trained.network.patch_logits(normalize(pixels, trained.mean, trained.std))
+    torch.testing.assert_close(outputs["evidence"], expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(outputs["logits"], expected.mean((1, 2)), rtol=0, atol=1e-4)
+
+
+def test_torch_export_of_a_resnet_has_logits_alone(checkpoints, tmp_path):
+    export(checkpoints["resnet18"], "format=torch_export", f"out={tmp_path}/net.pt2")
+    extra = {"metadata.json": ""}
+    network = torch.export.load(tmp_path / "net.pt2", extra_files=extra).module()
+    assert network(torch.rand(1, 3, 70, 45))["logits"].shape == (1, len(CLASSES))
+    assert json.loads(extra["metadata.json"])["classes"] == CLASSES
+
+
+def test_a_hubs_folder_has_a_card_with_what_was_measured_and_comes_back(checkpoints, tmp_path):
+    checkpoint = checkpoints["bagnet9"]
+    measured = {"model": "bagnet9", "optimizer": "adam", "status": "finished", "best_val_accuracy": 0.4321}
+    asked = ["optim=adam", "data.root=/private"]
+    write_result(checkpoint.parent, {**measured, "val_images": 12, "overrides": asked})
+    export(checkpoint, "format=hub", f"out={tmp_path}/hub")
+    card = (tmp_path / "hub/README.md").read_text()
+    assert "| top-1, best epoch | 0.4321 |" in card
+    assert '"value": 0.4321' in card.split("---")[1]
+    assert "private" not in card
+    assert "None" not in card
+    config = json.loads((tmp_path / "hub/config.json").read_text())
+    assert config["architecture"] == "bagnet9"
+    assert config["label_descriptions"]["n01"] == CLASS_NAMES[0]
+    trained, before = load_trained(tmp_path / "hub"), load_trained(checkpoint)
+    images = torch.rand(2, 3, 40, 40)
+    torch.testing.assert_close(trained.network(images), before.network(images), rtol=0, atol=0)
+    assert (trained.classes, trained.class_names, trained.mean) == (CLASSES, CLASS_NAMES, before.mean)
+    assert trained.image_size == 40
+    with pytest.raises(UserError, match="does not say where its data are"):
+        data_of_run(trained.config, None)
+    assert data_of_run(trained.config, composed("data=textures").data).name == "textures"
+
+
+def test_a_file_that_is_not_the_network_is_refused(checkpoints):
+    trained = load_trained(checkpoints["bagnet9"])
+    other = Portable(load_trained(checkpoints["bagnet9"]))
+    assert difference(trained, other) == 0
+    other.mean += 0.001
+    with pytest.raises(UserError, match="differs from the network"):
+        difference(trained, other)
+
+
+def test_what_is_written_stays_as_it_was_if_it_cannot_be_checked(checkpoints, tmp_path, monkeypatch):
+    (tmp_path / "net.safetensors").write_text("before")
+
+    def refuse(*_):
+        raise UserError("differs")
+
+    monkeypatch.setattr("bagnet_lightning.exporting.formats.difference", refuse)
+    with pytest.raises(UserError, match="differs"):
+        export(checkpoints["bagnet9"], "format=safetensors", f"out={tmp_path}/net.safetensors")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
+
+
+def test_networks_that_are_not_ours_are_not_built(tmp_path):
+    path = write_checkpoint(tmp_path / "best.ckpt", "bagnet9")
+    content = torch.load(path, weights_only=True)
+    content["bagnet_lightning"]["config"]["model"] = {"_target_": "os.system", "command": "touch ran"}
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"names the network os\.system, which is none of"):
+        load_trained(path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["format=tflite"], "format must be one of onnx, safetensors, torch_export, hub"),
+        (["format=onnx", "out=net.pt"], r"must end in \.onnx"),
+        (["format=safetensors", "checkpoint=none.ckpt"], "does not exist"),
+        (["format=safetensors", "out=/proc/no/net.safetensors"], "cannot write to /proc/no"),
+    ],
+)
+def test_what_cannot_be_exported_is_said(checkpoints, overrides, words):
+    with pytest.raises(UserError, match=words):
+        export(checkpoints["bagnet9"], *overrides)

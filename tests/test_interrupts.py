@@ -1,0 +1,148 @@
+import functools
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import SMALL, composed
+from test_fit import progress, rows, weights
+
+from bagnet_lightning.checkpoint import AtomicCheckpointIO
+from bagnet_lightning.errors import Interrupted
+from bagnet_lightning.training.classifier import Classifier
+from bagnet_lightning.training.fit import fit
+from bagnet_lightning.training.interrupts import StopOnSignal
+
+OVERRIDES = [*SMALL, "optim=adam", "scheduler.step_size=1"]  # 2 epochs of 3 steps
+
+
+def assert_equal_runs(unbroken, broken):
+    expected, continued = weights(unbroken / "last.ckpt"), weights(broken / "last.ckpt")
+    assert all(torch.equal(expected[key], continued[key]) for key in expected)
+    for a, b in zip(rows(unbroken), rows(broken), strict=True):
+        assert {**a, "seconds": None} == {**b, "seconds": None}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    fit(composed(*OVERRIDES), folder)
+    return folder
+
+
+def before(method, count, action):
+    """`method`, with `action` done before its call number `count`."""
+    calls = iter(range(count, -1, -1))
+
+    @functools.wraps(inspect.unwrap(method))  # Lightning looks at the signature
+    def interrupted(*args, **kwargs):
+        if next(calls, None) == 0:
+            action()
+        return method(*args, **kwargs)
+
+    return interrupted
+
+
+MOMENTS = {  # what is called, which call of it, and the steps that are then done
+    "the start": (StopOnSignal, "on_train_start", 0, 0),
+    "a step": (Classifier, "training_step", 4, 5),
+    "an epoch's last step": (Classifier, "training_step", 2, 3),
+    "the run's last step": (Classifier, "training_step", 5, 6),
+    "validation": (Classifier, "validation_step", 0, 3),
+    "the last validation": (Classifier, "validation_step", 1, 6),
+    "writing best.ckpt": (AtomicCheckpointIO, "save_checkpoint", 0, 3),
+    "writing last.ckpt": (AtomicCheckpointIO, "save_checkpoint", 1, 3),
+}
+
+
+@pytest.mark.parametrize(
+    ("signum", "moment"),
+    [(signal.SIGINT, "a step"), (signal.SIGUSR1, "validation"), *((signal.SIGTERM, moment) for moment in MOMENTS)],
+)
+def test_a_signal_loses_nothing(tmp_path, monkeypatch, unbroken, signum, moment):
+    owner, name, count, steps = MOMENTS[moment]
+    handler = signal.getsignal(signum)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, before(getattr(owner, name), count, lambda: signal.raise_signal(signum)))
+        with pytest.raises(Interrupted) as stopped:
+            fit(composed(*OVERRIDES), tmp_path)
+    assert stopped.value.exit_code == 128 + signum
+    assert signal.getsignal(signum) == handler
+    assert progress(tmp_path)[1] == steps
+    fit(composed(*OVERRIDES), tmp_path)
+    assert_equal_runs(unbroken, tmp_path)
+
+
+def test_a_run_that_broke_off_after_an_epochs_last_step_validates_before_it_goes_on(tmp_path, monkeypatch, unbroken):
+    asked = composed(*OVERRIDES, "checkpoint.every_n_steps=1")
+
+    def power_cut():
+        raise SystemExit("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "validation_step", before(Classifier.validation_step, 0, power_cut))
+        with pytest.raises(SystemExit):
+            fit(asked, tmp_path)
+    assert progress(tmp_path)[1] == 3
+    fit(asked, tmp_path)
+    assert_equal_runs(unbroken, tmp_path)
+
+
+def test_a_signal_waits_for_the_gradients_that_are_being_accumulated(tmp_path, monkeypatch):
+    asked = composed(*OVERRIDES, "data.batch_size=6", "trainer.accumulate_grad_batches=2")
+    fit(asked, tmp_path / "unbroken")
+    with monkeypatch.context() as patch:
+        stopping = before(Classifier.training_step, 2, lambda: signal.raise_signal(signal.SIGTERM))
+        patch.setattr(Classifier, "training_step", stopping)
+        with pytest.raises(Interrupted):
+            fit(asked, tmp_path / "broken")
+    assert progress(tmp_path / "broken") == (0, 2)
+    fit(asked, tmp_path / "broken")
+    assert_equal_runs(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_the_last_checkpoint_is_written_by_minutes_too(tmp_path, monkeypatch):
+    def power_cut():
+        raise SystemExit("power cut")
+
+    monkeypatch.setattr(Classifier, "training_step", before(Classifier.training_step, 4, power_cut))
+    with pytest.raises(SystemExit):
+        fit(composed(*OVERRIDES, "checkpoint.every_n_minutes=1e-9"), tmp_path)
+    assert progress(tmp_path) == (1, 4)
+
+
+FIT = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from conftest import composed
+from bagnet_lightning.training.fit import fit
+from bagnet_lightning.training.interrupts import StopOnSignal
+fit(composed(*{overrides!r}), Path({folder!r}))
+"""
+
+
+@pytest.mark.parametrize(("scheduler", "every_n_steps"), [("step", None), ("onecycle", 1)])
+def test_a_killed_and_continued_run_equals_an_unbroken_one(tmp_path, scheduler, every_n_steps):
+    overrides = [*SMALL, f"scheduler={scheduler}", "trainer.max_epochs=5", "optim=adam", "data.train_images=120"]
+    overrides += ["scheduler.step_size=1"] if scheduler == "step" else []
+    overrides += [f"checkpoint.every_n_steps={every_n_steps}"] if every_n_steps else []
+    fit(composed(*overrides), tmp_path / "unbroken")
+    broken = tmp_path / "broken"
+    code = FIT.format(tests=os.path.dirname(__file__), overrides=overrides, folder=str(broken))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    while not (progress(broken)[1] >= 3 if every_n_steps else progress(broken)[0] >= 0):
+        assert process.poll() is None, "it ended before it could be stopped"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    epoch, steps = progress(broken)
+    assert epoch < 4, "it was stopped too late to show anything"
+    if every_n_steps:
+        assert steps % 10, "it was to be stopped within an epoch"
+    fit(composed(*overrides), broken)
+    assert_equal_runs(tmp_path / "unbroken", broken)

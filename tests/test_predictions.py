@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+from conftest import SMALL, composed
+from PIL import Image
+
+from bagnet_lightning.checkpoint import load_trained
+from bagnet_lightning.data.module import Textures
+from bagnet_lightning.inference import predict
+from bagnet_lightning.predictions import EACH, SIDE, most_confused, read_predictions, write_predictions
+from bagnet_lightning.training.fit import fit
+
+NAMES = ["red", "green", "blue"]
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Twelve images of one colour each: four of every class, one green and two blue ones taken for red."""
+    labels = np.repeat([0, 1, 2], 4)
+    predicted = np.array([0, 0, 0, 0, 0, 1, 1, 1, 0, 2, 2, 0])
+    pixels = np.zeros((12, 20, 30, 3), np.uint8)
+    pixels[np.arange(12), :, :, labels] = 255
+    write_predictions(tmp_path / "predictions.npz", NAMES, labels, predicted, lambda places: pixels[places])
+    return tmp_path, labels, predicted
+
+
+def test_what_was_written_is_read(written):
+    folder, labels, predicted = written
+    read = read_predictions(folder)
+    assert read.class_names == NAMES
+    assert read.labels.tolist() == labels.tolist()
+    assert read.confusion().tolist() == [[4, 0, 0], [1, 3, 0], [2, 0, 2]]
+    assert read.confusion().trace() == (labels == predicted).sum()
+    assert read.examples.shape == (8, 20, 30, 3)
+    assert (read.examples[np.arange(8), 0, 0, read.example_labels] == 255).all()
+
+
+def test_the_sheet_has_the_most_confused_pairs_in_rows(written):
+    read = read_predictions(written[0])
+    assert most_confused(read.confusion(), 6) == [(2, 0), (1, 0)]
+    (written[0] / "sheet.jpg").write_bytes(read.sheet)
+    sheet = np.asarray(Image.open(written[0] / "sheet.jpg"))
+    assert sheet.shape == (2 * SIDE, EACH * SIDE, 3)
+    middles = sheet[SIDE // 2 :: SIDE, SIDE // 2 :: SIDE].astype(int)
+    assert (middles[0].argmax(1) == 2).tolist()[:2] == [True, True]  # blue, blue, nothing
+    assert middles[0, 2].max() < 20
+    assert middles[1, 0].argmax() == 1
+
+
+def test_a_damaged_file_is_told_and_a_missing_one_is_none(written):
+    path = written[0] / "predictions.npz"
+    whole = path.read_bytes()
+    for cut in (0, 10, len(whole) // 2, len(whole) - 5):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match="cut or damaged"):
+            read_predictions(written[0])
+    path.unlink()
+    assert read_predictions(written[0]) is None
+
+
+def test_a_run_keeps_those_of_its_best_checkpoint(tmp_path):
+    result = fit(composed(*SMALL), tmp_path)
+    read = read_predictions(tmp_path)
+    assert (read.labels == read.predicted).mean() == pytest.approx(result["best_val_accuracy"])
+    trained = load_trained(tmp_path / "best.ckpt")
+    data = Textures(**{k: v for k, v in trained.config["data"].items() if k != "_target_"})
+    data.setup()
+    logits = predict(trained, data.val_images.split.images[data.val_images.chosen])
+    assert read.predicted.tolist() == logits.argmax(1).tolist()
+    assert read.labels.tolist() == data.val_images.labels.tolist()
+    assert not (tmp_path / "progress.json").exists()

@@ -1,0 +1,208 @@
+"""The page of results in a real browser: sorting, hovering, toggling, a failed run, a sweep that goes on."""
+
+import json
+import os
+import socket
+from threading import Thread
+
+import pytest
+from browser import emulated, needs_browser, start
+from sweep_folders import write_run
+from test_results_page import data_of, keep_predictions
+
+from bagnet_lightning.reporting.page.data import page_data
+from bagnet_lightning.reporting.page.page import page as page_of
+from bagnet_lightning.reporting.page.server import Server
+from bagnet_lightning.reporting.table import read_table
+from bagnet_lightning.results import note_jobs
+
+from selenium.webdriver.common.action_chains import ActionChains  # isort: skip
+from selenium.webdriver.common.by import By  # isort: skip
+from selenium.webdriver.support.ui import WebDriverWait  # isort: skip
+
+pytestmark = needs_browser
+CELLS = [("bagnet9", "sgd", 0.01), ("bagnet9", "adam", 0.35), ("bagnet17", "adam", 0.41), ("bagnet33", "adam", 0.44)]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    yield from start(tmp_path_factory.mktemp("profile"))
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """Four finished runs, one of them again with another seed, and a failed one."""
+    folder = tmp_path_factory.mktemp("sweep")
+    for model, optimizer, accuracy in CELLS:
+        write_run(folder / f"{model}_{optimizer}", model, optimizer, accuracy)
+    write_run(folder / "bagnet33_adam_1", "bagnet33", "adam", 0.46, seed=1)
+    failed = write_run(
+        folder / "failed", "bagnet17", "adadelta", status="failed", error="ValueError: <b>no</b>", done=3
+    )
+    (failed / "train.log").write_text("Traceback\nValueError: <b>no</b>\n")
+    keep_predictions(folder / "bagnet9_adam")
+    (folder / "index.html").write_text(page_of(data_of(folder)), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def page(browser, sweep):
+    browser.get("about:blank")
+    browser.get((sweep / "index.html").as_uri())
+    yield browser
+    assert [entry["message"] for entry in browser.get_log("browser")] == []
+
+
+def column(page, heading) -> list[str]:
+    """The cells below a heading of the table."""
+    headings = [th.text.rstrip(" ↑↓") for th in page.find_elements(By.CSS_SELECTOR, "#results thead tr:last-child th")]
+    place = headings.index(heading) + 1
+    return [cell.text for cell in page.find_elements(By.CSS_SELECTOR, f"#results tbody td:nth-child({place})")]
+
+
+def sort_by(page, heading):
+    page.find_element(By.XPATH, f"//table[@id='results']//th/button[text()='{heading}']").click()
+
+
+def hover(page, canvas, across=0, down=0):
+    """A real pointer, this many px from the middle."""
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    ActionChains(page).move_to_element_with_offset(canvas, round(across), round(down)).perform()
+
+
+def tooltip(page, chart) -> str:
+    shown = page.execute_script(
+        "const t = charts[arguments[0]].tooltip; return t.opacity ? [...t.title, ...t.body.flatMap(b => b.lines)] : []",
+        chart,
+    )
+    return " | ".join(shown)
+
+
+def test_the_table_sorts_by_any_column_and_back(page):
+    assert column(page, "row") == ["4", "5", "10", "12", "16"]
+    sort_by(page, "accuracy")
+    assert column(page, "accuracy") == ["0.4500", "0.4100", "0.3500", "0.0100", "failed"]
+    assert page.switch_to.active_element.text.startswith("accuracy")
+    sort_by(page, "accuracy")
+    assert column(page, "accuracy") == ["0.0100", "0.3500", "0.4100", "0.4500", "failed"]  # what is unknown stays last
+    sorted_by = page.find_elements(By.CSS_SELECTOR, "th[aria-sort=ascending]")
+    assert [th.text.rstrip(" ↑↓") for th in sorted_by] == ["accuracy"]
+    sort_by(page, "model")
+    assert column(page, "model") == ["BagNet-9", "BagNet-9", "BagNet-17", "BagNet-17", "BagNet-33"]
+
+
+def test_differences_spread_and_n_stand_beside_the_paper(page):
+    assert column(page, "paper")[-1] == "0.4432"
+    assert column(page, "difference") == ["+0.0048", "+0.0338", "−0.0134", "", "+0.0068"]
+    assert (column(page, "±")[-1], column(page, "n")[-1]) == ("0.0141", "2")
+    up, down = (page.find_element(By.CSS_SELECTOR, f"#results td.{name}") for name in ("up", "down"))
+    assert (up.text[0], down.text[0]) == ("+", "−")
+    assert up.value_of_css_property("color") != down.value_of_css_property("color")
+
+
+def test_pointing_at_a_bar_and_at_a_curve_tells_their_values(page):
+    bars = page.find_element(By.ID, "figure2-chart")
+    place = "const c = charts['figure2-chart'], b = c.getDatasetMeta(2).data[2];"  # Adam's, of BagNet-33
+    across, down = page.execute_script(place + "return [b.x - c.width / 2, (b.y + b.base) / 2 - c.height / 2]")
+    hover(page, bars, across, down)
+    assert tooltip(page, "figure2-chart") == "BagNet-33 | Adam: 45.00 % ± 1.41 (n = 2)"
+    hover(page, page.find_element(By.ID, "accuracy-chart"))
+    assert "epoch " in tooltip(page, "accuracy-chart")
+    page.find_element(By.ID, "accuracy-chart").click()  # on the nearest line
+    assert page.find_element(By.CSS_SELECTOR, "#run h2").text.startswith("BagNet-")
+
+
+def test_legends_toggle_what_is_drawn(page):
+    def drawn(chart):
+        return page.execute_script("return charts[arguments[0]].data.datasets.map(d => d.label)", chart)
+
+    assert drawn("figure2-chart")[:4] == ["SGD", "SGD, the paper", "Adam", "Adam, the paper"]
+    adam = page.find_element(By.ID, "figure2-toggles-adam")
+    adam.click()
+    assert adam.get_attribute("aria-pressed") == "false"
+    assert not any(label == "Adam" for label in drawn("figure2-chart"))
+    page.find_element(By.ID, "figure2-toggles-paper").click()
+    assert not any("paper" in label for label in drawn("figure2-chart"))
+    adam.click()
+    assert "Adam" in drawn("figure2-chart")
+    assert len(drawn("loss-chart")) == 6
+    page.find_element(By.ID, "curves-toggles-bagnet33").click()
+    assert len(drawn("loss-chart")) == len(drawn("accuracy-chart")) == 4
+
+
+def test_a_run_has_its_own_place(page):
+    page.find_element(By.LINK_TEXT, "BagNet-9").click()
+    assert not page.find_element(By.ID, "overview").is_displayed()
+    page.execute_script("location.hash = 'run=bagnet9_adam'")
+    run = page.find_element(By.ID, "run")
+    WebDriverWait(page, 10).until(lambda _: "BagNet-9, Adam" in run.text)
+    for words in ("0.3500", "0.210 device hours", "1 × NVIDIA H200", "model=bagnet9 optim=adam", "trilobite taken for"):
+        assert words in run.text
+    assert len(run.find_elements(By.CSS_SELECTOR, ".thumb")) == 2
+    neighbours = {link.text for link in run.find_elements(By.CSS_SELECTOR, ".neighbours a")}
+    assert neighbours == {"optimizer SGD", "model BagNet-17", "model BagNet-33"}
+    page.find_element(By.LINK_TEXT, "← all runs").click()
+    assert page.find_element(By.ID, "overview").is_displayed()
+
+
+def test_a_failed_run_shows_why_and_how_to_run_it_again(page):
+    page.find_element(By.CSS_SELECTOR, "#progress a").click()
+    run = page.find_element(By.ID, "run")
+    WebDriverWait(page, 10).until(lambda _: "failed" in run.text)
+    assert run.find_element(By.CSS_SELECTOR, ".error").text == "ValueError: <b>no</b>"
+    assert run.find_element(By.CSS_SELECTOR, ".log").text == "Traceback\nValueError: <b>no</b>"
+    assert "python -m bagnet_lightning.train model=bagnet17 optim=adadelta" in run.text
+    page.execute_script("location.hash = 'run=none'")
+    WebDriverWait(page, 10).until(lambda _: "There is no run none here." in run.text)
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1280, True)])
+@pytest.mark.parametrize("fragment", ["", "run=bagnet9_adam"])
+def test_it_fits_a_phone_and_follows_the_colour_scheme(page, width, dark, fragment):
+    with emulated(page, width, dark):
+        page.execute_script("location.hash = arguments[0]; show()", fragment)
+        assert page.execute_script("return document.documentElement.scrollWidth") <= width
+        colours = "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
+        assert (max(page.execute_script(colours)) < 60) == dark
+
+
+def test_a_sweep_in_progress_renews_itself_and_keeps_what_the_reader_chose(browser, tmp_path):
+    write_run(tmp_path / "done", "bagnet9", "adam", 0.35)
+    note_jobs(tmp_path, {"done": [], "going": [], "next": []})
+
+    def report(epoch):
+        lines = (tmp_path / "done/metrics.csv").read_text().splitlines()
+        (tmp_path / "going/metrics.csv").write_text("\n".join(lines[:epoch]) + "\n")
+        progress = {
+            "epoch": epoch,
+            "epochs": 15,
+            "step": 100 * epoch,
+            "steps": 1500,
+            "seconds_left": 600.0 - 60 * epoch,
+        }
+        progress |= {"pid": os.getpid(), "host": socket.gethostname()}
+        (tmp_path / "going/progress.json").write_text(json.dumps(progress))
+
+    write_run(tmp_path / "going", "bagnet17", "adam", status=None)
+    report(2)
+    with Server(0, lambda: page_data([read_table(tmp_path)], {}, False, live=True)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        browser.get(server.url)
+        told = browser.find_element(By.ID, "progress").text
+        assert "epoch 2 of 15, step 200 of 1,500, about 8 min left" in told
+        assert "1 waiting" in told
+        assert "1 finished, 1 running, 1 waiting" in browser.find_element(By.ID, "counts").text
+        sort_by(browser, "accuracy")
+        browser.find_element(By.ID, "curves-toggles-bagnet9").click()
+        browser.execute_script("scrollTo(0, 400)")
+        report(7)
+        WebDriverWait(browser, 20).until(lambda b: "epoch 7 of 15" in b.find_element(By.ID, "progress").text)
+        assert browser.execute_script("return scrollY") == 400
+        assert browser.find_elements(By.CSS_SELECTOR, "th[aria-sort=descending]")
+        assert browser.execute_script("return charts['accuracy-chart'].data.datasets.length") == 1
+        browser.execute_script("location.hash = 'run=going'")
+        report(9)
+        run = browser.find_element(By.ID, "run")
+        WebDriverWait(browser, 20).until(lambda _: "epoch 9 of 15" in run.text)
+        server.shutdown()
+    WebDriverWait(browser, 20).until(lambda b: "has ended" in b.find_element(By.ID, "made").text)

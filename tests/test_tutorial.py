@@ -1,0 +1,28 @@
+"""The tutorial does what it says, from an empty folder."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_tutorial_runs_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "docs/tutorial.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert [language for language, _ in blocks] == ["python", "sh", "sh", "python"]
+    names: dict = {}
+    for language, block in blocks:
+        if language == "python":
+            exec(block, names)
+        else:
+            block = block.replace("python -m", f"{sys.executable} -m")
+            done = subprocess.run(["sh", "-ec", block], env=os.environ, capture_output=True, text=True, timeout=200)
+            assert done.returncode == 0, done.stderr
+    run = tmp_path / "multirun_outputs/tutorial/run"
+    assert json.loads((run / "result.json").read_text())["status"] == "finished"
+    assert len(json.loads((run / "predictions.json").read_text())) == 10
+    assert (run / "explain/index.html").exists()
