@@ -1,0 +1,176 @@
+#!/usr/bin/env bash
+# Everything that a GPU has to measure, in one go: speed, the 14 from-scratch rows of Table 1, seeds, why SGD fails,
+# recipe=modern, and several jobs on one card.
+#
+#   BAGNET_DATA=data OUT=gpu_results benchmarks/gpu_table1.sh [STEP...]
+#
+# The machine needs Python with torch, torchvision, pytorch-lightning, torchmetrics and matplotlib; what else is missing
+# is installed from WHEELS, a folder of wheels (here: pip wheel --no-deps -w wheels hydra-core omegaconf
+# antlr4-python3-runtime==4.9.3; safetensors, rich and requests where they are missing, too).
+#
+# A step that is done is skipped, one that was broken off goes on where it was: run the same command again. Runs live in
+# WORK; OUT gets two small files after every step, results.tar.gz and summary.txt. On a new machine, RESUME=FILE is the
+# results.tar.gz of an earlier one.
+#
+#   BUDGET      seconds for this call; a step gets what is left of it, at most
+#   OVERRIDES   of every training, to rehearse: OVERRIDES="+trainer.limit_train_batches=3 +trainer.limit_val_batches=1
+#               data.batch_size=8 data.classes=5 data.images_per_class=20 trainer.max_epochs=1"
+#   PATIENCE    multiplies the limits, on a slow machine
+#   ROWS        of conf/table1/, instead of all 14
+#   SPEED       arguments of train_speed.py
+set -uo pipefail
+
+REPOSITORY=$(cd "$(dirname "$0")/.." && pwd)
+PYTHON=${PYTHON:-python3}
+WORK=$(mkdir -p "${WORK:=/tmp/gpu_table1}" && cd "$WORK" && pwd)
+OUT=$(mkdir -p "${OUT:?is the folder for the results}" && cd "$OUT" && pwd)
+export BAGNET_DATA=$(mkdir -p "${BAGNET_DATA:=$WORK/data}" && cd "$BAGNET_DATA" && pwd)
+WHEELS=${WHEELS:-$REPOSITORY/wheels}
+RESUME=${RESUME:+$(realpath "$RESUME")}
+OVERRIDES=${OVERRIDES:-}
+SPEED=${SPEED:-}
+DEADLINE=$((SECONDS + ${BUDGET:-1000000}))
+RESULTS=$WORK/results
+ROWS=${ROWS:-resnet18_sgd_15,bagnet9_sgd_5,bagnet9_sgd_15,bagnet9_adam_15,bagnet9_adadelta_15,bagnet17_sgd_5,\
+bagnet17_sgd_15,bagnet17_adam_5,bagnet17_adam_15,bagnet17_adadelta_15,bagnet33_sgd_15,bagnet33_adam_5,\
+bagnet33_adam_15,bagnet33_adadelta_15}
+STEPS=(smoke data speed variants table1 seeds why_sgd modern shares)
+
+# name: seconds, what it may take
+declare -A LIMIT=([smoke]=240 [data]=300 [speed]=580 [variants]=580 [table1]=1200 [seeds]=700 [why_sgd]=900
+                  [modern]=1500 [shares]=400)
+
+train() { # SWEEP ARGUMENTS...: a sweep, whose table and results are kept
+    local sweep=$1 code=0
+    shift
+    # shellcheck disable=SC2086
+    "$PYTHON" -m bagnet_lightning.train -m sweep="$sweep" "$@" $OVERRIDES || code=$?
+    keep "$sweep"
+    return $code
+}
+
+keep() { # SWEEP: what is small of its runs
+    mkdir -p "$RESULTS/sweeps"
+    (cd "$WORK/multirun_outputs" && find "$1" \( -name result.json -o -name 'table.*' -o -name metrics.csv \
+        -o -name config.yaml \) -print0 | tar --null -cf - -T -) | tar -C "$RESULTS/sweeps" -xf -
+}
+
+smoke() { # the same losses with a plain step, with a recorded one, and with a compiled and recorded one
+    "$PYTHON" -m bagnet_lightning.doctor 2>/dev/null || true
+    local graph=auto code=0
+    for compile in false auto; do
+        for graph in false auto; do
+            [ $compile$graph = autofalse ] && continue
+            train "smoke_compile-${compile}_graph-$graph" data=textures data.batch_size=50 model=bagnet9 optim=adam \
+                trainer.max_epochs=2 trainer.compile=$compile trainer.cuda_graph=$graph || code=1
+        done
+    done
+    tail -n 2 "$WORK"/multirun_outputs/smoke_*/*/metrics.csv
+    return $code
+}
+
+data() { "$PYTHON" -m bagnet_lightning.prepare; }
+
+# shellcheck disable=SC2086
+speed() {
+    "$PYTHON" "$REPOSITORY/benchmarks/train_speed.py" "$BAGNET_DATA" --out "$RESULTS/speed.json" \
+        --profile "$RESULTS/profile.txt" $SPEED $OVERRIDES
+}
+
+variants() { # what each part is worth on BagNet-33
+    local plain="--models bagnet33 --plain-steps 0" code=0
+    while read -r name environment overrides; do
+        echo "== $name"
+        # shellcheck disable=SC2086
+        env ${environment#-} "$PYTHON" "$REPOSITORY/benchmarks/train_speed.py" "$BAGNET_DATA" $plain $SPEED \
+            --out "$RESULTS/speed_$name.json" $overrides $OVERRIDES || code=1
+    done <<'VARIANTS'
+plain - trainer.compile=false trainer.cuda_graph=false
+graph_alone - trainer.compile=false
+compile_alone - trainer.cuda_graph=false
+from_host - data.device_resident=false
+max_autotune TORCHINDUCTOR_MAX_AUTOTUNE=1
+VARIANTS
+    return $code
+}
+
+table1() { train table1_paper "table1=$ROWS"; }
+
+seeds() { train table1_paper table1=resnet18_sgd_15,bagnet9_adam_15,bagnet17_adam_15,bagnet33_adam_15 seed=1,2; }
+
+why_sgd() {
+    train why_sgd model=bagnet9,bagnet33 optim=sgd optim.momentum=0.0,0.9 optim.lr=0.001,0.01,0.1 \
+        scheduler.interval=epoch,step trainer.max_epochs=5 || return
+    train why_sgd model=bagnet33 optim=sgd optim.lr=0.001,0.01 model.stem_momentum=0.1 trainer.max_epochs=5 || return
+    "$PYTHON" "$REPOSITORY/benchmarks/why_sgd.py" multirun_outputs/why_sgd | tee "$RESULTS/why_sgd.md"
+}
+
+modern() {
+    train modern recipe=modern model=bagnet9,bagnet17,bagnet33,resnet18 seed=0,1,2 || return
+    train modern recipe=modern model=resnet18 model.stem=small seed=0,1,2
+}
+
+shares() { # four jobs one after the other, and all at once on the same card; what they compile is there already
+    local started jobs code=0
+    for together in no yes; do
+        started=$(date +%s.%N) jobs=()
+        for seed in 0 1 2 3; do
+            train "shares_$together-$seed" model=bagnet33 optim=adam trainer.max_epochs=2 seed=$seed >/dev/null &
+            if [ $together = yes ]; then jobs+=($!); else wait $! || code=1; fi
+        done
+        for job in "${jobs[@]}"; do wait "$job" || code=1; done
+        echo "four jobs of two epochs, all at once: $together: $(echo "$(date +%s.%N) - $started" | bc -l 2>/dev/null ||
+            "$PYTHON" -c "import time; print(time.time() - $started)") s"
+    done
+    return $code
+}
+
+pack_results() {
+    for step in "${STEPS[@]}"; do
+        [ -e "$RESULTS/$step.log" ] && printf '\n== %s (%s)\n' "$step" "$(cat "$RESULTS/$step.state" 2>/dev/null)" &&
+            tail -n 40 "$RESULTS/$step.log" | cut -c 1-300
+    done >"$OUT/summary.txt"
+    tar -C "$RESULTS" -czf "$OUT/.results.tar.gz" . && mv "$OUT/.results.tar.gz" "$OUT/results.tar.gz"
+}
+
+step() { # NAME: runs it in a process of its own within its limit, unless it is done
+    local name=$1 left=$((DEADLINE - SECONDS)) limit=$((LIMIT[$1] * ${PATIENCE:-1})) started=$SECONDS code=0
+    [ "$(cut -d ' ' -f 1 "$RESULTS/$name.state" 2>/dev/null)" = done ] && return 0
+    if [ $left -lt 30 ]; then
+        echo "no time left for $name"
+        return 1
+    fi
+    echo "== $name"
+    timeout --signal=TERM --kill-after=30 $((left - 15 < limit ? left - 15 : limit)) \
+        "$BASH" "$REPOSITORY/benchmarks/gpu_table1.sh" --inside "$name" >"$RESULTS/$name.log" 2>&1 || code=$?
+    echo "$([ $code = 0 ] && echo done || echo "failed, exit code $code"), $((SECONDS - started)) s" |
+        sed 's/^done,/done /' >"$RESULTS/$name.state"
+    cat "$RESULTS/$name.state"
+    tail -n 5 "$RESULTS/$name.log"
+    pack_results
+    return $code
+}
+
+mkdir -p "$RESULTS"
+export PYTHONPATH=$WORK/site:$REPOSITORY${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OUT WORK
+cd "$WORK" || exit 1
+if [ "${1:-}" = --inside ]; then
+    # Once the training has saved itself.
+    trap 'for sweep in multirun_outputs/*; do keep "${sweep##*/}"; done; exit 143' TERM
+    "$2"
+    exit
+fi
+if [ -n "$RESUME" ]; then
+    tar -C "$RESULTS" -xzf "$RESUME"
+    mkdir -p multirun_outputs && cp -rn "$RESULTS/sweeps/." multirun_outputs/ # finished runs are skipped
+fi
+if [ -d "$WHEELS" ] && [ ! -d "$WORK/site" ]; then
+    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$WORK/site" "$WHEELS"/*.whl || exit 1
+fi
+failed=()
+for name in "${@:-${STEPS[@]}}"; do
+    step "$name" || failed+=("$name")
+done
+[ ${#failed[@]} = 0 ] && exit 0
+echo "not done: ${failed[*]}"
+exit 1

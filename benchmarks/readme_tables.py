@@ -1,0 +1,143 @@
+"""Writes the tables of README.md anew from the files in results/: `make readme-tables`.
+
+python benchmarks/readme_tables.py
+
+A table stands between <!-- NAME --> and <!-- /NAME -->. A cell of what was not run is empty.
+"""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+from bagnet_lightning.files import write_text
+from bagnet_lightning.reporting.table import model_name, model_order, optimizer_name
+from bagnet_lightning.results import paper_rows
+
+ROOT = Path(__file__).parents[1]
+README, RESULTS = ROOT / "README.md", ROOT / "results"
+MODELS = {  # (model, stem) as report says them -> name
+    ("bagnet9", ""): "BagNet-9",
+    ("bagnet17", ""): "BagNet-17",
+    ("bagnet33", ""): "BagNet-33",
+    ("resnet18", "imagenet"): "ResNet-18, ordinary stem",
+    ("resnet18", "small"): "ResNet-18, small stem",
+}
+EVIDENCE = {  # label -> where it is in an analysis.json
+    "accuracy": ("shuffled", "accuracy", -1),
+    "additivity error of the logits": ("additivity_error",),
+    "insertion area (higher is better): exact evidence": ("masked", "evidence", "insertion", "area"),
+    "Grad-CAM": ("masked", "grad_cam", "insertion", "area"),
+    "integrated gradients": ("masked", "integrated_gradients", "insertion", "area"),
+    "random order": ("masked", "random", "insertion", "area"),
+    "strongest pixel in the object's box: exact evidence": ("pointing", "evidence", "hits"),
+    "Grad-CAM ": ("pointing", "grad_cam", "hits"),
+    "integrated gradients ": ("pointing", "integrated_gradients", "hits"),
+    "predictions unchanged when 8 px tiles are shuffled": ("shuffled", "unchanged", 0),
+}
+
+
+def table1() -> str:
+    """The 17 rows of the paper beside ours: results/table1_paper.csv, the table.csv of such a sweep."""
+    runs = finished("table1_paper.csv")
+    ours = {int(run["paper_row"]): run for run in runs if run["paper_row"] and not run["not_comparable"]}
+    rows = [
+        [
+            str(row.row),
+            model_name(row.model),
+            optimizer_name(row.optimizer),
+            "ImageNet" if row.pretrained else "",
+            str(row.epochs),
+            f"{row.accuracy:.4f}",
+            *accuracy(ours.get(row.row)),
+        ]
+        for row in paper_rows()
+    ]
+    return markdown(["row", "model", "optimizer", "pretrained", "epochs", "paper", "ours", "n"], rows) + origin(runs)
+
+
+def modern() -> str:
+    """Each model's best row from scratch beside recipe=modern: results/table1_modern.csv, a sweep with both stems."""
+    runs = finished("table1_modern.csv")
+    stem = {"resnet18": "imagenet"}  # unless a column says otherwise: there is one only where runs differ in it
+    ours = {(run["model"], run.get("model.stem") or stem.get(run["model"], "")): run for run in runs}
+    rows = []
+    for (model, stem), name in MODELS.items():
+        papers = [row.accuracy for row in paper_rows() if row.model == model and not row.pretrained]
+        rows.append([name, "" if stem == "small" else f"{max(papers):.4f}", *accuracy(ours.get((model, stem)))])
+    return markdown(["model", "paper's best", "`recipe=modern`", "n"], rows) + origin(runs)
+
+
+def subset() -> str:
+    """The two recipes on ten classes: results/recipe_subset/table.csv."""
+    runs = finished("recipe_subset/table.csv")
+    rows = [
+        [model_name(run["model"]), "`paper`, Adam" if run["optimizer"] == "adam" else "`modern`", *accuracy(run)]
+        for run in runs
+    ]
+    return markdown(["model", "recipe", "accuracy", "n"], rows)
+
+
+def evidence() -> str:
+    """What `analyze` measured of three networks: results/ten_classes_cpu."""
+    networks = {}
+    for name in ("bagnet17", "bagnet33"):
+        said = json.loads((RESULTS / "ten_classes_cpu" / f"{name}.analysis.json").read_text(encoding="utf-8"))
+        networks |= {network["name"]: network for network in said["networks"]}
+    names = sorted(networks, key=lambda name: model_order(name.lower().replace("-", "")))
+    rows = [[label, *(cell(networks[name], path) for name in names)] for label, path in EVIDENCE.items()]
+    return markdown(["", *names], rows)
+
+
+def cell(network: dict, path: tuple) -> str:
+    """The number at `path` of an analysis, with its standard error if it has one; "-" where this network has none."""
+    found = network
+    for key in path:
+        if isinstance(found, dict) and key not in found:
+            return "-"
+        found = found[key]
+    return f"{found['mean']:.3f} ± {found['se']:.3f}" if isinstance(found, dict) else f"{found:.1e}"
+
+
+TABLES = {"table1": table1, "modern": modern, "subset": subset, "evidence": evidence}
+
+
+def finished(name: str) -> list[dict[str, str]]:
+    """The finished lines of results/`name`, as `report` writes them; none where it has not been run."""
+    path = RESULTS / name
+    return [run for run in csv.DictReader(path.open()) if run["status"] == "finished"] if path.exists() else []
+
+
+def accuracy(run: dict[str, str] | None) -> list[str]:
+    """Mean and standard deviation over n seeds, and n."""
+    if run is None:
+        return ["", ""]
+    spread = f" ± {float(run['accuracy_std']):.4f}" if run["accuracy_std"] else ""
+    return [f"{float(run['accuracy']):.4f}{spread}", run["n"]]
+
+
+def origin(runs: list[dict[str, str]]) -> str:
+    """On what it was measured, as a line below the table."""
+    if not runs:
+        return "\nEmpty cells: not run yet.\n"
+    said = [" / ".join(dict.fromkeys(run[name] for run in runs)) for name in ("device", "precision", "torch", "commit")]
+    return "\n{}, {}, torch {}, commit {}. Empty cells: not run yet.\n".format(*said)
+
+
+def markdown(heading: list[str], rows: list[list[str]]) -> str:
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "".join(f"| {' | '.join(cell.strip() for cell in line)} |\n" for line in lines)
+
+
+def with_tables(text: str) -> str:
+    """`text` with what stands between each pair of markers made anew."""
+    for name, table in TABLES.items():
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        text, count = re.subn(f"{start}\n.*?{end}", lambda _: f"{start}\n{table()}{end}", text, flags=re.DOTALL)  # noqa: B023
+        if count != 1:
+            raise SystemExit(f"README.md: {start} and {end} are needed once each")
+    return text
+
+
+if __name__ == "__main__":
+    write_text(README, with_tables(README.read_text(encoding="utf-8")))
