@@ -80,7 +80,7 @@ class Sweep(Callback):
             sys.exit(1)
 
     def on_multirun_end(self, config: DictConfig, **kwargs) -> None:
-        from bagnet_lightning.report import write_report
+        from bagnet_lightning.reporting.report import write_report
 
         try:
             write_report([Path(config.hydra.sweep.dir)], self.console)

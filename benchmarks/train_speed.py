@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.classification import MulticlassAccuracy
 
-from bagnet_lightning.data.module import ShuffledBatches
+from bagnet_lightning.data.batches import ShuffledBatches
 from bagnet_lightning.inference import best_device
 from bagnet_lightning.machine import chosen_precision, device_name
 from bagnet_lightning.memory import keep_freed_memory

@@ -9,8 +9,9 @@ from rich.console import Console
 from sweep_folders import write_run
 
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.report import csv_text, markdown, print_table, write_report
+from bagnet_lightning.reporting.report import write_report
 from bagnet_lightning.reporting.table import read_table
+from bagnet_lightning.reporting.text import csv_text, markdown, print_table
 
 FILES = ["curves.png", "figure2.png", "index.html", "table.csv", "table.md"]
 
@@ -173,7 +174,7 @@ def test_a_place_that_cannot_be_written_is_named_and_the_report_is_beside(tmp_pa
     def read_only(dir):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("bagnet_lightning.report.TemporaryFile", read_only)
+    monkeypatch.setattr("bagnet_lightning.reporting.report.TemporaryFile", read_only)
     stream = io.StringIO()
     write_report([sweep], Console(file=stream, width=500))
     assert f"{sweep} cannot be written (Read-only file system), so the report is in report_sweep" in stream.getvalue()

@@ -1,8 +1,7 @@
 """A store as batches for training: subsets, order, augmentation. One class a source, named by conf/data/."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -12,88 +11,9 @@ from torch import Tensor
 
 from bagnet_lightning.data import image_folder, textures, tiny_imagenet
 from bagnet_lightning.data.augment import augment, draw_key, rescale, scale_and_bias
-from bagnet_lightning.data.store import Split, Store
+from bagnet_lightning.data.batches import ALL, Batch, Images, Loader, ShuffledBatches
+from bagnet_lightning.data.store import Store
 from bagnet_lightning.errors import UserError
-
-Batch = tuple[Tensor, Tensor, Tensor]  # images, labels, indices
-COPIED_AT_ONCE = 10_000  # images
-ALL = slice(None)
-
-
-@dataclass(frozen=True)
-class Images:
-    """Some images of a split, a batch at a time: `images[indices]` is a Batch of uint8 (B, H, W, 3), with int64 (B,)s.
-
-    chosen: (N,) which of the split's images these are. labels: (N,) what they are labelled as here.
-    """
-
-    split: Split
-    chosen: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, indices: Tensor) -> Batch:
-        return self.split.images.index_select(0, self.chosen[indices]), self.labels[indices], indices
-
-    @property
-    def nbytes(self) -> int:
-        """Of the chosen images alone."""
-        return len(self) * self.split.images[0].nbytes
-
-    def copied_to(self, device: torch.device) -> "Images":
-        """The chosen images alone, on `device`, where batches are gathered from then on."""
-        images = torch.empty(len(self), *self.split.images.shape[1:], dtype=torch.uint8, device=device)
-        for part, chosen in zip(images.split(COPIED_AT_ONCE), self.chosen.split(COPIED_AT_ONCE), strict=True):
-            part.copy_(self.split.images.index_select(0, chosen))
-        labels = self.labels.to(device)
-        split = Split(images, labels, self.split.boxes.index_select(0, self.chosen))
-        return Images(split, torch.arange(len(self), device=device), labels)
-
-
-class ShuffledBatches:
-    """The batches of an epoch as indices on `device`, in an order that is a function of (seed, epoch) alone.
-
-    position: tells (epoch, number of the epoch's batches already used), so that a continued run goes on where it was.
-    share: which images of every batch; by default all.
-    """
-
-    def __init__(
-        self,
-        count: int,
-        batch_size: int,
-        seed: int,
-        position: Callable[[], tuple[int, int]],
-        device: torch.device,
-        share: slice = ALL,
-    ):
-        self.count, self.batch_size, self.seed, self.position, self.device = count, batch_size, seed, position, device
-        self.share = share
-
-    def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        epoch, used = self.position()
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(self.count, generator=generator).to(self.device)
-        for batch in order.split(self.batch_size)[used:]:
-            yield batch[self.share]
-
-
-@dataclass(frozen=True)
-class Loader:
-    """Batches of `images` by `order`. No worker processes: to gather a batch takes microseconds."""
-
-    images: Images
-    order: Iterable[Tensor]
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return (self.images[indices] for indices in self.order)
 
 
 class ImageData(LightningDataModule, ABC):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from bagnet_lightning.data.module import Batch
+from bagnet_lightning.data.batches import Batch
 
 
 class Classifier(LightningModule):

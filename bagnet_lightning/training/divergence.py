@@ -6,7 +6,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from bagnet_lightning.data.module import Batch
+from bagnet_lightning.data.batches import Batch
 from bagnet_lightning.errors import Diverged
 
 STEPS = 100  # between two looks at the losses, where looking waits for the device

@@ -1,0 +1,113 @@
+"""The report of one sweep or several: printed, written beside the runs, or served while they go on."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from rich.console import Console
+
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.files import write_bytes
+from bagnet_lightning.reporting.table import Table, read_table
+from bagnet_lightning.reporting.text import csv_text, markdown, print_table
+from bagnet_lightning.standalone import data_uri
+
+
+def write_report(
+    folders: Sequence[Path],
+    console: Console,
+    out: Path | None = None,
+    gallery: bool = True,
+    project: str | None = None,
+) -> None:
+    """Print the tables of the runs below `folders`; write index.html and, of a single sweep, its table and pictures.
+
+    out: where to, by default beside the runs, and of several sweeps into A_and_B beside the first. gallery: whether
+    the page shows evidence of the best BagNet, for which it must be loaded and run. project: of W&B, where the report
+    of a single sweep is logged; None: nowhere.
+    Raises UserError if there are no runs, and, after the table is printed, if nothing can be written.
+    """
+    from bagnet_lightning.reporting.page.data import page_data
+    from bagnet_lightning.reporting.page.page import page
+
+    tables = [read_table(folder) for folder in folders]
+    for table in tables:
+        if len(tables) > 1:
+            console.print(f"{table.folder}\n", markup=False, highlight=False)
+        if table.lines:
+            print_table(table, console)
+    files = {}
+    if len(tables) == 1 and tables[0].lines:
+        files = {
+            "table.csv": csv_text(tables[0]).encode(),
+            "table.md": markdown(tables[0]).encode(),
+            **_pictures(*tables),
+        }
+    pictures = {Path(name).stem: data_uri(png, "image/png") for name, png in files.items() if name.endswith(".png")}
+    data = page_data(tables, pictures, gallery, live=False)
+    files["index.html"] = page(data).encode()
+
+    place = out or _writable(folders, console)
+    for name, content in files.items():
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            write_bytes(place / name, content)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(
+                f"{place / name} cannot be written ({reason}); choose another folder with out=FOLDER"
+            ) from error
+        if tables[0].lines:
+            console.print(str(place / name), markup=False, highlight=False, soft_wrap=True)
+    if not any(table.lines for table in tables):
+        raise UserError(
+            f"runs={','.join(map(str, folders))}: no runs in it, as {place / 'index.html'} says too; train some there, "
+            "or give the folder of another sweep"
+        )
+    if project:
+        from bagnet_lightning.reporting.wandb_report import log_report
+
+        log_report(project, tables[0].folder.resolve().name, place, files, data["gallery"])
+
+
+def watch(folders: Sequence[Path], port: int, console: Console) -> None:
+    """Serve the page of `folders` on this machine, read anew while runs go on, until Ctrl-C. Writes nothing."""
+    from bagnet_lightning.reporting.page.data import page_data
+    from bagnet_lightning.reporting.page.server import Server
+
+    def read() -> dict:
+        return page_data([read_table(folder) for folder in folders], {}, with_gallery=False, live=True)
+
+    with Server(port, read) as server:
+        server.data()  # a folder that is not there should be said now
+        console.print(f"{server.url}  (Ctrl-C ends)", highlight=False)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            console.print()
+
+
+def _pictures(table: Table) -> dict[str, bytes]:
+    from bagnet_lightning.reporting.figures import draw_curves, draw_figure2
+
+    pictures = {}
+    for name, draw in (("figure2.png", draw_figure2), ("curves.png", draw_curves)):
+        stream = io.BytesIO()
+        draw(table).savefig(stream, format="png")
+        pictures[name] = stream.getvalue()
+    return pictures
+
+
+def _writable(folders: Sequence[Path], console: Console) -> Path:
+    """Where a report belongs, or, with a line that says so, the current folder's report_NAME."""
+    names = "_and_".join(folder.resolve().name for folder in folders)
+    place = folders[0] if len(folders) == 1 else folders[0].parent / names
+    try:
+        TemporaryFile(dir=place if place.exists() else place.parent).close()
+    except OSError as error:
+        elsewhere = Path(f"report_{names}")
+        reason = f"{place} cannot be written ({error.strerror or error}), so the report is in {elsewhere}"
+        console.print(reason, markup=False, highlight=False)
+        return elsewhere
+    return place
