@@ -1,13 +1,16 @@
 """A headless Chromium, for the tests of pages. They are skipped where there is none."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium drives the browser: pip install selenium")
+pytest.importorskip("selenium", reason="selenium drives the browser: pip install selenium")
+from selenium import webdriver
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+from selenium.webdriver.support.ui import WebDriverWait
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -42,3 +45,9 @@ def emulated(browser, width: int, dark: bool) -> Iterator[None]:
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def eventually(browser, condition: Callable[[], object]) -> None:
+    """Waits until the page has answered an event: navigation, animation and a pointer's are not done at once."""
+    gone = NoSuchElementException, StaleElementReferenceException  # drawn anew at this moment
+    WebDriverWait(browser, 30, ignored_exceptions=gone).until(lambda _: condition())

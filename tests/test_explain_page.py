@@ -3,7 +3,7 @@
 import matplotlib
 import numpy as np
 import pytest
-from browser import emulated, needs_browser, start
+from browser import emulated, eventually, needs_browser, start
 from PIL import Image
 from trained_checkpoints import write_checkpoint
 
@@ -15,7 +15,7 @@ from bagnet_lightning.explanation.page import Page
 pytest.importorskip("captum", reason="captum is an optional dependency: pip install 'bagnet-lightning[explain]'")
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import Select, WebDriverWait
+from selenium.webdriver.support.ui import Select
 
 pytestmark = needs_browser
 
@@ -47,7 +47,7 @@ def browser(tmp_path_factory):
 @pytest.fixture
 def page(browser, explained):
     browser.get(explained[0].as_uri())
-    WebDriverWait(browser, 20).until(lambda b: b.find_elements(By.CSS_SELECTOR, ".scores li"))
+    eventually(browser, lambda: browser.find_elements(By.CSS_SELECTOR, ".scores li"))
     yield browser
     logged = [entry["message"] for entry in browser.get_log("browser")]
     # Neither errors nor anything that the content policy blocked; reading canvases is what tests do, not the page.
@@ -57,6 +57,14 @@ def page(browser, explained):
 def where(page) -> tuple[int, int]:
     words = page.find_element(By.CSS_SELECTOR, ".where").text.replace(",", "").split()
     return int(words[words.index("row") + 1]), int(words[words.index("column") + 1])
+
+
+def wait_for_place(page, row, column):
+    eventually(page, lambda: where(page) == (row, column))
+
+
+def wait_for_stage(page, words):
+    eventually(page, lambda: words in page.find_element(By.CSS_SELECTOR, ".stage").text)
 
 
 def scores(page) -> list[tuple[int, float]]:
@@ -74,6 +82,7 @@ def point(page, canvas, row, column, height, width):
     box = canvas.rect
     across, down = ((column + 0.5) / width - 0.5) * box["width"], ((row + 0.5) / height - 0.5) * box["height"]
     ActionChains(page).move_to_element_with_offset(canvas, round(across), round(down)).perform()
+    wait_for_place(page, row, column)
 
 
 def check_scores(page, explanation):
@@ -100,7 +109,6 @@ def test_hovering_shows_the_patch_its_outline_and_its_best_classes(page, explain
     for canvas in page.find_elements(By.CSS_SELECTOR, ".model:first-child figure canvas")[:2]:
         for row, column in ((15, 20), (3, 37), (29, 0)):
             point(page, canvas, row, column, 30, 40)
-            assert where(page) == (row, column)
             check_scores(page, bagnet)
     patch, picture = page.find_element(By.CSS_SELECTOR, "canvas.patch"), page.find_elements(By.TAG_NAME, "canvas")[0]
     point(page, picture, 15, 20, 30, 40)
@@ -126,7 +134,7 @@ def test_the_map_of_the_chosen_class_is_the_exact_evidence(page, explained):
     point(page, canvas, 29, 39, 30, 40)  # the outline out of the way
     for index in (bagnet.predicted, (bagnet.predicted + 1) % 7):
         chosen.select_by_value(str(index))
-        assert f"for {explained[2][index]}" in page.find_element(By.CSS_SELECTOR, ".stage").text
+        wait_for_stage(page, f"for {explained[2][index]}")
         check_scores(page, bagnet)
         for row, column in ((0, 0), (7, 33), (19, 21), (11, 5)):
             share = bagnet.dense[row, column, index].item() / exact_limit([bagnet])
@@ -154,7 +162,7 @@ def test_the_keyboard_reaches_everything_and_moves_the_patch(page, explained):
     for key, down, across in steps:
         stage.send_keys(key)
         row, column = row + down, column + across
-        assert where(page) == (row, column)
+        wait_for_place(page, row, column)
         check_scores(page, bagnet)
     spoken = page.find_element(By.ID, "spoken").get_attribute("textContent")
     assert f"row {row}, column {column}" in spoken
@@ -164,7 +172,7 @@ def test_the_keyboard_reaches_everything_and_moves_the_patch(page, explained):
     assert where(page) == (row, 39)  # and no further
 
     page.find_element(By.CSS_SELECTOR, "input[name=image]").send_keys(Keys.ARROW_RIGHT)
-    WebDriverWait(page, 10).until(lambda b: "second" in b.find_element(By.CSS_SELECTOR, ".stage").text)
+    wait_for_stage(page, "second")
     check_scores(page, second)
 
 
@@ -172,7 +180,7 @@ def test_the_strongest_patches_lead_to_their_places(page, explained):
     (bagnet, _), _ = explained[1]
     for button in page.find_elements(By.CSS_SELECTOR, ".strongest button"):
         button.click()
-        assert where(page) == (int(button.get_attribute("data-y")), int(button.get_attribute("data-x")))
+        wait_for_place(page, int(button.get_attribute("data-y")), int(button.get_attribute("data-x")))
         shown = float(button.text.strip().replace("−", "-"))
         assert dict(scores(page))[bagnet.predicted] == pytest.approx(shown, abs=0.02)
         assert button.get_attribute("aria-pressed") == "true"

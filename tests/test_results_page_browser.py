@@ -6,7 +6,7 @@ import socket
 from threading import Thread
 
 import pytest
-from browser import emulated, needs_browser, start
+from browser import emulated, eventually, needs_browser, start
 from sweep_folders import write_run
 from test_results_page import data_of, keep_predictions
 
@@ -18,7 +18,6 @@ from bagnet_lightning.results import note_jobs
 
 from selenium.webdriver.common.action_chains import ActionChains  # isort: skip
 from selenium.webdriver.common.by import By  # isort: skip
-from selenium.webdriver.support.ui import WebDriverWait  # isort: skip
 
 pytestmark = needs_browser
 CELLS = [("bagnet9", "sgd", 0.01), ("bagnet9", "adam", 0.35), ("bagnet17", "adam", 0.41), ("bagnet33", "adam", 0.44)]
@@ -105,11 +104,11 @@ def test_pointing_at_a_bar_and_at_a_curve_tells_their_values(page):
     place = "const c = charts['figure2-chart'], b = c.getDatasetMeta(2).data[2];"  # Adam's, of BagNet-33
     across, down = page.execute_script(place + "return [b.x - c.width / 2, (b.y + b.base) / 2 - c.height / 2]")
     hover(page, bars, across, down)
-    assert tooltip(page, "figure2-chart") == "BagNet-33 | Adam: 45.00 % ± 1.41 (n = 2)"
+    eventually(page, lambda: tooltip(page, "figure2-chart") == "BagNet-33 | Adam: 45.00 % ± 1.41 (n = 2)")
     hover(page, page.find_element(By.ID, "accuracy-chart"))
-    assert "epoch " in tooltip(page, "accuracy-chart")
+    eventually(page, lambda: "epoch " in tooltip(page, "accuracy-chart"))
     page.find_element(By.ID, "accuracy-chart").click()  # on the nearest line
-    assert page.find_element(By.CSS_SELECTOR, "#run h2").text.startswith("BagNet-")
+    eventually(page, lambda: page.find_element(By.CSS_SELECTOR, "#run h2").text.startswith("BagNet-"))
 
 
 def test_legends_toggle_what_is_drawn(page):
@@ -132,28 +131,28 @@ def test_legends_toggle_what_is_drawn(page):
 
 def test_a_run_has_its_own_place(page):
     page.find_element(By.LINK_TEXT, "BagNet-9").click()
-    assert not page.find_element(By.ID, "overview").is_displayed()
+    eventually(page, lambda: not page.find_element(By.ID, "overview").is_displayed())
     page.execute_script("location.hash = 'run=bagnet9_adam'")
     run = page.find_element(By.ID, "run")
-    WebDriverWait(page, 10).until(lambda _: "BagNet-9, Adam" in run.text)
+    eventually(page, lambda: "BagNet-9, Adam" in run.text)
     for words in ("0.3500", "0.210 device hours", "1 × NVIDIA H200", "model=bagnet9 optim=adam", "trilobite taken for"):
         assert words in run.text
     assert len(run.find_elements(By.CSS_SELECTOR, ".thumb")) == 2
     neighbours = {link.text for link in run.find_elements(By.CSS_SELECTOR, ".neighbours a")}
     assert neighbours == {"optimizer SGD", "model BagNet-17", "model BagNet-33"}
     page.find_element(By.LINK_TEXT, "← all runs").click()
-    assert page.find_element(By.ID, "overview").is_displayed()
+    eventually(page, page.find_element(By.ID, "overview").is_displayed)
 
 
 def test_a_failed_run_shows_why_and_how_to_run_it_again(page):
     page.find_element(By.CSS_SELECTOR, "#progress a").click()
     run = page.find_element(By.ID, "run")
-    WebDriverWait(page, 10).until(lambda _: "failed" in run.text)
+    eventually(page, lambda: "failed" in run.text)
     assert run.find_element(By.CSS_SELECTOR, ".error").text == "ValueError: <b>no</b>"
     assert run.find_element(By.CSS_SELECTOR, ".log").text == "Traceback\nValueError: <b>no</b>"
     assert "python -m bagnet_lightning.train model=bagnet17 optim=adadelta" in run.text
     page.execute_script("location.hash = 'run=none'")
-    WebDriverWait(page, 10).until(lambda _: "There is no run none here." in run.text)
+    eventually(page, lambda: "There is no run none here." in run.text)
 
 
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1280, True)])
@@ -196,13 +195,13 @@ def test_a_sweep_in_progress_renews_itself_and_keeps_what_the_reader_chose(brows
         browser.find_element(By.ID, "curves-toggles-bagnet9").click()
         browser.execute_script("scrollTo(0, 400)")
         report(7)
-        WebDriverWait(browser, 20).until(lambda b: "epoch 7 of 15" in b.find_element(By.ID, "progress").text)
+        eventually(browser, lambda: "epoch 7 of 15" in browser.find_element(By.ID, "progress").text)
         assert browser.execute_script("return scrollY") == 400
         assert browser.find_elements(By.CSS_SELECTOR, "th[aria-sort=descending]")
         assert browser.execute_script("return charts['accuracy-chart'].data.datasets.length") == 1
         browser.execute_script("location.hash = 'run=going'")
         report(9)
         run = browser.find_element(By.ID, "run")
-        WebDriverWait(browser, 20).until(lambda _: "epoch 9 of 15" in run.text)
+        eventually(browser, lambda: "epoch 9 of 15" in run.text)
         server.shutdown()
-    WebDriverWait(browser, 20).until(lambda b: "has ended" in b.find_element(By.ID, "made").text)
+    eventually(browser, lambda: "has ended" in browser.find_element(By.ID, "made").text)
