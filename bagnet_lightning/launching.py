@@ -32,6 +32,10 @@ class ParallelLauncher(Launcher):
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     @abstractmethod
+    def check(self, job: DictConfig) -> None:
+        """Raises UserError if the settings cannot give the job what it asks for; asked before anything is started."""
+
+    @abstractmethod
     def share(self, job: DictConfig) -> str:
         """The part of the devices that the job is given, in words; nothing is started to tell it."""
 
@@ -68,6 +72,16 @@ class ParallelLauncher(Launcher):
         ended.return_value = result
         self.hydra_context.callbacks.on_job_end(config=job, job_return=ended)
         return ended
+
+
+def devices(job: DictConfig) -> int:
+    """How many devices the job asks for."""
+    return OmegaConf.select(job, "trainer.devices", default=1)
+
+
+def on_cpu(job: DictConfig) -> bool:
+    """Whether a GPU would be of no use to the job."""
+    return OmegaConf.select(job, "trainer.accelerator", default="auto") == "cpu"
 
 
 def folder(job: DictConfig) -> Path:

@@ -6,7 +6,6 @@ A Hydra callback (conf/config.yaml). Hydra turns a callback's exceptions into wa
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -51,16 +50,16 @@ class Sweep(Callback):
             configs = [loader.load_sweep_config(config, job) for job in jobs]
         except HydraException:
             return  # Hydra meets it again, and then reports it
+        launcher = _parallel_launcher(config)
         for job in configs:
-            _check(job, sweep=True)
+            _check(job, sweep=True, launcher=launcher)
         name, times = Counter(job.hydra.sweep.subdir for job in configs).most_common(1)[0]
         if times > 1:
             sys.exit(
                 f"error: {times} jobs would share the folder {name}; ask for each in a sweep of its own, sweep=NAME"
             )
         if config.dry_run:
-            share = _share(config)
-            _print_jobs({str(folder(job)): share(job) for job in configs})
+            _print_jobs({str(folder(job)): launcher.share(job) if launcher else WHOLE_DEVICE for job in configs})
         jobs_of_sweep = {job.hydra.sweep.subdir: list(job.hydra.overrides.task) for job in configs}
         note_jobs(Path(config.hydra.sweep.dir), jobs_of_sweep)
         self.total = len(jobs)
@@ -90,20 +89,20 @@ class Sweep(Callback):
             sys.exit(1)
 
 
-def _check(config: DictConfig, sweep: bool = False) -> None:
+def _check(config: DictConfig, sweep: bool = False, launcher: ParallelLauncher | None = None) -> None:
     try:
         check(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
         ranks.check(config, sweep)
+        if launcher:
+            launcher.check(config)
     except UserError as error:
         sys.exit(f"error: {error}")
 
 
-def _share(config: DictConfig) -> Callable[[DictConfig], str]:
-    """What tells the part of the devices that a job of this sweep is given."""
+def _parallel_launcher(config: DictConfig) -> ParallelLauncher | None:
+    """Of this sweep, if it has one."""
     launcher = Plugins.instance().class_name_to_class.get(config.hydra.launcher._target_)
-    if launcher and issubclass(launcher, ParallelLauncher):
-        return instantiate(config.hydra.launcher).share
-    return lambda job: WHOLE_DEVICE
+    return instantiate(config.hydra.launcher) if launcher and issubclass(launcher, ParallelLauncher) else None
 
 
 def _print_jobs(shares: dict[str, str]) -> None:

@@ -22,6 +22,9 @@ import time
 from bagnet_lightning.launching import ParallelLauncher, failed
 
 class Unlucky(ParallelLauncher):
+    def check(self, job):
+        pass
+
     def share(self, job):
         return "a part of nothing"
 
@@ -163,9 +166,10 @@ def test_the_share_of_a_job_of_a_cluster(gpus, cpus, nodes, share):
         (["hydra.launcher.cpus_per_job=all"], "must be a share from 0 to 1, or a whole number"),
     ],
 )
-def test_what_no_job_of_ray_can_have_is_refused_before_ray_is_started(command, tmp_path, asked, words):
+@pytest.mark.parametrize("dry", [True, False])
+def test_what_no_job_of_ray_can_have_is_refused_before_ray_is_started(command, tmp_path, asked, words, dry):
     (tmp_path / "ray.py").write_text("raise SystemExit('Ray was imported')")
-    refused = command("train", "-m", "data=textures", "hydra/launcher=ray", *asked)
+    refused = command("train", "-m", "data=textures", "hydra/launcher=ray", f"dry_run={dry}", *asked)
     assert refused.returncode == 1
     assert words in refused.stderr
     assert len(refused.stderr.splitlines()) == 1

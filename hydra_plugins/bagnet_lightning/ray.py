@@ -14,7 +14,7 @@ from hydra.types import TaskFunction
 from omegaconf import DictConfig
 
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.launching import GOES_ON, ParallelLauncher, failed, folder, run
+from bagnet_lightning.launching import GOES_ON, ParallelLauncher, devices, failed, folder, on_cpu, run
 
 _ENVIRONMENT = ("BAGNET_", "WANDB_")  # what jobs on other nodes are given of the command's environment
 _TIME_TO_SAVE = 60  # s; a job that is told to stop finishes its step first
@@ -33,18 +33,28 @@ class RayLauncher(ParallelLauncher):
     def __init__(self, gpus_per_job: float | None, cpus_per_job: int | None, node_wait: float, ray: dict):
         self.gpus_per_job, self.cpus_per_job, self.node_wait, self.init = gpus_per_job, cpus_per_job, node_wait, ray
 
+    def check(self, job: DictConfig) -> None:
+        gpus = self.gpus_per_job
+        for key, share in (("gpus_per_job", gpus), ("cpus_per_job", self.cpus_per_job)):
+            if share is not None and not (
+                isinstance(share, (int, float)) and share >= 0 and (share < 1 or share % 1 == 0)
+            ):
+                raise UserError(f"hydra.launcher.{key}={share}: it must be a share from 0 to 1, or a whole number")
+        if gpus and devices(job) > max(1, gpus) and not on_cpu(job):
+            raise UserError(
+                f"trainer.devices={devices(job)} needs more than hydra.launcher.gpus_per_job={gpus}; ask for as many"
+            )
+
     def share(self, job: DictConfig) -> str:
         gpus, cpus = self.gpus_per_job, self.cpus_per_job
-        cores = f"{cpus or job.trainer.devices} CPU"
-        if job.trainer.accelerator == "cpu" or gpus == 0:
+        cores = f"{cpus or devices(job)} CPU"
+        if on_cpu(job) or gpus == 0:
             return cores
         if gpus is None:
-            return f"{job.trainer.devices} GPU, or {cores} where there are no GPUs"
+            return f"{devices(job)} GPU, or {cores} where there are no GPUs"
         return f"{gpus:g} GPU"
 
     def results(self, jobs: list[DictConfig]) -> Iterator[tuple[DictConfig, dict]]:
-        for job in jobs:
-            self._check(job)
         ray = self._cluster()
         # A fresh process a job, so that none inherits anything; one that died is not tried again behind our back.
         worker = ray.remote(max_calls=1, max_retries=0)(_work)
@@ -78,18 +88,6 @@ class RayLauncher(ParallelLauncher):
                 ray.wait(list(tasks), num_returns=len(tasks), timeout=_TIME_TO_SAVE)
             ray.shutdown()
 
-    def _check(self, job: DictConfig) -> None:
-        gpus, devices = self.gpus_per_job, job.trainer.devices
-        for key, share in (("gpus_per_job", gpus), ("cpus_per_job", self.cpus_per_job)):
-            if share is not None and not (
-                isinstance(share, (int, float)) and share >= 0 and (share < 1 or share % 1 == 0)
-            ):
-                raise UserError(f"hydra.launcher.{key}={share}: it must be a share from 0 to 1, or a whole number")
-        if gpus and devices > max(1, gpus) and job.trainer.accelerator != "cpu":
-            raise UserError(
-                f"trainer.devices={devices} needs more than hydra.launcher.gpus_per_job={gpus}; ask for as many"
-            )
-
     def _cluster(self) -> ModuleType:
         try:
             import ray
@@ -115,13 +113,13 @@ class RayLauncher(ParallelLauncher):
 
     def _share(self, job: DictConfig, nodes: list[dict]) -> dict[str, float]:
         """What of a cluster of these nodes the job is given: as asked, or a GPU and its part of the node's cores."""
-        gpus, cpus, devices = self.gpus_per_job, self.cpus_per_job, job.trainer.devices
+        gpus, cpus = self.gpus_per_job, self.cpus_per_job
         if gpus is None:
-            has_gpus = any(node.get("GPU") for node in nodes) and job.trainer.accelerator != "cpu"
-            gpus = devices if has_gpus else 0
+            has_gpus = any(node.get("GPU") for node in nodes) and not on_cpu(job)
+            gpus = devices(job) if has_gpus else 0
         if cpus is None:
             parts = [node["CPU"] * gpus // node["GPU"] for node in nodes if gpus and node.get("GPU", 0) >= gpus]
-            cpus = max(1, min(parts, default=devices))
+            cpus = max(1, min(parts, default=devices(job)))
         return {"num_gpus": gpus, "num_cpus": cpus}
 
 
@@ -131,7 +129,7 @@ def _work(
     """In the worker: the job's result. What it prints goes to train.log in its folder."""
     os.chdir(cwd)
     os.environ.update(environment)
-    os.environ["OMP_NUM_THREADS"] = str(max(1, int(share["num_cpus"]) // job.trainer.devices))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, int(share["num_cpus"]) // devices(job)))
     if not share["num_gpus"]:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     folder(job).mkdir(parents=True, exist_ok=True)

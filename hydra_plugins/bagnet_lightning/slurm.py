@@ -20,7 +20,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.launching import GOES_ON, ParallelLauncher, ending, failed, folder, run_until_stopped
+from bagnet_lightning.launching import (
+    GOES_ON,
+    ParallelLauncher,
+    devices,
+    ending,
+    failed,
+    folder,
+    on_cpu,
+    run_until_stopped,
+)
 
 if TYPE_CHECKING:
     from submitit import AutoExecutor, Job
@@ -39,14 +48,14 @@ class SlurmLauncher(ParallelLauncher):
     def __init__(self, **settings):
         self.settings = settings
 
+    def check(self, job: DictConfig) -> None:
+        if devices(job) > (self.settings["gpus_per_node"] or 1) and not on_cpu(job):
+            raise UserError(f"trainer.devices={devices(job)} needs hydra.launcher.gpus_per_node={devices(job)}")
+
     def share(self, job: DictConfig) -> str:
         return f"{self.settings['gpus_per_node'] or 0} GPU and {self.settings['cpus_per_task']} CPU of SLURM"
 
     def results(self, jobs: list[DictConfig]) -> Iterator[tuple[DictConfig, dict]]:
-        for job in jobs:
-            devices, gpus = job.trainer.devices, self.settings["gpus_per_node"]
-            if isinstance(devices, int) and devices > (gpus or 1) and job.trainer.accelerator != "cpu":
-                raise UserError(f"trainer.devices={devices} needs hydra.launcher.gpus_per_node={devices}")
         os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # read when submitit is imported, here and in the jobs
         executor = self._executor()
         earlier = _still_there(executor)
