@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -77,6 +76,18 @@ def test_a_signal_loses_nothing(tmp_path, monkeypatch, unbroken, signum, moment)
     assert_equal_runs(unbroken, tmp_path)
 
 
+def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Classifier, "training_step", before(Classifier.training_step, 4, twice))
+    with pytest.raises(Interrupted) as stopped:
+        fit(composed(*OVERRIDES), tmp_path)
+    assert stopped.value.exit_code == 130
+    assert progress(tmp_path)[1] == 3  # of the epoch before: it did not save
+
+
 def test_a_run_that_broke_off_after_an_epochs_last_step_validates_before_it_goes_on(tmp_path, monkeypatch, unbroken):
     asked = composed(*OVERRIDES, "checkpoint.every_n_steps=1")
 
@@ -116,33 +127,28 @@ def test_the_last_checkpoint_is_written_by_minutes_too(tmp_path, monkeypatch):
 
 
 FIT = """
-import sys
+import os, signal, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from conftest import composed
+from test_interrupts import before
+from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.fit import fit
-from bagnet_lightning.training.interrupts import StopOnSignal
+Classifier.training_step = before(Classifier.training_step, 17, lambda: os.kill(os.getpid(), signal.SIGKILL))
 fit(composed(*{overrides!r}), Path({folder!r}))
 """
 
 
-@pytest.mark.parametrize(("scheduler", "every_n_steps"), [("step", None), ("onecycle", 1)])
-def test_a_killed_and_continued_run_equals_an_unbroken_one(tmp_path, scheduler, every_n_steps):
-    overrides = [*SMALL, f"scheduler={scheduler}", "trainer.max_epochs=5", "optim=adam", "data.train_images=120"]
+@pytest.mark.parametrize(("scheduler", "every_n_steps", "kept"), [("step", None, (0, 10)), ("onecycle", 1, (1, 17))])
+def test_a_killed_and_continued_run_equals_an_unbroken_one(tmp_path, scheduler, every_n_steps, kept):
+    overrides = [*SMALL, f"scheduler={scheduler}", "trainer.max_epochs=3", "optim=adam", "data.train_images=120"]
     overrides += ["scheduler.step_size=1"] if scheduler == "step" else []
     overrides += [f"checkpoint.every_n_steps={every_n_steps}"] if every_n_steps else []
     fit(composed(*overrides), tmp_path / "unbroken")
     broken = tmp_path / "broken"
     code = FIT.format(tests=os.path.dirname(__file__), overrides=overrides, folder=str(broken))
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
-    while not (progress(broken)[1] >= 3 if every_n_steps else progress(broken)[0] >= 0):
-        assert process.poll() is None, "it ended before it could be stopped"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    epoch, steps = progress(broken)
-    assert epoch < 4, "it was stopped too late to show anything"
-    if every_n_steps:
-        assert steps % 10, "it was to be stopped within an epoch"
+    killed = subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    assert killed.returncode == -signal.SIGKILL
+    assert progress(broken) == kept
     fit(composed(*overrides), broken)
     assert_equal_runs(tmp_path / "unbroken", broken)

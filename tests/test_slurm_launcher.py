@@ -45,6 +45,14 @@ def test_wrong_settings_are_refused_in_one_line(command, programs, setting, word
     assert words in one_line(command("train", *SWEEP, setting, PATH=f"{programs}:/usr/bin:/bin"))
 
 
+def test_when_slurm_does_not_answer_no_job_is_submitted_twice(command, tmp_path, programs):
+    for name in ("srun", "sbatch"):
+        program(programs, name, f"#!/bin/sh\ntouch {tmp_path}/submitted\n")
+    program(programs, "squeue", "#!/bin/sh\nexit 1\n")
+    assert "SLURM does not answer" in one_line(command("train", *SWEEP, PATH=f"{programs}:/usr/bin:/bin"))
+    assert not (tmp_path / "submitted").exists()
+
+
 def test_jobs_that_slurm_refuses(command, programs):
     for name in ("srun", "squeue"):
         program(programs, name)
