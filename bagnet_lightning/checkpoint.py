@@ -16,9 +16,11 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.files import write_bytes
 from bagnet_lightning.models.bagnet import bagnet9, bagnet17, bagnet33
 from bagnet_lightning.models.resnet import resnet18
 from bagnet_lightning.safe_load import safe_load
@@ -121,7 +123,7 @@ class Trained:
 
     network: nn.Module  # in eval mode, on the CPU
     config: dict  # the run's composed configuration
-    classes: list[str]
+    classes: list[str]  # none for a pretrained backbone, whose network has no classifier
     class_names: list[str]
     mean: tuple[float, float, float]  # of pixels / 255; what the network's inputs were normalised by
     std: tuple[float, float, float]
@@ -150,6 +152,19 @@ def load_trained(path: str | Path) -> Trained:
 
     Raises UserError if the file is not one. Only this package's networks are built, whatever the file names.
     """
+    trained = load_backbone(path)
+    if not trained.classes:
+        raise UserError(
+            f"checkpoint {path} is a backbone without a classifier; train one on it with model.pretrained={path}"
+        )
+    return trained
+
+
+def load_backbone(path: str | Path) -> Trained:
+    """The same, and also of the backbone.safetensors that `pretrain` writes: for those who want a network's features.
+
+    Of a backbone, `classes` is empty and the classifier (`fc`) the identity, so that a network gives its mean features.
+    """
     path = Path(path)
     path = path / "model.safetensors" if path.is_dir() else path
     about, weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_run(path)
@@ -158,12 +173,35 @@ def load_trained(path: str | Path) -> Trained:
     if target not in NETWORKS:
         raise UserError(f"checkpoint {path} names the network {target}, which is none of {', '.join(NETWORKS)}")
     try:
-        network = NETWORKS[target](num_classes=len(about["classes"]), **options)
+        network = NETWORKS[target](num_classes=max(1, len(about["classes"])), **options)
+        if not about["classes"]:
+            network.fc = nn.Identity()
         network.load_state_dict({key: weights[key] for key in network.state_dict()})
     except (KeyError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"checkpoint {path} does not fit the network it names: {reason}") from error
     return Trained(network.eval(), **about)
+
+
+def write_backbone(network: nn.Module, about: dict, path: Path) -> None:
+    """Writes all of `network` but its classifier, as a state dict that `load_backbone` and `load_pretrained` take.
+
+    about: config, mean and std, as of Trained; of the config the model, and the name and image size of the data.
+    """
+    weights = {name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
+    weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    model, data = about["config"]["model"], about["config"]["data"]
+    described = {
+        "config": {
+            "model": {**model, "pretrained": model["pretrained"] is not False},
+            "data": {"name": data["name"], "image_size": data.get("image_size", 64)},
+        },
+        "classes": [],
+        "class_names": [],
+        "mean": about["mean"],
+        "std": about["std"],
+    }
+    write_bytes(path, save(weights, {"format": "pt", "bagnet_lightning": json.dumps(described)}))
 
 
 def _read_run(path: Path) -> tuple[dict, dict[str, Tensor]]:

@@ -1,15 +1,23 @@
 import os
 import resource
 import tarfile
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
-from bagnet_lightning.checkpoint import AtomicCheckpointIO, BestCheckpoint, load_trained
+from bagnet_lightning.checkpoint import (
+    AtomicCheckpointIO,
+    BestCheckpoint,
+    load_backbone,
+    load_trained,
+    write_backbone,
+)
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import bagnet9
+from bagnet_lightning.models.resnet import resnet18
 
 
 def about(classes=3):
@@ -35,6 +43,40 @@ def test_a_network_comes_back_as_it_was(tmp_path):
     torch.testing.assert_close(trained.network(images), network(images))
     assert not trained.network.training
     assert trained.class_names == ["name 0", "name 1", "name 2"]
+
+
+@pytest.mark.parametrize("make", [partial(bagnet9, width=0.25), resnet18])
+def test_a_backbone_gives_the_features_and_a_new_head_for_any_classes(tmp_path, make):
+    network = make(3).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_()
+    options = {"width": 0.25} if make is not resnet18 else {}
+    target = f"bagnet_lightning.models.{'bagnet.bagnet9' if options else 'resnet.resnet18'}"
+    config = {"model": {"_target_": target, "pretrained": "x", **options}, "data": {"name": "textures", "root": "/a"}}
+    path = tmp_path / "backbone.safetensors"
+    write_backbone(network, {**about(), "config": config}, path)
+    backbone = load_backbone(path)
+    assert backbone.classes == []
+    assert (backbone.mean, backbone.std, backbone.image_size) == ((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), 64)
+    images = torch.randn(2, 3, 40, 40)
+    features = backbone.network(images)
+    torch.testing.assert_close(network.fc(features), network(images))
+    if options:
+        torch.testing.assert_close(backbone.network.features(images).mean((2, 3)), features)
+    fine_tuned = make(5, pretrained=str(path)).eval()
+    assert fine_tuned.fc.out_features == 5
+    torch.testing.assert_close(fine_tuned(images), fine_tuned.fc(features))
+    with pytest.raises(UserError, match=r"a backbone without a classifier; .* model\.pretrained="):
+        load_trained(path)
+
+
+def test_a_run_is_a_backbone_too(tmp_path):
+    network = bagnet9(3, width=0.25)
+    AtomicCheckpointIO().save_checkpoint(checkpoint(network), tmp_path / "best.ckpt")
+    backbone = load_backbone(tmp_path / "best.ckpt")
+    assert len(backbone.classes) == 3
+    torch.testing.assert_close(backbone.network.fc.weight, network.fc.weight)
 
 
 @pytest.fixture

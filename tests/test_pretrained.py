@@ -92,6 +92,14 @@ def test_weights_of_another_network_are_refused(tmp_path):
         resnet18(5, pretrained=str(tmp_path / "w.pt"))
 
 
+def test_half_a_head_is_no_backbone(tmp_path):
+    weights = small(5).state_dict()
+    del weights["fc.bias"]
+    torch.save(weights, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"1 tensors differ, the first is fc\.bias"):
+        small(5, pretrained=str(tmp_path / "w.pt"))
+
+
 class Payload:
     def __reduce__(self):
         return open, ("payload-ran", "w")

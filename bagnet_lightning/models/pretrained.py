@@ -25,7 +25,10 @@ PUBLIC_WEIGHTS = {  # the eight hex digits begin the file's sha256
 
 
 def load_pretrained(network: nn.Module, name: str, pretrained: bool | str) -> nn.Module:
-    """Puts pretrained weights into `network` (all but the head, if class counts differ) and returns it.
+    """Puts pretrained weights into `network` and returns it.
+
+    The head stays as it was initialised if the file's is of another number of classes, or if the file has none (neither
+    fc.weight nor fc.bias): a backbone that `pretrain` wrote.
 
     pretrained: False (as initialised), True (the public ImageNet weights of `name`, downloaded once into torch.hub's
         cache and checked by their sha256) or the path of a local file: a state dict saved by torch, a checkpoint of
@@ -37,8 +40,10 @@ def load_pretrained(network: nn.Module, name: str, pretrained: bool | str) -> nn
     source = PUBLIC_WEIGHTS[name] if pretrained is True else str(pretrained)
     weights = _download(source) if pretrained is True else _read(Path(source))
     own = network.state_dict()
-    for key in ("fc.weight", "fc.bias"):
-        if key in weights and weights[key].shape != own[key].shape:
+    head = ("fc.weight", "fc.bias")
+    without_head = not any(key in weights for key in head)
+    for key in head:
+        if without_head or (key in weights and weights[key].shape != own[key].shape):
             weights[key] = own[key]
     strange = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
     strange += [key for key in weights if key not in own]
