@@ -178,11 +178,13 @@ def _left_out(key: str) -> bool:
     return key in NOT_IN_FOLDER or (group in NOT_IN_FOLDER and group != "trainer")
 
 
-def keys(command: str) -> str:
-    """What --help says of the keys of a command: the lines of conf/COMMAND.yaml that hold and explain them."""
-    text = (CONF / f"{command}.yaml").read_text(encoding="utf-8")
-    lines = text.partition("\n\n")[2].partition("\nhydra:")[0].strip()
-    return lines.replace("$", "$$")  # Hydra fills in a string.Template
+def keys(name: str) -> str:
+    """What --help says of the keys of a command or a choice: the lines of conf/NAME.yaml that hold and explain them."""
+    text = (CONF / f"{name}.yaml").read_text(encoding="utf-8")
+    head, gap, body = text.partition("\n\n")  # a command's title and defaults, and its keys; a choice has no gap
+    lines = (body.partition("\nhydra:")[0] if gap else head).strip().splitlines()
+    lines = [line for line in lines if not line.startswith(("# ", "defaults:", "_target_:"))]
+    return "\n".join(lines).replace("$", "$$")  # Hydra fills in a string.Template
 
 
 OmegaConf.register_new_resolver("folder", folder, replace=True)

@@ -1,21 +1,20 @@
 """An analysis as a table in the terminal and as one self-contained page."""
 
-import base64
 from html import escape
 
 from bagnet_lightning.analysis.figures import METHODS
+from bagnet_lightning.standalone import STYLE, data_uri
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 62rem; margin: auto;
-       padding: 1rem; }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin: 2.2rem 0 .3rem }
-img { max-width: 100%; height: auto }
+OWN_STYLE = """
+body { max-width: 62rem }
+h2 { margin: 2.2rem 0 .3rem }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 6px }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-size: .9rem }
-th, td { padding: .2rem .9rem .2rem 0; text-align: left; border-bottom: 1px solid #ddd; white-space: nowrap }
+th, td { padding: .2rem .9rem .2rem 0; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap }
 td:first-child { white-space: normal }
 td + td { font-variant-numeric: tabular-nums }
-.small, figcaption { color: #555; font-size: .9rem; overflow-wrap: anywhere } figure { margin: .5rem 0 }
+.quiet, figcaption { overflow-wrap: anywhere } figure { margin: .5rem 0 }
 """
 
 # Of each figure: heading, what it shows, where it comes from.
@@ -114,16 +113,17 @@ def page(analysis: dict, pictures: dict[str, bytes]) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
-<style>{STYLE}</style>
+<meta name="color-scheme" content="light dark">
+<style>{STYLE.read_text(encoding="utf-8")}{OWN_STYLE}</style>
 </head>
 <body>
 <h1>{title}</h1>
 <p>{escape(analysis["data"])}, {escape(analysis["split"])} split, {analysis["classes"]} classes:
 {networks[0]["images"]:,} images, chosen at random (seed {analysis["seed"]}); maps and masks on
 {networks[0]["map_images"]:,} of them. ± and bands are one standard error over the images.</p>
-<p class="small">{sources}</p>
+<p class="quiet">{sources}</p>
 <div class="wide"><table>{table}</table></div>
-{f"<ul class='small'>{notes}</ul>" if notes else ""}
+{f"<ul class='quiet'>{notes}</ul>" if notes else ""}
 {figures}
 </body>
 </html>
@@ -136,8 +136,7 @@ def _figure(name: str, networks: list[dict], picture: bytes) -> str:
     heading, words = (
         escape(text.format(name=network["name"], tile=network["masked"]["tile"])) for text in SECTIONS[section]
     )
-    inlined = base64.b64encode(picture).decode()
     return (
-        f'<h2>{heading}</h2>\n<figure><img alt="{heading}" src="data:image/png;base64,{inlined}">'
+        f'<h2>{heading}</h2>\n<figure><img alt="{heading}" src="{data_uri(picture, "image/png")}">'
         f"<figcaption>{words}</figcaption></figure>\n"
     )
