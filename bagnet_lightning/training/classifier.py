@@ -36,6 +36,7 @@ class Classifier(LightningModule):
         self.optimizer, self.scheduler, self.interval = optimizer, scheduler, interval
         self.label_smoothing, self.about = label_smoothing, about
         self.run_network: Callable[[Tensor], Tensor] | None = None  # in training, if not `network` itself
+        self.objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None  # if not `cross_entropy`
         self.gradients: Callable[[Tensor, Tensor], Tensor] | None = None  # loss and backward pass, if not Lightning's
         # Sums over the images of an epoch so far, see `totals`: on the device, and read once an epoch. No buffers, for
         # these would be part of the weights, and be the first process's in all of several.
@@ -53,10 +54,14 @@ class Classifier(LightningModule):
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Of a training batch, which counts in the epoch's totals."""
-        logits = (self.run_network or self.network)(images)  # (B, classes)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        logits, loss = (self.objective or self.cross_entropy)(images, labels)
         self.train_totals += totals(logits.detach(), labels, loss.detach())
         return loss
+
+    def cross_entropy(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits, (B, classes), and what is minimised; another such function in `objective` takes its place."""
+        logits = (self.run_network or self.network)(images)
+        return logits, F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def backward(self, loss: Tensor) -> None:
         if self.gradients is None:

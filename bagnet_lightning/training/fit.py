@@ -3,12 +3,13 @@
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.memory import is_oom_error
@@ -41,9 +42,12 @@ EXPECTED_WARNINGS = (
 )
 
 
-def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> dict:
+def fit(
+    config: DictConfig, folder: Path, logger: RunLogger | None = None, added_callbacks: Sequence[Callback] = ()
+) -> dict:
     """Trains what `config` asks for in `folder`, from last.ckpt if it is there, and returns what was measured.
 
+    added_callbacks: Lightning's, which may set the classifier's `objective`; their state travels in last.ckpt.
     Raises UserError for what the user can mend.
     """
     check_device(config.trainer.accelerator)
@@ -82,6 +86,7 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
         ValidateOnContinuing(),
         BestCheckpoint(folder),
         LastCheckpoint(last, **config.checkpoint),
+        *added_callbacks,
     ]
     if sys.stdout.isatty():
         callbacks.append(RichProgressBar())

@@ -1,0 +1,1 @@
+"""Classical features, encodings and classifiers, and a BagNet's patches among them."""

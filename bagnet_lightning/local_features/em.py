@@ -1,0 +1,141 @@
+"""Training on the patches that discriminate, by expectation maximisation (Hou et al., CVPR 2016, section 3).
+
+An image is a bag of patches that all carry its label, and whether a patch shows anything of it is hidden. The E step
+takes the network's probability of the true class at every patch, smooths it over the image, and discards the patches
+below a threshold; the M step trains the network as a classifier of the patches that are left. A round is an E step and
+one epoch of M step, and as the E step sees the images as that epoch augments them, its patches are those trained on.
+
+Here the patches are a BagNet's at its native stride, so both steps take all patches of an image in one pass. The paper
+averages two networks of different scales; here there is one, and it starts from trained weights, where the paper's
+first M step takes every patch.
+"""
+
+import logging
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.nn import functional as F
+
+from bagnet_lightning.data.batches import Batch
+from bagnet_lightning.data.module import ImageData
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.models.bagnet import BagNet
+
+log = logging.getLogger(__name__)
+
+
+class ExpectationMaximization(Callback):
+    """Makes every epoch of a Classifier's training a round of EM; its state travels in the checkpoints.
+
+    image_percentile, class_percentile: see `thresholds`. sigma: of the smoothing, in patches.
+    rounds: of every E step, and of one after the last epoch, "log_likelihood", the mean over all train patches of the
+    log-probability of their label, by the network if they discriminate and else by guessing; and "discriminative",
+    their share.
+    """
+
+    def __init__(self, image_percentile: float, class_percentile: float, sigma: float):
+        self.image_percentile, self.class_percentile, self.sigma = image_percentile, class_percentile, sigma
+        self.rounds: list[dict[str, float]] = []
+        self.epoch = -1  # of the latest E step
+        self.discriminative = torch.zeros(0, 0, 0, dtype=torch.bool)  # (train images, h, w)
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if not isinstance(module.network, BagNet):
+            raise UserError(f"EM needs a network of patches, a BagNet, and not {type(module.network).__name__}")
+        if trainer.world_size > 1:
+            raise UserError("EM trains on one device; leave trainer.devices and trainer.num_nodes at 1")
+        self.network, self.module = module.network, module
+        module.objective = self.patch_cross_entropy
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.discriminative = self.discriminative.to(module.device)
+        if (
+            self.epoch != trainer.current_epoch
+        ):  # or this epoch goes on from a checkpoint, with its own E step's patches
+            self._e_step(trainer)
+            self.epoch = trainer.current_epoch
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        self.chosen = self.discriminative[batch[2].to(self.discriminative.device)]  # (B, h, w)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            self._e_step(trainer)
+
+    def patch_cross_entropy(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What the M step minimises: the images' logits, (B, classes), and the loss of their discriminative patches."""
+        logits = self.network.patch_logits(images)  # (B, h, w, classes)
+        of_patches = labels[:, None, None].expand(self.chosen.shape)
+        smoothing = self.module.label_smoothing
+        loss = F.cross_entropy(logits[self.chosen], of_patches[self.chosen], label_smoothing=smoothing)
+        return logits.mean((1, 2)), loss
+
+    def _e_step(self, trainer: Trainer) -> None:
+        by_network, labels = self._true_class(trainer.datamodule)
+        maps = smoothed(by_network.exp(), self.sigma)
+        least = thresholds(maps.cpu().numpy(), labels.cpu().numpy(), self.image_percentile, self.class_percentile)
+        self.discriminative = maps >= torch.from_numpy(least).to(maps)[:, None, None]
+        by_guessing = torch.full_like(by_network, 1 / self.network.fc.out_features).log()
+        self.rounds.append(
+            {
+                "log_likelihood": by_network.where(self.discriminative, by_guessing).mean().item(),
+                "discriminative": self.discriminative.float().mean().item(),
+            }
+        )
+        log.info(
+            "E step %d: %.1f %% of the patches discriminate, log-likelihood %.4f a patch",
+            len(self.rounds),
+            100 * self.rounds[-1]["discriminative"],
+            self.rounds[-1]["log_likelihood"],
+        )
+
+    @torch.no_grad()
+    def _true_class(self, data: ImageData) -> tuple[Tensor, Tensor]:
+        """Log-probability of each train image's class at its patches, (N, h, w), and these classes, (N,)."""
+        source, device = data.train_source, self.module.device
+        order = torch.arange(len(source), device=source.labels.device)
+        parts = []
+        self.network.eval()
+        for indices in order.split(data.eval_batch_size):
+            batch = tuple(part.to(device) for part in source[indices])
+            images, labels, _ = data.on_after_batch_transfer(batch, 0)  # as this epoch augments them
+            logits = self.network.patch_logits(images.to(self.module.dtype)).float()
+            of_patches = labels[:, None, None, None].expand(*logits.shape[:3], 1)
+            parts.append(logits.log_softmax(-1).gather(-1, of_patches)[..., 0])
+        self.network.train()
+        return torch.cat(parts), source.labels
+
+    def state_dict(self) -> dict:
+        return {"epoch": self.epoch, "rounds": self.rounds, "discriminative": self.discriminative}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.epoch, self.rounds, self.discriminative = state["epoch"], state["rounds"], state["discriminative"]
+
+
+def smoothed(maps: Tensor, sigma: float) -> Tensor:
+    """`maps` (N, h, w) by a Gaussian of `sigma` positions whose weights within the map sum to 1; 0 leaves them."""
+    if not sigma:
+        return maps
+    rows, columns = (_gaussian(size, sigma).to(maps) for size in maps.shape[1:])
+    return rows @ maps @ columns.T
+
+
+def thresholds(maps: np.ndarray, labels: np.ndarray, image_percentile: float, class_percentile: float) -> np.ndarray:
+    """What the patches of each image must reach to be discriminative.
+
+    maps: (N, h, w), smoothed probabilities of the images' own classes. labels: (N,). Returns (N,), in the dtype of the
+    maps: the `image_percentile` of the image's patches or the `class_percentile` of all patches of its class, whichever
+    is less, so that of each image at least the share above its own percentile stays. Hou et al. 2016, section 3.2.
+    """
+    of_image = np.percentile(maps.reshape(len(maps), -1), image_percentile, axis=1)
+    of_class = {label: np.percentile(maps[labels == label], class_percentile) for label in np.unique(labels)}
+    return np.minimum(of_image, [of_class[label] for label in labels]).astype(maps.dtype)
+
+
+def _gaussian(size: int, sigma: float) -> Tensor:
+    """(size, size): row i holds the weights of all positions in the smoothed value at i."""
+    positions = torch.arange(size, dtype=torch.float64)
+    weights = torch.exp(-((positions[:, None] - positions) ** 2) / (2 * sigma**2))
+    return weights / weights.sum(1, keepdim=True)
