@@ -19,7 +19,7 @@ from bagnet_lightning.files import alone, write_text
 from bagnet_lightning.results import describe, read_run
 from bagnet_lightning.training import ranks
 
-RUN_FILES = ("config.yaml", "metrics.csv", "best.ckpt", "last.ckpt", "predictions.npz", "result.json")
+RUN_FILES = ("config.yaml", "metrics.csv", "best.ckpt", "last.ckpt", "predictions.npz", "wandb_id", "result.json")
 
 
 @command("config")

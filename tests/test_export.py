@@ -59,6 +59,19 @@ def test_the_evidence_is_that_of_normalised_images(checkpoints):
     torch.testing.assert_close(outputs["logits"], expected.mean((1, 2)), rtol=0, atol=1e-4)
 
 
+def test_onnx_of_a_resnet_has_logits_alone(checkpoints, tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    export(checkpoints["resnet18"], "format=onnx", f"out={tmp_path}/net.onnx")
+    session = runtime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == ["logits"]
+    images = torch.rand(2, 3, 70, 45)
+    (logits,) = session.run(None, {"images": images.numpy()})
+    with torch.no_grad():
+        expected = Portable(load_trained(checkpoints["resnet18"]))(images)["logits"]
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * expected.abs().max())
+
+
 def test_torch_export_of_a_resnet_has_logits_alone(checkpoints, tmp_path):
     export(checkpoints["resnet18"], "format=torch_export", f"out={tmp_path}/net.pt2")
     extra = {"metadata.json": ""}

@@ -43,10 +43,10 @@ def test_an_offline_run_holds_all_that_a_team_looks_at(tmp_path):
     logger.close(result)
     assert wandb.run is None
 
-    (path,) = (folder / "wandb").glob("offline-run-*/run-abc123-*.wandb")
+    (path,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
     found = records(path)
     (run,) = [record.run for record in found if record.HasField("run")]
-    assert (run.run_id, run.run_group, run.job_type, run.display_name) == ("abc123-mine", "mine", "train", "run")
+    assert (run.run_group, run.job_type, run.display_name) == ("mine", "train", "run")
     assert set(run.tags) == {"row 3", "bagnet9", "sgd"}
     logged = {item.key: json.loads(item.value_json) for item in run.config.update}
     assert logged["model"] == plain(config)["model"]
@@ -90,8 +90,8 @@ def test_a_crashed_run_goes_on_under_its_id_and_only_its_new_epochs_are_logged_a
     first.close({**ASKED, "status": "failed", "error": "power cut"})
     second = logger_of(config, folder)
     second.close({**ASKED, **fit(config, folder, second), "status": "finished"})
-    paths = sorted((folder / "wandb").glob("offline-run-*/run-abc123-*.wandb"), key=lambda path: path.stat().st_mtime)
-    assert len({path.name for path in paths}) == 1
+    paths = sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime)
+    assert {path.name for path in paths} == {f"run-{(folder / 'wandb_id').read_text()}.wandb"}
     assert len(paths) == 2
     epochs = [[row["epoch"] for row in history(records(path)) if "val_accuracy" in row] for path in paths]
     assert epochs == [[1], [2]]
@@ -129,7 +129,7 @@ def test_where_wandb_cannot_be_reached_the_run_is_kept_offline(monkeypatch, tmp_
     logger.log_graph()
     logger.log({"val_accuracy": 0.5, "epoch": 1})
     logger.close({**ASKED, "status": "failed", "error": "no network"})
-    (path,) = (tmp_path / "wandb").glob("offline-run-*/run-abc123-*.wandb")
+    (path,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     assert history(records(path))[0]["val_accuracy"] == 0.5
     assert "kept offline" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.evidence import dense_evidence
 from bagnet_lightning.explanation.drawing import overlay, scale_end
 from bagnet_lightning.explanation.inputs import short_name
+from bagnet_lightning.files import write_text
 from bagnet_lightning.machine import wandb_mode
 from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.predictions import Predictions, most_confused, read_predictions
@@ -27,7 +29,7 @@ CONFUSIONS = 50  # most confused pairs of classes in the table
 
 
 class WandbRun(RunLogger):
-    """Grouped by sweep, named by its folder. Its id is of sweep and configuration: continued, it is the same run.
+    """Grouped by sweep, named by its folder. Its id is kept there: continued, it is the same run, begun anew another.
 
     project: of W&B. evidence_every_n_epochs: how often a BagNet's evidence for a few validation images is logged, and
     after the last epoch; null: never. checkpoint: whether best.ckpt is uploaded as an artifact.
@@ -45,14 +47,14 @@ class WandbRun(RunLogger):
         asked: dict,
     ):
         super().__init__()
-        self.folder, self.checkpoint = folder, checkpoint
+        self.folder, self.checkpoint, self.id_file = folder, checkpoint, folder / "wandb_id"
         self.settings = {
             "project": project,
             "name": folder.name,
             "group": composed["sweep"],
             "job_type": "train",
             "tags": tags(asked),
-            "id": f"{asked['config_digest']}-{composed['sweep']}"[:64],  # the same in another sweep is another run
+            "id": self.id_file.read_text() if self.id_file.exists() else token_hex(8),
             "resume": "allow",
             "config": {**composed, "choices": choices(asked)},
             "dir": folder,
@@ -80,6 +82,7 @@ class WandbRun(RunLogger):
     @rank_zero_only
     def log_graph(self, *args, **kwargs) -> None:
         """Lightning's first call, when the training starts."""
+        write_text(self.id_file, self.settings["id"])
         try:
             self.run = wandb.init(**self.settings)
         except (wandb.errors.Error, OSError) as error:
