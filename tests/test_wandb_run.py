@@ -24,6 +24,8 @@ ASKED = {
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_SERVICE", "")  # so that it is put back: W&B tells other processes of its own there
+    monkeypatch.delenv("WANDB_SERVICE")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
