@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.training.classifier import Classifier
+from bagnet_lightning.training.learner import Learner
 
 log = logging.getLogger(__name__)
 WARM_UP = 3  # calls before one is recorded: libraries allocate and choose algorithms in the first ones
@@ -117,7 +117,7 @@ class Graphed:
 class GradientsGraphed(Graphed):
     """The loss of a batch, and its gradients in the parameters' .grad, replayed from a CUDA graph."""
 
-    def __init__(self, module: Classifier, batch_size: int, required: bool):
+    def __init__(self, module: Learner, batch_size: int, required: bool):
         super().__init__(self._loss_and_gradients, batch_size, required)
         self.module = module
 
@@ -131,22 +131,22 @@ class GradientsGraphed(Graphed):
                 parameter.grad = gradient
         return loss
 
-    def _loss_and_gradients(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _loss_and_gradients(self, *inputs: Tensor) -> Tensor:
         # None, and not zeros: the backward pass then hands over its results instead of adding them up.
-        self.module.network.zero_grad(set_to_none=True)
-        device = images.device.type
+        self.module.zero_grad(set_to_none=True)
+        device = inputs[0].device.type
         dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
         # Lightning's own autocast would remember casts of weights from before the recording.
         with torch.autocast(device, dtype, enabled, cache_enabled=False):
-            loss = self.module.loss(images, labels)
+            loss = self.module.loss(*inputs)
         with torch.autocast(device, enabled=False):
             loss.backward()
         return loss.detach()
 
     def _record(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
-        self.module.network.zero_grad(set_to_none=True)
+        self.module.zero_grad(set_to_none=True)
         result = super()._record(inputs)
-        self.gradients = [(p, p.grad) for p in self.module.network.parameters() if p.grad is not None]
+        self.gradients = [(p, p.grad) for p in self.module.parameters() if p.grad is not None]
         return result
 
 
@@ -159,30 +159,29 @@ class NoProfiler(PassThroughProfiler):
         return self.nothing
 
 
-def accelerate(
-    classifier: Classifier, data: ImageData, trainer: Trainer, compile: bool | str, graph: bool | str
-) -> None:
+def accelerate(module: Learner, data: ImageData, trainer: Trainer, compile: bool | str, graph: bool | str) -> None:
     """Has the step compiled (`compile`) and recorded (`graph`) where that is asked for, or is possible ("auto").
 
     Raises UserError if it is asked for and not possible.
     """
     size = data.batch_size
+    inputs = size * module.inputs_per_image
     if _wanted("compile", compile, _no_compiling(trainer, compile)):
         torch.compiler.reset()  # the runs of a sweep share a process, which compiles one function only so many times
-        classifier.run_network = Compiled(classifier.network.forward, size, compile is True)
+        module.run_network = Compiled(module.network.forward, inputs, compile is True)
         if trainer.strategy.root_device.type == "cuda":
             data.augmented = Compiled(data.augmented, size, compile is True)
     if _wanted("cuda_graph", graph, _no_graph(trainer)):
         data.augmented = Graphed(data.augmented, size, graph is True)
-        classifier.gradients = GradientsGraphed(classifier, size, graph is True)
+        module.gradients = GradientsGraphed(module, inputs, graph is True)
     if trainer.strategy.root_device.type == "cuda":  # room, of which an earlier run of this process may hold much
         gc.collect()
         torch.cuda.empty_cache()
 
 
-def compile_seconds(classifier: Classifier, data: ImageData) -> float:
+def compile_seconds(module: Learner, data: ImageData) -> float:
     """What compiling and recording took in this process, the few steps that were taken meanwhile included."""
-    parts = (classifier.gradients or classifier.run_network, data.augmented)
+    parts = (module.gradients or module.run_network, data.augmented)
     return sum(getattr(part, "seconds", 0.0) for part in parts)
 
 

@@ -11,17 +11,6 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from bagnet_lightning.files import write_text
 
 log = logging.getLogger(__name__)
-COLUMNS = (
-    "epoch",
-    "step",
-    "train_loss",
-    "train_accuracy",
-    "val_loss",
-    "val_accuracy",
-    "val_top5_accuracy",
-    "learning_rate",
-    "seconds",
-)
 
 
 class History(Callback):
@@ -29,10 +18,12 @@ class History(Callback):
 
     They travel in the checkpoint, so that a continued run's file holds each epoch once, whatever was lost in between.
     An epoch's seconds begin where the ones before end, so that the writing of checkpoints counts.
+    figures: names of what the module logs at the end of an epoch.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, figures: tuple[str, ...]):
         self.path = path
+        self.columns = ("epoch", "step", *figures, "seconds")
         self.rows: list[dict[str, float]] = []
         self.validation_seconds = 0.0
         self.unfinished_seconds = 0.0  # since the last row: of an epoch that another process began
@@ -45,11 +36,12 @@ class History(Callback):
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step} | logged
         now = time.perf_counter()
         row["seconds"], self.epoch_started = now - self.epoch_started, now
-        self.rows.append({column: row[column] for column in COLUMNS})
-        log.info("epoch %(epoch)d: train loss %(train_loss).4f, val accuracy %(val_accuracy).4f, %(seconds).1f s", row)
+        self.rows.append({column: row[column] for column in self.columns})
+        told = ", ".join(f"{name.replace('_', ' ')} {row[name]:.4g}" for name in self.columns[2:-1])
+        log.info("epoch %d: %s, %.1f s", row["epoch"], told, row["seconds"])
         if trainer.is_global_zero:
             table = io.StringIO(newline="")
-            writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+            writer = csv.DictWriter(table, self.columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
             write_text(self.path, table.getvalue())
@@ -75,21 +67,15 @@ class History(Callback):
         self.rows, self.validation_seconds = state["rows"], state["validation_seconds"]
         self.unfinished_seconds = state["unfinished_seconds"]
 
-    def summary(self, images_per_epoch: int, compile_seconds: float) -> dict:
-        """The result's figures: the best epoch (the first of equals), the last, and the time of training.
+    def timing(self, images_per_epoch: int, compile_seconds: float) -> dict:
+        """The time of training, for a result.
 
         compile_seconds: what of this time was spent once, and does not count in the images per second.
         """
-        best = max(self.rows, key=lambda row: row["val_accuracy"])
         seconds = sum(row["seconds"] for row in self.rows) + self.unfinished_seconds  # of the last checkpoints
+        steady = seconds - self.validation_seconds - compile_seconds
         return {
-            "best_val_accuracy": best["val_accuracy"],
-            "best_epoch": best["epoch"],
-            "final_val_accuracy": self.rows[-1]["val_accuracy"],
-            "val_top5_accuracy": best["val_top5_accuracy"],
             "train_seconds": seconds,
             "compile_seconds": compile_seconds,
-            "images_per_second": images_per_epoch
-            * len(self.rows)
-            / (seconds - self.validation_seconds - compile_seconds),
+            "images_per_second": images_per_epoch * len(self.rows) / steady,
         }

@@ -1,0 +1,156 @@
+"""Lightning's Trainer as every training here uses it: with what makes a run repeatable, stoppable and measured."""
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.utilities.memory import is_oom_error
+
+from bagnet_lightning.checkpoint import AtomicCheckpointIO, LastCheckpoint
+from bagnet_lightning.data.module import ImageData
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.machine import check_device, chosen_precision, commit, device_name, peak_memory_mib, versions
+from bagnet_lightning.training.acceleration import NoProfiler, accelerate, compile_seconds
+from bagnet_lightning.training.batch_norm import SyncBatchNorm
+from bagnet_lightning.training.divergence import StopOnDivergence
+from bagnet_lightning.training.history import History
+from bagnet_lightning.training.interrupts import StopOnSignal, ValidateOnContinuing
+from bagnet_lightning.training.learner import Learner
+from bagnet_lightning.training.loggers import RunLogger
+from bagnet_lightning.training.progress import Progress
+
+EXPECTED_WARNINGS = (
+    "The `srun` command is available on your system but is not used",  # one process needs none
+    "Checkpoint directory .* exists and is not empty",  # it is the run's folder
+    "You're resuming from a checkpoint that ended before the epoch ended",  # ShuffledBatches goes on where it was
+    "The '.*_dataloader' does not have many workers",  # gathering from the store needs none
+    "Grad strides do not match bucket view strides",  # those of 1x1 kernels mean nothing
+    "It is recommended to use `self.log.*sync_dist=True",  # what is logged is of all ranks already
+    ".*treespec, LeafSpec.* is deprecated",
+    "You have overridden `.*transfer_batch_to_device` .* but have passed in a `LightningDataModule`",
+)
+
+
+def prepare(config: DictConfig, folder: Path) -> dict:
+    """Before anything of a run is made. Returns the versions and the commit, as they are before it can take hours.
+
+    Raises UserError if the device cannot be had.
+    """
+    check_device(config.trainer.accelerator)
+    for harmless in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", harmless)
+    folder.mkdir(parents=True, exist_ok=True)
+    seed_everything(config.seed)
+    return {"versions": versions(), "commit": commit()}
+
+
+def schedule(config: DictConfig) -> dict:
+    """Learner's arguments of a configuration's groups optim and scheduler."""
+    return {
+        "optimizer": instantiate(config.optim),
+        "scheduler": instantiate({key: value for key, value in config.scheduler.items() if key != "interval"}),
+        "interval": config.scheduler.interval,
+    }
+
+
+def train(
+    config: DictConfig,
+    folder: Path,
+    module: Learner,
+    data: ImageData,
+    history: History,
+    callbacks: Sequence[Callback],
+    logger: RunLogger | None,
+    words: str,
+) -> dict:
+    """Fits `module` to `data` in `folder`, from last.ckpt if it is there, and returns what was measured of it.
+
+    callbacks: besides those that every training has. words: what is about to be trained, in one line.
+    Raises UserError for what the user can mend.
+    """
+    last = folder / "last.ckpt"
+    callbacks = [
+        StopOnDivergence(last),  # first, since it waits for the device: the others then see the time of what is done
+        history,
+        Progress(folder / "progress.json"),
+        *callbacks,
+        StopOnSignal(last),
+        ValidateOnContinuing(),
+        LastCheckpoint(last, **config.checkpoint),
+        *(logger.callbacks if logger else ()),
+    ]
+    trainer = _trainer(config, callbacks, logger)
+    accelerate(module, data, trainer, config.trainer.compile, config.trainer.cuda_graph)
+    if trainer.precision == "64-true":
+        module.double()  # Lightning does so, but only after it has loaded a checkpoint
+    trainer.strategy.setup_environment()  # from here on several ranks know and hear each other
+    begun = trainer.strategy.broadcast(last.exists())  # rank 0 has the say
+    device = trainer.strategy.root_device
+    if trainer.is_global_zero:
+        print(f"{os.path.relpath(folder)}: {words}; {device_name(device)}, {trainer.precision}", flush=True)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        trainer.fit(module, data, ckpt_path=last if begun else None)
+    except RuntimeError as error:
+        if not is_oom_error(error):
+            raise
+        raise _out_of_memory(module, data) from error
+    return {
+        **history.timing(len(data.train_images), compile_seconds(module, data)),
+        "train_images": len(data.train_images),
+        "val_images": len(data.val_images),
+        "validated_on": "holdout" if data.holdout else "val",
+        "classes": len(data.class_ids),
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "receptive_field": getattr(module.network, "receptive_field", None),
+        "peak_memory_mib": peak_memory_mib(device),
+        "device": device_name(device),
+        "devices": trainer.num_devices,
+        "num_nodes": trainer.num_nodes,
+        "precision": trainer.precision,
+    }
+
+
+def _trainer(config: DictConfig, callbacks: list[Callback], logger: RunLogger | None) -> Trainer:
+    options = {"benchmark": not config.trainer.deterministic, "profiler": NoProfiler(), **config.trainer}
+    options["precision"] = chosen_precision(config.trainer.precision, config.trainer.accelerator)
+    del options["compile"], options["cuda_graph"]
+    plugins = [AtomicCheckpointIO(), *([SyncBatchNorm()] if config.trainer.sync_batchnorm else [])]
+    if config.trainer.devices == config.trainer.num_nodes == 1:
+        plugins.append(LightningEnvironment())  # whatever SLURM has allocated; and requeueing is the launcher's
+    shown = sys.stdout.isatty()
+    return Trainer(
+        **options,
+        logger=logger or False,
+        callbacks=[*callbacks, *([RichProgressBar()] if shown else [])],
+        enable_progress_bar=shown,
+        plugins=plugins,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=50,
+        use_distributed_sampler=False,
+    )
+
+
+def _out_of_memory(module: Learner, data: ImageData) -> UserError:
+    if not module.training:
+        half = max(1, data.eval_batch_size // 2)
+        return UserError(
+            f"out of memory in validation at data.eval_batch_size={data.eval_batch_size}; ask for "
+            f"data.eval_batch_size={half}, which gives the same numbers"
+        )
+    half = max(1, data.batch_size // 2)
+    return UserError(
+        f"out of memory at data.batch_size={data.batch_size}; ask for data.batch_size={half}, which trains "
+        f"differently, or for that with trainer.accumulate_grad_batches=2, which differs only in its batch "
+        f"statistics (of {half} images)"
+    )
