@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that a GPU has to measure, in one go: speed, the 14 from-scratch rows of Table 1, seeds, why SGD fails,
-# recipe=modern, and several jobs on one card.
+# Everything that a GPU has to measure, in one go: speed, the 14 from-scratch rows of Table 1, recipe=modern tuned on
+# held-out train images and then measured, what its parts give, seeds, why SGD fails, and several jobs on one card.
 #
 #   BAGNET_DATA=data OUT=gpu_results benchmarks/gpu_table1.sh [STEP...]
 #
@@ -18,6 +18,8 @@
 #   PATIENCE    multiplies the limits, on a slow machine
 #   ROWS        of conf/table1/, instead of all 14
 #   SPEED       arguments of train_speed.py
+#   TUNE        arguments of tune.py in both of its steps (--networks bagnet17,resnet18)
+#   JOBS        runs at a time where no time is measured: in tune and ablation
 set -uo pipefail
 
 REPOSITORY=$(cd "$(dirname "$0")/.." && pwd)
@@ -29,16 +31,18 @@ WHEELS=${WHEELS:-$REPOSITORY/wheels}
 RESUME=${RESUME:+$(realpath "$RESUME")}
 OVERRIDES=${OVERRIDES:-}
 SPEED=${SPEED:-}
+TUNE=${TUNE:-}
+JOBS=${JOBS:-2}
 DEADLINE=$((SECONDS + ${BUDGET:-1000000}))
 RESULTS=$WORK/results
 ROWS=${ROWS:-resnet18_sgd_15,bagnet9_sgd_5,bagnet9_sgd_15,bagnet9_adam_15,bagnet9_adadelta_15,bagnet17_sgd_5,\
 bagnet17_sgd_15,bagnet17_adam_5,bagnet17_adam_15,bagnet17_adadelta_15,bagnet33_sgd_15,bagnet33_adam_5,\
 bagnet33_adam_15,bagnet33_adadelta_15}
-STEPS=(smoke data speed variants table1 seeds why_sgd modern shares)
+STEPS=(smoke data speed table1 tune modern ablation why_sgd seeds modern_seeds variants shares)
 
 # name: seconds, what it may take
-declare -A LIMIT=([smoke]=240 [data]=300 [speed]=580 [variants]=580 [table1]=1200 [seeds]=700 [why_sgd]=900
-                  [modern]=1500 [shares]=400)
+declare -A LIMIT=([smoke]=240 [data]=300 [speed]=580 [table1]=1200 [tune]=900 [modern]=600 [ablation]=900
+                  [why_sgd]=900 [seeds]=700 [modern_seeds]=1000 [variants]=580 [shares]=400)
 
 train() { # SWEEP ARGUMENTS...: a sweep, whose table and results are kept
     local sweep=$1 code=0
@@ -94,7 +98,11 @@ VARIANTS
     return $code
 }
 
-table1() { train table1_paper "table1=$ROWS"; }
+table1() {
+    local started=$SECONDS
+    train table1_paper "table1=$ROWS" || return
+    echo "these rows took $((SECONDS - started)) s, all included (target: 600 s for all 14 on one H200)"
+}
 
 seeds() { train table1_paper table1=resnet18_sgd_15,bagnet9_adam_15,bagnet17_adam_15,bagnet33_adam_15 seed=1,2; }
 
@@ -105,9 +113,35 @@ why_sgd() {
     "$PYTHON" "$REPOSITORY/benchmarks/why_sgd.py" multirun_outputs/why_sgd | tee "$RESULTS/why_sgd.md"
 }
 
-modern() {
-    train modern recipe=modern model=bagnet9,bagnet17,bagnet33,resnet18 seed=0,1,2 || return
-    train modern recipe=modern model=resnet18 model.stem=small seed=0,1,2
+# shellcheck disable=SC2086
+tune() { # short runs on held-out train images: tuned.txt
+    "$PYTHON" "$REPOSITORY/benchmarks/tune.py" choose "$RESULTS" --jobs "$JOBS" $TUNE $OVERRIDES
+    local code=$?
+    keep tune
+    return $code
+}
+
+# shellcheck disable=SC2086
+ablation() { # recipe=modern as tuned, without each of its parts, on the same held-out images: ablation.csv
+    "$PYTHON" "$REPOSITORY/benchmarks/tune.py" ablate "$RESULTS" --jobs "$JOBS" $TUNE $OVERRIDES
+    local code=$?
+    keep ablation
+    return $code
+}
+
+modern() { measure_modern 0; }
+
+modern_seeds() { measure_modern 1,2; }
+
+measure_modern() { # SEEDS: on val, with the settings that were chosen when it first ran, so that all seeds share them
+    local settings code=0
+    [ -s "$RESULTS/modern.txt" ] ||
+        "$PYTHON" "$REPOSITORY/benchmarks/tune.py" show "$RESULTS" >"$RESULTS/modern.txt" || return
+    while read -r settings <&3; do
+        # shellcheck disable=SC2086
+        train modern recipe=modern $settings "seed=$1" || code=1
+    done 3<"$RESULTS/modern.txt"
+    return $code
 }
 
 shares() { # four jobs one after the other, and all at once on the same card; what they compile is there already

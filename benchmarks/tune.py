@@ -1,0 +1,204 @@
+"""The settings of recipe=modern, and what each of its parts gives, on held-out train images: never on val.
+
+    python benchmarks/tune.py choose RESULTS [key=value ...]    # -> RESULTS/tuned.txt, RESULTS/tune.csv
+    python benchmarks/tune.py ablate RESULTS [key=value ...]    # -> RESULTS/ablation.csv
+    python benchmarks/tune.py show RESULTS                      # a line a network, chosen or not yet
+
+All runs hold out a tenth of every class's train images and are judged by their accuracy on these. They are the sweeps
+`tune` and `ablation` below the working directory, so that the same command again goes on where it was broken off.
+key=value arguments are of every run; a setting given so is not tuned.
+
+choose: short runs (--epochs). From the recipe's own settings on, one of GRID after the other takes the best of its
+values; for the networks after the first, which go on from the first one's choice, only the rate. tuned.txt has a line a
+network, written once all of its settings are chosen: the overrides of recipe=modern for it.
+ablate: one network (--network) as tuned.txt says, for the recipe's 15 epochs, without each part in turn.
+"""
+
+import argparse
+import csv
+import io
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from bagnet_lightning.files import write_text
+from bagnet_lightning.paths import CONF
+from bagnet_lightning.results import read_runs
+
+HELD_OUT = "data.holdout=0.1"
+NETWORKS = {
+    "bagnet17": ["model=bagnet17"],
+    "bagnet33": ["model=bagnet33"],
+    "bagnet9": ["model=bagnet9"],
+    "resnet18": ["model=resnet18"],
+    "resnet18_small": ["model=resnet18", "model.stem=small"],
+}
+GRID: dict[str, Callable[[float], list]] = {  # from the value so far to those that are tried
+    "optim.lr": lambda rate: [rate / 2, rate, rate * 2],
+    "data.batch_size": lambda size: [size // 2, size, size * 2],
+    "optim.weight_decay": lambda decay: [decay / 4, decay, decay * 4],
+}
+OF_THE_OTHERS = ("optim.lr",)
+WHOLE = "recipe=modern"
+PARTS = {  # what a run goes without -> the overrides that make it so
+    WHOLE: [],
+    "Muon: Nesterov SGD at 0.1": ["optim=sgd", "optim.lr=0.1", "optim.nesterov=true", "optim.weight_decay=5e-4"],
+    "one cycle: a tenth every 7 epochs": ["scheduler=step"],
+    "blocks that start as their shortcuts": ["model.zero_init=false"],
+    "label smoothing": ["label_smoothing=0"],
+    "weight decay": ["optim.weight_decay=0"],
+    "crops": ["data.crop_padding=0"],
+    "normalised pixels": ["data.normalize=false"],
+    "the padded pixel": ["model.pad=0"],
+    "stem momentum 0.1: 0.001": ["model.stem_momentum=0.001"],
+    "all: recipe=paper optim=adam": None,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("choose", "ablate", "show"))
+    parser.add_argument("results", type=Path, help="folder of what is written")
+    parser.add_argument("--epochs", type=int, default=5, help="of a run that chooses")
+    parser.add_argument("--networks", default=",".join(NETWORKS), help="that are tuned, in this order")
+    parser.add_argument(
+        "--network", default="bagnet17", choices=("bagnet9", "bagnet17", "bagnet33"), help="whose parts are left out"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    asked = parser.parse_intermixed_args()
+    signal.signal(signal.SIGTERM, lambda *_: None)  # the runs get it too, save themselves, and end this
+    if asked.action == "choose":
+        choose(asked.networks.split(","), asked.epochs, asked.overrides, asked.jobs, asked.results)
+    elif asked.action == "ablate":
+        ablate(asked.network, asked.overrides, asked.jobs, asked.results)
+    else:
+        for network in asked.networks.split(","):
+            print(*tuned_line(asked.results / "tuned.txt", network))
+
+
+def choose(networks: list[str], epochs: int, fixed: list[str], jobs: int, results: Path) -> None:
+    free = [key for key in GRID if key not in {override.partition("=")[0] for override in fixed}]
+    start: dict | None = None
+    tuned, tried = [], []
+    for network in networks:
+        settings = dict(start or _recipe(network, free))
+        for key in free if start is None else [key for key in free if key in OF_THE_OTHERS]:
+            candidates = [{**settings, key: value} for value in GRID[key](settings[key])]
+            runs = [
+                [WHOLE, *NETWORKS[network], HELD_OUT, f"trainer.max_epochs={epochs}", *_overrides(candidate), *fixed]
+                for candidate in candidates
+            ]
+            found = accuracies("tune", runs, jobs)
+            if all(math.isnan(accuracy) for accuracy in found):
+                sys.exit(f"no run of {network} that varies {key} has finished; see multirun_outputs/tune")
+            tried += [
+                {"network": network, "varied": key, **candidate, "epochs": epochs, "holdout_accuracy": accuracy}
+                for candidate, accuracy in zip(candidates, found, strict=True)
+            ]
+            settings = candidates[best(found)]
+            _write_table(results / "tune.csv", tried)
+        start = start or settings
+        tuned.append(" ".join([*NETWORKS[network], *_overrides(settings)]))
+        write_text(results / "tuned.txt", "\n".join(tuned) + "\n")
+        print(tuned[-1], flush=True)
+
+
+def ablate(network: str, fixed: list[str], jobs: int, results: Path) -> None:
+    base = tuned_line(results / "tuned.txt", network)
+    without = {
+        part: [WHOLE, *base, HELD_OUT, *overrides, *fixed]
+        if overrides is not None
+        else ["recipe=paper", *NETWORKS[network], "optim=adam", HELD_OUT, *fixed]
+        for part, overrides in PARTS.items()
+    }
+    found = dict(zip(without, accuracies("ablation", list(without.values()), jobs), strict=True))
+    rows = [
+        {
+            "network": network,
+            "without": "" if part == WHOLE else part,
+            "holdout_accuracy": accuracy,
+            "difference": accuracy - found[WHOLE],
+            "n": 1,
+            "overrides": " ".join(without[part]),
+        }
+        for part, accuracy in found.items()
+    ]
+    _write_table(results / "ablation.csv", rows)
+    for row in rows:
+        print(f"{row['holdout_accuracy']:.4f} {row['difference']:+.4f} {row['without'] or WHOLE}", flush=True)
+    if math.isnan(sum(found.values())):
+        sys.exit("not all runs have finished; see multirun_outputs/ablation")
+
+
+def accuracies(sweep: str, runs: list[list[str]], jobs: int) -> list[float]:
+    """Of every run, given by its overrides, the best epoch's accuracy on held-out images; NaN where it failed."""
+    asked = [[f"sweep={sweep}", *run] for run in runs]
+    done = ended(sweep)
+    with ThreadPoolExecutor(jobs) as pool:
+        codes = list(pool.map(train, [run for run in asked if frozenset(run) not in done]))
+    if stopped := [code for code in codes if code not in (0, 1)]:
+        sys.exit(abs(stopped[0]))  # by a signal, say; what is done is kept
+    done = ended(sweep)
+    return [done.get(frozenset(run), math.nan) for run in asked]
+
+
+def ended(sweep: str) -> dict[frozenset[str], float]:
+    """The overrides of every run that need not be run again, and its best accuracy; NaN where it diverged."""
+    found = {}
+    for run in read_runs(Path("multirun_outputs") / sweep):
+        if run["status"] in ("finished", "diverged"):
+            diverged = run["status"] == "diverged"
+            assert diverged or run["validated_on"] == "holdout", run["folder"]
+            found[frozenset(run["overrides"])] = math.nan if diverged else run["best_val_accuracy"]
+    return found
+
+
+def train(overrides: list[str]) -> int:
+    return subprocess.run([sys.executable, "-m", "bagnet_lightning.train", *overrides], check=False).returncode
+
+
+def best(accuracies: list[float]) -> int:
+    """The place of the highest; of equals, the first. NaN is the lowest."""
+    return max(range(len(accuracies)), key=lambda place: (not math.isnan(accuracies[place]), accuracies[place], -place))
+
+
+def tuned_line(file: Path, network: str) -> list[str]:
+    """The overrides of `network` in a tuned.txt; where it has none, the recipe's own settings."""
+    lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    names = len(NETWORKS[network])
+    stem = any(setting.startswith("model.stem=") for setting in NETWORKS[network])
+    for line in lines:
+        if line[:names] == NETWORKS[network] and any(key.startswith("model.stem=") for key in line) == stem:
+            return line
+    return NETWORKS[network]
+
+
+def _recipe(network: str, keys: list[str]) -> dict:
+    """What recipe=modern says of `keys`."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", [WHOLE, *NETWORKS[network]])
+    return {key: OmegaConf.select(config, key) for key in keys}
+
+
+def _overrides(settings: dict) -> list[str]:
+    return [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in settings.items()]
+
+
+def _write_table(file: Path, rows: list[dict]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(file, text.getvalue())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The search for settings on made-up accuracies: what is chosen, what is run again, what counts."""
+
+import csv
+import json
+import math
+import runpy
+from pathlib import Path
+
+import pytest
+from conftest import composed
+
+from bagnet_lightning.config import check, folder
+
+SCRIPT = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "tune.py"))
+BEST = {"optim.lr": 0.1, "data.batch_size": 64, "optim.weight_decay": 0.01}
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """The overrides of every run that was asked for, each of which leaves a result: the nearer to BEST the better."""
+    asked = []
+
+    def train(overrides):
+        asked.append(overrides)
+        settings = dict(override.split("=") for override in overrides)
+        distance = sum(abs(math.log(float(settings[key]) / BEST[key])) for key in BEST if float(settings.get(key, 0)))
+        place = tmp_path / "multirun_outputs" / settings["sweep"] / folder(overrides)
+        place.mkdir(parents=True)
+        result = {"form": 1, "model": settings["model"], "optimizer": "muon", "validated_on": "holdout"}
+        found = {"status": "finished", "best_val_accuracy": 0.5 - 0.01 * distance}
+        if settings.get("model.pad") == "0" or settings.get("optim.lr") == "0.2":
+            found = {"status": "diverged"}
+        (place / "result.json").write_text(json.dumps({**result, **found, "overrides": overrides}))
+        return int(found["status"] != "finished")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SCRIPT["accuracies"].__globals__, "train", train)
+    return asked
+
+
+def test_one_setting_after_the_other_takes_its_best_value_and_a_second_call_runs_nothing(runs, tmp_path):
+    def choose():
+        SCRIPT["choose"](["bagnet17", "resnet18_small"], 5, ["seed=3"], 2, tmp_path)
+        return (tmp_path / "tuned.txt").read_text()
+
+    chosen = choose()
+    assert chosen == (
+        "model=bagnet17 optim.lr=0.1 data.batch_size=64 optim.weight_decay=0.01\n"
+        "model=resnet18 model.stem=small optim.lr=0.1 data.batch_size=64 optim.weight_decay=0.01\n"
+    )
+    assert len(runs) == 3 + 2 + 2 + 3  # the values so far were there already
+    assert all("data.holdout=0.1" in run and "trainer.max_epochs=5" in run and "seed=3" in run for run in runs)
+    rows = list(csv.DictReader((tmp_path / "tune.csv").open()))
+    assert [float(row["optim.lr"]) for row in rows if row["varied"] == "optim.lr"] == [0.025, 0.05, 0.1, 0.05, 0.1, 0.2]
+    assert rows[-1]["holdout_accuracy"] == "nan"  # this rate's run has diverged
+    assert choose() == chosen
+    assert len(runs) == 10
+
+
+def test_a_setting_that_is_given_is_not_tuned(runs, tmp_path):
+    SCRIPT["choose"](["bagnet17"], 5, ["data.batch_size=8"], 1, tmp_path)
+    assert (tmp_path / "tuned.txt").read_text() == "model=bagnet17 optim.lr=0.1 optim.weight_decay=0.01\n"
+    assert all([o for o in run if o.startswith("data.batch_size")] == ["data.batch_size=8"] for run in runs)
+
+
+def test_each_part_is_left_out_of_the_chosen_settings(runs, tmp_path, capsys):
+    (tmp_path / "tuned.txt").write_text("model=bagnet9 optim.lr=9\nmodel=bagnet17 optim.lr=0.05\n")
+    with pytest.raises(SystemExit, match="not all"):  # the run without a padded pixel has diverged
+        SCRIPT["ablate"]("bagnet17", [], 1, tmp_path)
+    assert all("data.holdout=0.1" in run and "model=bagnet17" in run for run in runs)
+    assert sum("optim.lr=0.05" in run for run in runs) == len(runs) - 1  # recipe=paper has its own
+    rows = {row["without"]: row for row in csv.DictReader((tmp_path / "ablation.csv").open())}
+    assert list(rows) == ["", *list(SCRIPT["PARTS"])[1:]]
+    assert float(rows["crops"]["difference"]) == 0
+    assert rows["the padded pixel"]["difference"] == "nan"
+
+
+def test_a_network_has_its_own_line_or_the_recipes_settings(tmp_path):
+    (tmp_path / "tuned.txt").write_text("model=resnet18 model.stem=small optim.lr=1\nmodel=resnet18 optim.lr=2\n")
+    line = SCRIPT["tuned_line"]
+    assert line(tmp_path / "tuned.txt", "resnet18")[-1] == "optim.lr=2"
+    assert line(tmp_path / "tuned.txt", "resnet18_small")[-1] == "optim.lr=1"
+    assert line(tmp_path / "tuned.txt", "bagnet33") == ["model=bagnet33"]
+    assert line(tmp_path / "no.txt", "bagnet33") == ["model=bagnet33"]
+
+
+@pytest.mark.parametrize("part", [part for part, overrides in SCRIPT["PARTS"].items() if overrides])
+def test_every_part_is_one_that_the_recipe_has(part):
+    whole, without = composed("recipe=modern"), composed("recipe=modern", *SCRIPT["PARTS"][part])
+    check(without)
+    assert whole != without
