@@ -37,6 +37,11 @@ _FIELD_TYPES = {
     "versions": (dict, type(None)),
     "paper": (dict, type(None)),
     "overrides": (list, type(None)),
+    "kind": (str, type(None)),
+    "system": (str, type(None)),
+    "feature_seconds": _NUMBER,
+    "model_bytes": _NUMBER,
+    "without_keypoints": (dict, type(None)),
 }
 _SILENCE = 300  # s without a word after which a run on another machine is taken for dead
 _DEEPEST = 4  # levels below a sweep's folder that are searched for runs
@@ -75,6 +80,7 @@ def write_result(run_folder: Path | str, result: dict) -> Path:
 def read_run(folder: Path | str) -> dict:
     """Everything that a run's folder tells: result.json's fields, plus folder (Path), config (dict) and epochs_done.
 
+    kind: "related", a system of local features and a classifier; "pretraining"; None: a network's training.
     Never raises for what the folder holds. Without result.json the status is "unfinished"; with one that is cut, or of
     a newer form, "unreadable" and the reason in error. Both then hold what config.yaml and metrics.csv can tell.
     An unfinished run that goes on has progress (dict, see progress.py); where it is None, it was stopped.
@@ -247,21 +253,40 @@ def _read_config(folder: Path) -> dict:
 
 def _from_config(config: dict) -> dict:
     """Fields of result.json as far as config.yaml alone tells them."""
-
-    def last_word(target) -> str | None:  # "torch.optim.Adam" -> "adam"
-        return str(target).rpartition(".")[2].lower() if target else None
-
+    if "features" in config and "classifier" in config:
+        groups = {
+            name: config[name] for name in ("features", "encoding", "classifier") if isinstance(config.get(name), dict)
+        }
+        chosen = {group: _choice(config, group) for group in groups}
+        return {
+            "kind": "related",
+            "system": ", ".join(str(part["label"]) for part in groups.values() if part.get("label")),
+            **chosen,
+            "model": chosen.get("features"),
+            "optimizer": chosen.get("classifier"),
+            "seed": config.get("seed"),
+        }
     paper = config["paper"] if isinstance(config.get("paper"), dict) else None
     epochs = config.get("trainer", {}).get("max_epochs")
     return {
+        "kind": "pretraining" if "method" in config else None,
+        "method": _choice(config, "method"),
         "row": paper and paper.get("row"),
-        "model": last_word(config.get("model", {}).get("_target_")),
-        "optimizer": last_word(config.get("optim", {}).get("_target_")),
+        "model": _choice(config, "model"),
+        "optimizer": _choice(config, "optim"),
         "pretrained": bool(config.get("model", {}).get("pretrained", False)),
         "epochs": epochs if isinstance(epochs, int) else None,
         "seed": config.get("seed"),
         "paper": paper,
     }
+
+
+def _choice(config: dict, group: str) -> str | None:
+    """ "adam" for optim: {_target_: torch.optim.Adam}, "sift" for features: {name: sift, ...}."""
+    chosen = config.get(group)
+    if isinstance(chosen, dict):
+        chosen = chosen.get("name") or str(chosen.get("_target_") or "").rpartition(".")[2].lower()
+    return str(chosen) if chosen else None
 
 
 def _run_folders(folder: Path, levels: int) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Run folders as train leaves them, for the tests of what reads them."""
+"""Run folders as train, classical and pretrain leave them, for the tests of what reads them."""
 
 import json
 from pathlib import Path
@@ -88,6 +88,72 @@ def write_run(
         }
     elif error is not None:
         result["error"] = error
+    if status is not None:
+        (folder / "result.json").write_text(json.dumps(result | fields))
+    return folder
+
+
+def write_related(
+    folder: Path,
+    features: str = "sift",
+    classifier: str = "linear",
+    accuracy: float | None = 0.2,
+    *,
+    words: int = 1000,
+    seed: int = 0,
+    status: str | None = "finished",
+    config: dict | None = None,
+    **fields,
+) -> Path:
+    """A system of local features, or of a BagNet's patches: "explains" and images without keypoints follow from it."""
+    folder.mkdir(parents=True)
+    labels = {"sift": "SIFT", "fast_brief": "FAST + BRIEF", "orb": "ORB", "dense_sift": "dense SIFT"}
+    system = [labels.get(features, "BagNet-17"), f"{words:,} words", f"{classifier} SVM"]
+    composed = {
+        "seed": seed,
+        "sweep": "sweep",
+        "data": {"_target_": "m.TinyImageNet", "name": "tiny_imagenet", "classes": None, "root": "data"},
+        "features": {"name": features, "label": system[0]},
+        "encoding": {"name": "bow", "label": system[1], "codebook": {"size": words}, "power": 0.5},
+        "classifier": {"name": classifier, "label": system[2], "C": 1.0},
+    }
+    for key, value in (config or {}).items():
+        group, _, name = key.rpartition(".")
+        composed[group][name] = value
+    (folder / "config.yaml").write_text(yaml.safe_dump(composed, sort_keys=False))
+    result = {
+        "form": 1,
+        "kind": "related",
+        "system": ", ".join(system),
+        "features": features,
+        "encoding": "bow",
+        "classifier": classifier,
+        "model": "bagnet17" if features == "bagnet" else features,
+        "optimizer": classifier,
+        "seed": seed,
+        "data": "tiny_imagenet",
+        "overrides": [f"features={features}", f"classifier={classifier}"],
+        "status": status,
+    }
+    if status == "finished":
+        dense = features in ("bagnet", "dense_sift")
+        result |= {
+            "train_images": 100_000,
+            "val_images": 10_000,
+            "validated_on": "val",
+            "classes": 200,
+            "best_val_accuracy": accuracy,
+            "val_top5_accuracy": None if accuracy is None else min(1, 2 * accuracy),
+            "feature_seconds": 312.4,
+            "train_seconds": 45.0,
+            "model_bytes": 1_600_000,
+            "parameters": 200_200,
+            "explains": "patches" if features == "bagnet" else "keypoints",
+            "without_keypoints": {"train": 0, "val": 0} if dense else {"train": 103, "val": 12},
+            "device": "2 CPU cores",
+            "versions": {"python": "3.11.7", "torch": "2.9.0", "bagnet_lightning": "0.1.0"},
+            "commit": "0123456789ab",
+        }
     if status is not None:
         (folder / "result.json").write_text(json.dumps(result | fields))
     return folder

@@ -9,7 +9,7 @@ from threading import Thread
 
 import numpy as np
 import pytest
-from sweep_folders import write_run
+from sweep_folders import write_related, write_run
 from trained_checkpoints import CLASS_NAMES, write_checkpoint
 
 from bagnet_lightning.errors import UserError
@@ -135,6 +135,47 @@ def test_sweeps_are_paired_by_settings_and_else_by_cell(tmp_path):
         ("bagnet17", 0.001, 0.30, 0.31),
         ("bagnet17", 0.01, None, 0.35),
     ]
+
+
+def test_related_systems_have_rows_and_runs_of_their_own(tmp_path):
+    write_related(tmp_path / "sift", accuracy=0.2)
+    write_related(tmp_path / "sift_1", accuracy=0.3, seed=1)
+    (write_related(tmp_path / "additive", classifier="additive", accuracy=0.25) / "model.safetensors").touch()
+    write_run(tmp_path / "network")
+    data = data_of(tmp_path, gallery=True)
+    assert [row["model"] for row in data["rows"]] == ["bagnet17"]
+    linear = data["related"][1]
+    assert (linear["system"], linear["n"]) == ("SIFT, 1,000 words, linear SVM", 2)
+    assert linear["accuracy"] == pytest.approx(0.25)
+    assert (linear["without_keypoints"], linear["explains"]) == ("12 val, 103 train", "keypoints")
+    run = data["runs"]["additive"]
+    assert run["title"] == "SIFT, 1,000 words, additive SVM, seed 0"
+    assert run["command"] == "python -m bagnet_lightning.classical features=sift classifier=additive"
+    assert run["explain"]["words"] == "which keypoint spoke for which class"
+    assert run["explain"]["command"].endswith("additive/model.safetensors split=val")
+    assert run["neighbours"] == [
+        {"run": "sift", "differs": [["classifier", "linear SVM", "additive SVM"]], "accuracy": 0.2}
+    ]
+    assert run["missing"] == []
+    assert run["curves"]["epoch"] == []
+    assert ["Images without keypoints", "12 val, 103 train"] in run["facts"]
+    assert data["runs"]["sift"]["missing"] == ["model.safetensors is missing: this system cannot be explained any more"]
+    assert data["without_gallery"] == "best.ckpt of the best BagNet, network, is missing."
+    page(data)
+
+
+def test_a_page_without_networks_has_no_gallery(tmp_path):
+    write_related(tmp_path / "bagnet", "bagnet", accuracy=0.9)
+    data = data_of(tmp_path, gallery=True)
+    assert (data["rows"], data["gallery"], data["without_gallery"]) == ([], None, None)
+    assert data["runs"]["bagnet"]["model"] == "bagnet17"
+
+
+def test_related_systems_of_two_sweeps_are_listed_one_after_the_other(tmp_path):
+    for name in ("old", "new"):
+        write_related(tmp_path / name / "a")
+    data = data_of(tmp_path / "old", tmp_path / "new")
+    assert [(row["sweep"], row["runs"]) for row in data["related"]] == [("old", ["old/a"]), ("new", ["new/a"])]
 
 
 def test_runs_of_different_versions_are_noted(tmp_path):

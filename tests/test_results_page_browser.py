@@ -7,7 +7,7 @@ from threading import Thread
 
 import pytest
 from browser import emulated, eventually, needs_browser, start
-from sweep_folders import write_run
+from sweep_folders import write_related, write_run
 from test_results_page import data_of, keep_predictions
 
 from bagnet_lightning.reporting.page.data import page_data
@@ -153,6 +153,24 @@ def test_a_failed_run_shows_why_and_how_to_run_it_again(page):
     assert "python -m bagnet_lightning.train model=bagnet17 optim=adadelta" in run.text
     page.execute_script("location.hash = 'run=none'")
     eventually(page, lambda: "There is no run none here." in run.text)
+
+
+def test_related_systems_alone_have_a_table_that_sorts_and_no_empty_charts(browser, tmp_path):
+    for features, accuracy in (("sift", 0.1), ("orb", 0.3), ("dense_sift", 0.2)):
+        write_related(tmp_path / features, features, accuracy=accuracy)
+    (tmp_path / "index.html").write_text(page_of(data_of(tmp_path)), encoding="utf-8")
+    browser.get((tmp_path / "index.html").as_uri())
+    shown = [heading.text for heading in browser.find_elements(By.TAG_NAME, "h2") if heading.is_displayed()]
+    assert shown == ["Related systems"]
+    browser.find_element(By.ID, "related-/accuracy").click()
+    systems = browser.find_elements(By.CSS_SELECTOR, "#related tbody td:first-child")
+    assert [cell.text.partition(",")[0] for cell in systems] == ["ORB", "dense SIFT", "SIFT"]
+    systems[0].find_element(By.TAG_NAME, "a").click()
+    run = browser.find_element(By.ID, "run")
+    eventually(browser, lambda: "ORB, 1,000 words, linear SVM, seed 0" in run.text)
+    assert "python -m bagnet_lightning.classical features=orb classifier=linear" in run.text
+    assert not run.find_elements(By.TAG_NAME, "canvas")
+    assert [entry["message"] for entry in browser.get_log("browser")] == []
 
 
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1280, True)])

@@ -6,7 +6,8 @@ import pytest
 from sweep_folders import write_run
 
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.reporting.table import one_line, read_table
+from bagnet_lightning.reporting.notes import notes
+from bagnet_lightning.reporting.table import read_table
 from bagnet_lightning.results import paper_rows
 
 
@@ -67,7 +68,7 @@ def test_all_17_rows_are_compared_with_their_own_value(tmp_path):
     assert [line.row for line in table.lines] == list(range(1, 18))
     assert [line.difference for line in table.lines] == pytest.approx([0.01] * 17)
     assert table.settings == []
-    assert "17 of 17 runs finished" in table.notes[0]
+    assert "17 of 17 runs finished" in notes(table)[0]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_what_is_not_of_the_papers_data_is_not_compared(tmp_path, changed, reaso
     assert line.not_comparable == [reason]
     assert line.paper.accuracy == 0.4234  # for orientation
     assert line.difference is None
-    assert any("cannot be compared" in note and reason in note for note in table.notes)
+    assert any("cannot be compared" in note and reason in note for note in notes(table))
 
 
 def test_the_row_for_orientation(tmp_path):
@@ -118,7 +119,7 @@ def test_a_partial_sweep_says_so_line_by_line(tmp_path):
     cut = write_run(tmp_path / "cut", "bagnet33", "sgd") / "result.json"
     cut.write_text(cut.read_text()[:100])
     table = read_table(tmp_path)
-    assert table.notes[0] == "1 of 5 runs finished."
+    assert notes(table)[0] == "1 of 5 runs finished."
     told = {line.runs[0]["folder"].name: (line.status, line.accuracy, line.error) for line in table.lines}
     assert told["good"] == ("finished", 0.4, None)
     assert told["bad"] == ("failed", None, "RuntimeError: out of memory")
@@ -127,7 +128,9 @@ def test_a_partial_sweep_says_so_line_by_line(tmp_path):
     assert told["running"][:2] == ("unfinished", None)
     assert told["running"][2] == "3 of 15 epochs done, best so far 0.2641"
     assert told["cut"][:2] == ("unreadable", None)
-    assert sum(note.startswith(("failed: ", "diverged: ", "unfinished: ", "unreadable: ")) for note in table.notes) == 4
+    assert (
+        sum(note.startswith(("failed: ", "diverged: ", "unfinished: ", "unreadable: ")) for note in notes(table)) == 4
+    )
 
 
 def test_a_finished_seed_does_not_hide_a_failed_one(tmp_path):
@@ -152,18 +155,18 @@ def test_the_order_is_the_papers_then_the_settings(tmp_path):
     assert [line.row for line in lines[:3]] == [4, 16, None]
     told = [(line.model, line.settings["model.width"]) for line in lines[2:]]
     assert told == [(m, w) for m in ("bagnet9", "bagnet33", "resnet18") for w in (0.25, 0.5, 1.0)]
-    assert one_line(lines[2]) == "BagNet-9, AdamW, 15 epochs, width 0.25"
+    assert lines[2].name == "BagNet-9, AdamW, 15 epochs, width 0.25"
 
 
 def test_notes_tell_what_all_runs_share_and_where_they_ran(tmp_path):
     for optimizer in ("sgd", "adam"):
         overrides = [f"optim={optimizer}", "data.classes=10", "data.root=/data", "trainer.max_epochs=15"]
         write_run(tmp_path / optimizer, optimizer=optimizer, overrides=overrides)
-    notes = read_table(tmp_path).notes
-    assert "All runs were asked for: data.classes=10." in notes
-    assert "NVIDIA H200, bf16-mixed" in notes[-1]
-    assert "torch 2.9.0" in notes[-1]
-    assert "commit 0123456789ab" in notes[-1]
+    told = notes(read_table(tmp_path))
+    assert "All runs were asked for: data.classes=10." in told
+    assert "NVIDIA H200, bf16-mixed" in told[-1]
+    assert "torch 2.9.0" in told[-1]
+    assert "commit 0123456789ab" in told[-1]
 
 
 def test_no_folder_is_a_users_mistake_and_no_runs_are_no_lines(tmp_path):

@@ -10,7 +10,7 @@ from rich.console import Console
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import write_bytes
 from bagnet_lightning.reporting.table import Table, read_table
-from bagnet_lightning.reporting.text import csv_text, markdown, print_table
+from bagnet_lightning.reporting.text import csv_text, markdown, print_table, related_csv_text
 from bagnet_lightning.standalone import data_uri
 
 
@@ -21,7 +21,7 @@ def write_report(
     gallery: bool = True,
     project: str | None = None,
 ) -> None:
-    """Print the tables of the runs below `folders`; write index.html and, of a single sweep, its table and pictures.
+    """Print the tables of the runs below `folders`; write index.html and, of a single sweep, its tables and pictures.
 
     out: where to, by default beside the runs, and of several sweeps into A_and_B beside the first. gallery: whether
     the page shows evidence of the best BagNet, for which it must be loaded and run. project: of W&B, where the report
@@ -35,15 +35,9 @@ def write_report(
     for table in tables:
         if len(tables) > 1:
             console.print(f"{table.folder}\n", markup=False, highlight=False)
-        if table.lines:
+        if table.runs:
             print_table(table, console)
-    files = {}
-    if len(tables) == 1 and tables[0].lines:
-        files = {
-            "table.csv": csv_text(tables[0]).encode(),
-            "table.md": markdown(tables[0]).encode(),
-            **_pictures(*tables),
-        }
+    files = _files(*tables) if len(tables) == 1 else {}
     pictures = {Path(name).stem: data_uri(png, "image/png") for name, png in files.items() if name.endswith(".png")}
     data = page_data(tables, pictures, gallery, live=False)
     files["index.html"] = page(data).encode()
@@ -58,9 +52,9 @@ def write_report(
             raise UserError(
                 f"{place / name} cannot be written ({reason}); choose another folder with out=FOLDER"
             ) from error
-        if tables[0].lines:
+        if tables[0].runs:
             console.print(str(place / name), markup=False, highlight=False, soft_wrap=True)
-    if not any(table.lines for table in tables):
+    if not any(table.runs for table in tables):
         raise UserError(
             f"runs={','.join(map(str, folders))}: no runs in it, as {place / 'index.html'} says too; train some there, "
             "or give the folder of another sweep"
@@ -88,15 +82,23 @@ def watch(folders: Sequence[Path], port: int, console: Console) -> None:
             console.print()
 
 
-def _pictures(table: Table) -> dict[str, bytes]:
-    from bagnet_lightning.reporting.figures import draw_curves, draw_figure2
+def _files(table: Table) -> dict[str, bytes]:
+    """Tables and pictures of what there is: networks, related systems, or both."""
+    files = {}
+    if table.lines:
+        files["table.csv"] = csv_text(table).encode()
+    if table.related:
+        files["related.csv"] = related_csv_text(table).encode()
+    if table.runs:
+        files["table.md"] = markdown(table).encode()
+    if table.lines:
+        from bagnet_lightning.reporting.figures import draw_curves, draw_figure2
 
-    pictures = {}
-    for name, draw in (("figure2.png", draw_figure2), ("curves.png", draw_curves)):
-        stream = io.BytesIO()
-        draw(table).savefig(stream, format="png")
-        pictures[name] = stream.getvalue()
-    return pictures
+        for name, draw in (("figure2.png", draw_figure2), ("curves.png", draw_curves)):
+            stream = io.BytesIO()
+            draw(table).savefig(stream, format="png")
+            files[name] = stream.getvalue()
+    return files
 
 
 def _writable(folders: Sequence[Path], console: Console) -> Path:

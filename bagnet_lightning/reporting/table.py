@@ -4,18 +4,16 @@ python -m bagnet_lightning.report runs=multirun_outputs/SWEEP prints and writes 
 """
 
 import re
-import statistics
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bagnet_lightning.config import NOT_IN_DIGEST
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.reporting.related import RelatedLine, related_lines
+from bagnet_lightning.reporting.seeds import deviation, mean, problem, values
 from bagnet_lightning.reporting.settings import differing_settings, in_words, leaves
 from bagnet_lightning.results import PaperRow, paper_row, paper_rows, read_runs
 
 TINY_IMAGENET = {"train_images": 100_000, "val_images": 10_000, "classes": 200}  # what the paper's values are of
-_IN_COLUMNS = ("table1", "model", "optim", "model.pretrained", "trainer.max_epochs", "seed")  # overrides
 OPTIMIZERS = {
     "sgd": "SGD",
     "adam": "Adam",
@@ -51,9 +49,18 @@ class Line:
     train_seconds: float | None
 
     @property
+    def name(self) -> str:
+        """What it is of, in words: "BagNet-9, Adam, 15 epochs, width 0.25"."""
+        words = [model_name(self.model), optimizer_name(self.optimizer)]
+        words += [] if self.pretrained == "no" else [f"pretrained ({self.pretrained})"]
+        words += [f"{self.epochs} epochs"] if self.epochs else []
+        return ", ".join([*words, in_words(self.settings)] if self.settings else words)
+
+    @property
     def row(self) -> int | None:
-        """The row of Table 1 that asks for just this, whatever the data."""
-        return self.paper.row if self.paper and self.paper.epochs == self.epochs else None
+        """The row of Table 1 that asks for just this; Table 1 is of Tiny ImageNet."""
+        asks = self.paper and self.paper.epochs == self.epochs and _data(self.runs[0]) == "tiny_imagenet"
+        return self.paper.row if asks else None
 
     @property
     def difference(self) -> float | None:
@@ -64,12 +71,21 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """lines: sorted as in Table 1. settings: config keys in which runs differ beyond the columns of every table."""
+    """lines: of networks, sorted as in Table 1. settings: config keys in which these differ beyond its columns.
+
+    related: the systems that have a table of their own. pretrainings: runs that left a backbone.
+    """
 
     folder: Path
     lines: list[Line]
     settings: list[str]
-    notes: list[str]
+    related: list[RelatedLine]
+    pretrainings: list[dict]
+
+    @property
+    def runs(self) -> list[dict]:
+        """All that there are, in the order of their lines."""
+        return [run for line in [*self.lines, *self.related] for run in line.runs] + self.pretrainings
 
 
 def read_table(folder: Path) -> Table:
@@ -77,15 +93,18 @@ def read_table(folder: Path) -> Table:
     if not folder.is_dir():
         raise UserError(f"runs={folder}: there is no such folder; give the folder of a sweep, multirun_outputs/NAME")
     runs = read_runs(folder)
-    settings = differing_settings(runs)
+    related = related_lines([run for run in runs if run.get("kind") == "related"])
+    pretrainings = sorted((run for run in runs if run.get("kind") == "pretraining"), key=_pretraining_order)
+    networks = [run for run in runs if run.get("kind") not in ("related", "pretraining")]
+    settings = differing_settings(networks)
     groups: dict[tuple, list[dict]] = {}
-    for run in runs:
-        values = leaves(run["config"])
+    for run in networks:
+        found = leaves(run["config"])
         # A run that did not finish is never hidden among those that did.
-        key = (run["status"] == "finished" or run["folder"], _cell(run), *(repr(values.get(name)) for name in settings))
+        key = (run["status"] == "finished" or run["folder"], _cell(run), *(repr(found.get(name)) for name in settings))
         groups.setdefault(key, []).append(run)
     lines = sorted((_line(group, settings) for group in groups.values()), key=_order)
-    return Table(folder, lines, settings, _notes(folder, runs, lines))
+    return Table(folder, lines, settings, related, pretrainings)
 
 
 def model_name(model: str | None) -> str:
@@ -105,21 +124,9 @@ def model_order(model: str) -> tuple:
     return (match[1], int(match[2])) if match else ("~", model)
 
 
-def one_line(line: Line) -> str:
-    """What a line is of, in words: "BagNet-9, Adam, 15 epochs, width 0.25"."""
-    words = [model_name(line.model), optimizer_name(line.optimizer)]
-    words += [] if line.pretrained == "no" else [f"pretrained ({line.pretrained})"]
-    words += [f"{line.epochs} epochs"] if line.epochs else []
-    return ", ".join([*words, in_words(line.settings)] if line.settings else words)
-
-
-def problems(folder: Path, lines: list[Line]) -> list[str]:
-    """One note for every run that did not finish."""
-    return [
-        f"{line.status}: {one_line(line)} ({line.runs[0]['folder'].relative_to(folder)}): {line.error}"
-        for line in lines
-        if line.status != "finished"
-    ]
+def pretraining_name(run: dict) -> str:
+    """ "tile2vec, BagNet-17"."""
+    return f"{run.get('method') or '?'}, {model_name(run['model'])}"
 
 
 def pretraining(run: dict) -> str:
@@ -137,29 +144,33 @@ def _cell(run: dict) -> tuple:
 def _line(runs: list[dict], settings: list[str]) -> Line:
     first = runs[0]
     finished = first["status"] == "finished"
-    values = leaves(first["config"])
+    config = leaves(first["config"])
     paper = nearest_paper_row(first)
-    accuracies = _known(runs, "best_val_accuracy") if finished else []
+    accuracies = values(runs, "best_val_accuracy") if finished else []
     model, optimizer, pretrained, epochs = _cell(first)
     reasons = [reason for run in runs for reason in _not_comparable(run, paper)] if paper else []
     return Line(
         runs=runs,
-        settings={name: values.get(name) for name in settings},
+        settings={name: config.get(name) for name in settings},
         model=model or "?",
         optimizer=optimizer or "?",
         pretrained=pretrained,
         epochs=epochs,
         status=first["status"],
-        error=_problem(first),
+        error=problem(first),
         paper=paper,
         not_comparable=list(dict.fromkeys(reasons)),
-        accuracy=statistics.mean(accuracies) if accuracies else None,
-        std=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-        top5=_mean(_known(runs, "val_top5_accuracy")) if finished else None,
-        parameters=_mean(_known(runs, "parameters")),
-        images_per_second=_mean(_known(runs, "images_per_second")),
-        train_seconds=_mean(_known(runs, "train_seconds")),
+        accuracy=mean(accuracies),
+        std=deviation(accuracies),
+        top5=mean(values(runs, "val_top5_accuracy")) if finished else None,
+        parameters=mean(values(runs, "parameters")),
+        images_per_second=mean(values(runs, "images_per_second")),
+        train_seconds=mean(values(runs, "train_seconds")),
     )
+
+
+def _data(run: dict) -> str | None:
+    return run.get("data") or (run["config"].get("data") or {}).get("name")
 
 
 def nearest_paper_row(run: dict) -> PaperRow | None:
@@ -172,9 +183,8 @@ def nearest_paper_row(run: dict) -> PaperRow | None:
 def _not_comparable(run: dict, paper: PaperRow) -> list[str]:
     """Why the paper's value is of something else than this run."""
     config = run["config"]
-    data, model, trainer = (config.get(group) or {} for group in ("data", "model", "trainer"))
-    name = run.get("data") or data.get("name")
-    reasons = []
+    model, trainer = (config.get(group) or {} for group in ("model", "trainer"))
+    name, reasons = _data(run), []
     if name != "tiny_imagenet":
         reasons.append(f"data {name or 'unknown'} instead of Tiny ImageNet")
     else:
@@ -195,18 +205,6 @@ def _not_comparable(run: dict, paper: PaperRow) -> list[str]:
     return reasons + [f"trainer.{key}={trainer[key]}" for key in limits if trainer[key]]
 
 
-def _problem(run: dict) -> str | None:
-    """One line for a run that did not finish."""
-    if run["status"] == "finished":
-        return None
-    told = [" ".join(str(run["error"]).split())] if run.get("error") else []
-    if run["status"] != "failed" and run["status"] != "unreadable":
-        told.append(f"{run['epochs_done']} of {run.get('epochs') or '?'} epochs done")
-        if run.get("best_val_accuracy") is not None:
-            told.append(f"best so far {run['best_val_accuracy']:.4f}")
-    return ", ".join(told) or "no reason given"
-
-
 def _order(line: Line) -> tuple:
     optimizers = [*OPTIMIZERS, line.optimizer]
     row = line.paper.row if line.paper else len(paper_rows()) + 1
@@ -215,52 +213,10 @@ def _order(line: Line) -> tuple:
     return row, model_order(line.model), optimizer, line.epochs or 0, settings, str(line.runs[0]["folder"])
 
 
+def _pretraining_order(run: dict) -> tuple:
+    return run.get("method") or "?", model_order(run["model"] or "?"), str(run["folder"])
+
+
 def _sortable(value: object) -> tuple:
     number = isinstance(value, (int, float))
     return (value is not None, not number, value if number else 0, str(value))
-
-
-def _notes(folder: Path, runs: list[dict], lines: list[Line]) -> list[str]:
-    """What a reader of the table has to know, most important first."""
-    finished = [run for run in runs if run["status"] == "finished"]
-    if not runs:
-        return [f"There are no runs in {folder}."]
-    notes = [f"{len(finished)} of {len(runs)} runs finished."]
-    notes += problems(folder, lines)
-    reasons = list(dict.fromkeys(reason for line in lines for reason in line.not_comparable))
-    if reasons:
-        notes.append(
-            "(In parentheses) The paper's value, for orientation only: it is of the full Tiny ImageNet and its own "
-            f"settings and cannot be compared. Here: {'; '.join(reasons)}."
-        )
-    if any(line.std is not None for line in lines):
-        notes.append("± is the standard deviation over n runs that differ only in their seed.")
-    asked = [run["overrides"] for run in runs if isinstance(run.get("overrides"), list)]
-    shared = [override for override in asked[0] if all(override in other for other in asked)] if asked else []
-    shared = [override for override in shared if override.partition("=")[0] not in {*NOT_IN_DIGEST, *_IN_COLUMNS}]
-    if shared:
-        notes.append(f"All runs were asked for: {' '.join(shared)}.")
-    if finished:
-        notes.append(_provenance(finished))
-    return notes
-
-
-def _provenance(finished: list[dict]) -> str:
-    def all_values(name: str) -> str:
-        values = [run.get(name, (run.get("versions") or {}).get(name)) for run in finished]
-        return " / ".join(dict.fromkeys(f"{v:,}" if isinstance(v, int) else str(v or "unknown") for v in values))
-
-    return (
-        f"Data: {all_values('data')}, {all_values('classes')} classes, {all_values('train_images')} train and "
-        f"{all_values('val_images')} validation images. Device: {all_values('device')}, {all_values('precision')}. "
-        f"torch {all_values('torch')}, bagnet_lightning {all_values('bagnet_lightning')}, "
-        f"commit {all_values('commit')}."
-    )
-
-
-def _known(runs: Iterable[dict], name: str) -> list[float]:
-    return [run[name] for run in runs if run.get(name) is not None]
-
-
-def _mean(values: list[float]) -> float | None:
-    return statistics.mean(values) if values else None

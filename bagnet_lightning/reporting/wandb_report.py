@@ -12,18 +12,19 @@ from bagnet_lightning.machine import wandb_mode
 
 
 def log_report(project: str, sweep: str, place: Path, files: dict[str, bytes], gallery: dict | None) -> None:
-    """Logs what `report` wrote: the table, both pictures, the page, and the evidence that the page shows.
+    """Logs what `report` wrote: the tables, both pictures, the page, and the evidence that the page shows.
 
     place: folder for what W&B keeps, as a run's. gallery: of page.data. The report of the same sweep made again
     goes on in the same run. Online or offline as a run.
     """
-    header, *rows = csv.reader(StringIO(files["table.csv"].decode()))
-    content = {
-        "table1": wandb.Table(header, [[_number(cell) for cell in row] for row in rows]),
-        "figure2": wandb.Image(Image.open(BytesIO(files["figure2.png"]))),
-        "curves": wandb.Image(Image.open(BytesIO(files["curves.png"]))),
-        "page": wandb.Html(files["index.html"].decode(), inject=False),
-    }
+    content = {"page": wandb.Html(files["index.html"].decode(), inject=False)}
+    for name, file in (("table1", "table.csv"), ("related", "related.csv")):
+        if file in files:
+            header, *rows = csv.reader(StringIO(files[file].decode()))
+            content[name] = wandb.Table(header, [[_number(cell) for cell in row] for row in rows])
+    for name in ("figure2", "curves"):
+        if f"{name}.png" in files:
+            content[name] = wandb.Image(Image.open(BytesIO(files[f"{name}.png"])))
     if gallery:
         content["gallery"] = [
             wandb.Image(_picture(each["png"]), caption=f"for {each['class']} | true: {item['label']}")

@@ -7,10 +7,12 @@ from pathlib import Path
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.predictions import read_predictions
 from bagnet_lightning.reporting.figures import COLOURS, OTHER_COLOUR
-from bagnet_lightning.reporting.page.rows import rows_of, run_name
-from bagnet_lightning.reporting.page.runs import cell, common_config, describe, neighbours
+from bagnet_lightning.reporting.notes import notes, problems
+from bagnet_lightning.reporting.page.neighbours import neighbours, told_apart
+from bagnet_lightning.reporting.page.rows import pretraining_rows, related_rows, rows_of, run_name
+from bagnet_lightning.reporting.page.runs import common_config, describe
 from bagnet_lightning.reporting.settings import clipped, differing_settings, leaves, short
-from bagnet_lightning.reporting.table import Table, model_name, model_order, problems
+from bagnet_lightning.reporting.table import Table, model_name, model_order
 from bagnet_lightning.results import finite, read_jobs
 
 
@@ -23,6 +25,7 @@ def page_data(tables: list[Table], pictures: dict[str, str], with_gallery: bool,
         runs |= _runs_of(table, prefix, classes)
     settings = list(dict.fromkeys(setting for table in tables for setting in table.settings))
     rows = rows_of(tables, prefixes)
+    with_gallery = with_gallery and any(table.lines for table in tables)
     gallery, why = _gallery(tables, prefixes) if with_gallery else (None, None)
     models = sorted({row["model"] for row in rows}, key=model_order)
     data = {
@@ -39,6 +42,8 @@ def page_data(tables: list[Table], pictures: dict[str, str], with_gallery: bool,
         "models": [[model, model_name(model)] for model in models],
         "colours": {row["optimizer"]: COLOURS.get(row["optimizer"], OTHER_COLOUR) for row in rows},
         "rows": rows,
+        "related": related_rows(tables, names, prefixes),
+        "pretrainings": pretraining_rows(tables, names, prefixes),
         "common": common_config([run for run in runs.values() if "config" in run]),
         "classes": classes,
         "runs": runs,
@@ -58,44 +63,37 @@ def _sweep_names(tables: list[Table]) -> list[str]:
 def _runs_of(table: Table, prefix: str, classes: list[list[str]]) -> dict[str, dict]:
     """Name on the page -> run. Lists of class names are collected in `classes`, where runs have their place."""
     jobs = read_jobs(table.folder)
-    raw = {prefix + run_name(run, table): run for line in table.lines for run in line.runs}
-    cells = {name: cell(run, table.settings) for name, run in raw.items()}
-    accuracies = {name: run.get("best_val_accuracy") for name, run in raw.items()}
     runs = {}
-    for name, run in raw.items():
-        described = describe(run, jobs.get(name.removeprefix(prefix)))
-        if confusion := described["confusion"]:
-            if confusion["classes"] not in classes:
-                classes.append(confusion["classes"])
-            confusion["classes"] = classes.index(confusion["classes"])
-        runs[name] = described | {
-            "title": _title(cells[name]),
-            "neighbours": neighbours(name, cells, accuracies),
-            "optimizer": run["optimizer"] or "?",
-            "model": run["model"] or "?",
-        }
+    for part in told_apart(table):
+        cells = {prefix + run_name(run, table): cell for run, _, cell in part}
+        accuracies = {prefix + run_name(run, table): run.get("best_val_accuracy") for run, *_ in part}
+        for name, (run, title, _) in zip(cells, part, strict=True):
+            described = describe(run, jobs.get(name.removeprefix(prefix)))
+            if confusion := described["confusion"]:
+                if confusion["classes"] not in classes:
+                    classes.append(confusion["classes"])
+                confusion["classes"] = classes.index(confusion["classes"])
+            runs[name] = described | {
+                "title": title,
+                "neighbours": neighbours(name, cells, accuracies),
+                "optimizer": run["optimizer"] or "?",
+                "model": run["model"] or "?",
+            }
     waiting = {prefix + name: overrides for name, overrides in jobs.items() if prefix + name not in runs}
     return runs | {name: {"state": "waiting", "overrides": overrides} for name, overrides in waiting.items()}
 
 
-def _title(cell: dict[str, str]) -> str:
-    """ "BagNet-17, Adam, 15 epochs, width 0.25, seed 0"."""
-    others = [f"{key} {value}" for key, value in cell.items() if key not in ("model", "optimizer", "epochs")]
-    words = [cell["model"], cell["optimizer"], f"{cell['epochs']} epochs", *others]
-    return ", ".join(word for word in words if word != "pretrained no")
-
-
 def _notes(table: Table) -> list[str]:
     """The table's, but for those on single runs, and a warning where runs were made by different code."""
-    told_elsewhere = problems(table.folder, table.lines)
-    notes = [note for note in table.notes if note not in told_elsewhere]
-    finished = [run for line in table.lines for run in line.runs if run["status"] == "finished"]
+    told_elsewhere = problems(table)
+    told = [note for note in notes(table) if note not in told_elsewhere]
+    finished = [run for run in table.runs if run["status"] == "finished"]
     said = {
         name: sorted({str((run.get("versions") or {}).get(name, "unknown")) for run in finished})
         for name in ("bagnet_lightning", "torch")
     }
     mixed = [f"{name} {', '.join(values)}" for name, values in said.items() if len(values) > 1]
-    return notes + ([f"Runs were made by different versions: {'; '.join(mixed)}."] if mixed else [])
+    return told + ([f"Runs were made by different versions: {'; '.join(mixed)}."] if mixed else [])
 
 
 def _between(tables: list[Table], names: list[str]) -> list[list[str]]:

@@ -1,8 +1,9 @@
-"""The lines of one table, or of several side by side, as rows of the page's table."""
+"""The lines of one table, or of several side by side, as rows of the page's tables."""
 
 from itertools import zip_longest
 from math import isfinite
 
+from bagnet_lightning.reporting.columns import backbone, without_keypoints
 from bagnet_lightning.reporting.settings import clipped, leaves
 from bagnet_lightning.reporting.table import Line, Table, model_name, optimizer_name
 
@@ -30,6 +31,47 @@ def rows_of(tables: list[Table], prefixes: list[str]) -> list[dict]:
     if len(tables) > 1:
         paired.sort(key=lambda lines: min(line.row or 99 for line in lines if line))
     return [_row(lines, tables, prefixes, settings) for lines in paired]
+
+
+def related_rows(tables: list[Table], names: list[str], prefixes: list[str]) -> list[dict]:
+    """The related systems of all sweeps, one sweep's after the other's. names: of the sweeps."""
+    return [
+        {
+            "sweep": name,
+            "system": line.name,
+            "accuracy": line.accuracy,
+            "std": line.std,
+            "n": len(line.runs) if line.accuracy is not None else None,
+            "top5": line.top5,
+            "feature_seconds": line.feature_seconds,
+            "seconds": line.train_seconds,
+            "bytes": line.model_bytes,
+            "without_keypoints": without_keypoints(line.without_keypoints) or None,
+            "explains": line.explains,
+            "error": line.error,
+            "runs": [prefix + run_name(run, table) for run in line.runs],
+        }
+        for table, name, prefix in zip(tables, names, prefixes, strict=True)
+        for line in table.related
+    ]
+
+
+def pretraining_rows(tables: list[Table], names: list[str], prefixes: list[str]) -> list[dict]:
+    """The runs of all sweeps that left a backbone."""
+    return [
+        {
+            "sweep": name,
+            "method": run.get("method") or "?",
+            "model": model_name(run["model"]),
+            "epochs": run.get("epochs"),
+            "loss": run.get("loss"),
+            "seconds": run.get("train_seconds"),
+            "backbone": (path := backbone(run)) and path.as_posix(),
+            "runs": [prefix + run_name(run, table)],
+        }
+        for table, name, prefix in zip(tables, names, prefixes, strict=True)
+        for run in table.pretrainings
+    ]
 
 
 def _side_by_side(sides: list[list[Line]], settings: list[str]) -> list[list[Line | None]]:

@@ -8,14 +8,27 @@ from pathlib import Path
 import numpy as np
 
 from bagnet_lightning.predictions import EACH, PAIRS, SIDE, most_confused, read_predictions
-from bagnet_lightning.reporting.settings import clipped, leaves, short
-from bagnet_lightning.reporting.table import model_name, optimizer_name, pretraining
+from bagnet_lightning.reporting.columns import size, without_keypoints
+from bagnet_lightning.reporting.settings import leaves
 from bagnet_lightning.results import read_metrics
 from bagnet_lightning.standalone import data_uri
 
 LOG_BYTES, LOG_LINES = 8000, 40  # of train.log's end, for a run that did not finish
+COMMANDS = {"related": "classical", "pretraining": "pretrain"}  # by a run's kind
+EXPLAINS = {
+    "keypoints": "which keypoint spoke for which class",
+    "patches": "which patch spoke for which class",
+}
+# What a finished run of each kind leaves beside its result, and what is not there without it.
+LEFT = {
+    None: {
+        "best.ckpt": "this network cannot be evaluated or explained any more",
+        "predictions.npz": "no confusions and no accuracy by class",
+    },
+    "related": {"model.safetensors": "this system cannot be explained any more"},
+    "pretraining": {"backbone.safetensors": "nothing can be fine-tuned from this run any more"},
+}
 STARTING = 120  # s in which a run without an epoch and without progress.json may still prepare its data
-NEIGHBOURS = 8
 CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
 
 
@@ -32,74 +45,50 @@ def state(run: dict) -> str:
     return "running" if young and not run["epochs_done"] and not (run["folder"] / "last.ckpt").exists() else "stopped"
 
 
-def cell(run: dict, settings: list[str]) -> dict[str, str]:
-    """What tells a run from the others of its sweep, in words: {"model": "BagNet-17", ..., "seed": "0"}."""
-    values = leaves(run["config"])
-    return {
-        "model": model_name(run["model"]),
-        "optimizer": optimizer_name(run["optimizer"]),
-        "pretrained": pretraining(run),
-        "epochs": str(run.get("epochs") or "?"),
-        **{short(name): clipped(values.get(name, "none")) for name in settings},
-        "seed": str(run.get("seed", "?")),
-    }
-
-
-def neighbours(name: str, cells: dict[str, dict[str, str]], accuracies: dict[str, float | None]) -> list[dict]:
-    """The runs that differ from `name` in the fewest things, and in which: [{"run", "differs", "accuracy"}]."""
-    own = cells[name]
-    apart = {
-        other: [key for key in own.keys() | cell.keys() if own.get(key) != cell.get(key)]
-        for other, cell in cells.items()
-        if other != name
-    }
-    fewest = min(map(len, apart.values()), default=0)
-    nearest = [other for other, keys in apart.items() if len(keys) == fewest][:NEIGHBOURS]
-    return [
-        {
-            "run": other,
-            "differs": [
-                [key, cells[other].get(key, "none"), own.get(key, "none")] for key in own if key in apart[other]
-            ],
-            "accuracy": accuracies[other],
-        }
-        for other in nearest
-    ]
-
-
 def describe(run: dict, overrides: list[str] | None) -> dict:
     """Everything of a run but its neighbours; overrides: what sweep.json says was asked."""
     metrics = read_metrics(run["folder"])
     now = state(run)
     asked = run.get("overrides") or overrides
+    kind, folder = run.get("kind"), run["folder"]
     described = {
+        "kind": kind,
         "state": now,
         "error": run.get("error"),
         "epochs": run.get("epochs"),
         "done": metrics[-1]["epoch"] if metrics else 0,
         "best": run.get("best_val_accuracy"),
         "progress": run.get("progress"),
-        "command": asked and shlex.join(["python", "-m", "bagnet_lightning.train", *asked]),
+        "command": asked and shlex.join(["python", "-m", f"bagnet_lightning.{COMMANDS.get(kind, 'train')}", *asked]),
+        "explain": None,
         "config": leaves(run["config"]),
         "curves": {"epoch": [row["epoch"] for row in metrics]}
         | {name: [_rounded(row.get(name)) for row in metrics] for name in CURVES},
         "facts": _facts(run),
         "log": None if now in ("finished", "running") else _log_tail(run["folder"]),
-        "missing": [
-            f"{name} is missing" for name in ("config.yaml", "metrics.csv") if not (run["folder"] / name).exists()
-        ],
+        "missing": _missing(folder, kind, now),
     }
-    if now == "finished" and not (run["folder"] / "best.ckpt").exists():
-        described["missing"].append("best.ckpt is missing: this network cannot be evaluated or explained any more")
+    if run.get("explains") and (folder / "model.safetensors").exists():
+        path = (folder / "model.safetensors").as_posix()
+        described["explain"] = {
+            "words": EXPLAINS.get(run["explains"], run["explains"]),
+            "command": shlex.join(["python", "-m", "bagnet_lightning.explain", f"checkpoint={path}", "split=val"]),
+        }
     try:
-        described["confusion"] = _confusion(run["folder"])
+        described["confusion"] = _confusion(folder)
     except ValueError as error:
         described["confusion"] = None
         described["missing"].append(str(error))
-    else:
-        if described["confusion"] is None and now == "finished":
-            described["missing"].append("predictions.npz is missing: no confusions and no accuracy by class")
     return described
+
+
+def _missing(folder: Path, kind: str | None, state: str) -> list[str]:
+    always = ["config.yaml"] if kind == "related" else ["config.yaml", "metrics.csv"]
+    missing = [f"{name} is missing" for name in always if not (folder / name).exists()]
+    if state == "finished":
+        left = LEFT.get(kind, {})
+        missing += [f"{name} is missing: {lost}" for name, lost in left.items() if not (folder / name).exists()]
+    return missing
 
 
 def common_config(runs: list[dict]) -> dict:
@@ -128,12 +117,16 @@ def _facts(run: dict) -> list[list[str]]:
         "Final validation accuracy": _text(run.get("final_val_accuracy"), ".4f"),
         "Top-5 accuracy": _text(run.get("val_top5_accuracy"), ".4f"),
         "Speed": _text(run.get("images_per_second"), ",.0f", " images/s in training"),
+        "Loss": _text(run.get("loss"), ".4f"),
+        "Feature time": _text(run.get("feature_seconds"), ",.0f", " s"),
         "Training time": _text(seconds, ",.0f", " s"),
         "Cost": _text(seconds and seconds * devices / 3600, ".3f", " device hours"),
         "Device": _text(run.get("device")) and f"{devices} × {run['device']}",
         "Precision": _text(run.get("precision")),
         "Peak memory": _text(run.get("peak_memory_mib"), ",.0f", " MiB"),
         "Parameters": _text(run.get("parameters"), ",.0f"),
+        "Model size": size(run.get("model_bytes")),
+        "Images without keypoints": without_keypoints(run.get("without_keypoints") or {}),
         "Receptive field": _text(run.get("receptive_field"), "", " px"),
         "Data": _text(run.get("data")),
         "Training images": _text(run.get("train_images"), ","),
@@ -142,6 +135,8 @@ def _facts(run: dict) -> list[list[str]]:
         "Versions": ", ".join(f"{name} {versions[name]}" for name in ("bagnet_lightning", "torch") if name in versions),
         "Commit": _text(run.get("commit")),
     }
+    if run.get("kind") == "related":  # by a computer's cores, not by devices that are rented by the hour
+        facts |= {"Cost": "", "Device": _text(run.get("device"))}
     return [[name, value] for name, value in facts.items() if value]
 
 

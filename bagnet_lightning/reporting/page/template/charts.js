@@ -121,7 +121,7 @@ function drawFigure2(data, state) {
 }
 
 function showCurves(data, state) {
-  const runs = Object.entries(data.runs).filter(([, run]) => run.curves?.epoch.length), optimizers = new Set(runs.map(([, run]) => run.optimizer));
+  const runs = Object.entries(data.runs).filter(([, run]) => !run.kind && run.curves?.epoch.length), optimizers = new Set(runs.map(([, run]) => run.optimizer));
   at("curves").hidden = !runs.length;
   const dash = Object.fromEntries(data.models.map(([key], i) => [key, DASHES[i % DASHES.length]]));
   const draw = () => {

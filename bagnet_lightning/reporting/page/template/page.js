@@ -1,7 +1,7 @@
 // Puts the parts together, follows the #fragment, and where a server is behind the page, keeps it new.
 
 let data = JSON.parse(at("data").textContent);
-const state = { sort: { key: null, up: true }, hidden: new Set(), variant: null };
+const state = { sorts: {}, hidden: new Set(), variant: null };
 const STATES = ["finished", "running", "waiting", "stopped", "failed", "diverged", "unreadable"];
 
 function show() {
@@ -21,11 +21,16 @@ function show() {
 
 function showOverview() {
   showProgress();
-  at("results").parentElement.parentElement.hidden = !data.rows.length && !data.sweeps.some(sweep => sweep.notes.length);
+  at("tables").hidden = !data.rows.length && !data.sweeps.some(sweep => sweep.notes.length);
+  at("table1").hidden = !data.rows.length && (data.related.length || data.pretrainings.length);
+  at("related-part").hidden = !data.related.length;
+  at("pretraining-part").hidden = !data.pretrainings.length;
   const epochs = onlyEpochs(data), compared = data.rows.some(row => row.entries.some(entry => known(entry?.difference)));
   at("legend").textContent = `Best validation accuracy${known(epochs) ? ` of ${epochs} epochs` : ""}.`
     + (compared ? " Green: above the paper; red: below." : "");
-  showTable(data, state);
+  showTable("results", columns(data), data, data.rows, state);
+  showTable("related", relatedColumns(data), data, data.related, state);
+  showTable("pretraining", pretrainingColumns(data), data, data.pretrainings, state);
   at("notes").replaceChildren(...data.sweeps.flatMap(sweep => sweep.notes.map(note =>
     make("li", "", data.sweeps.length > 1 ? make("b", "", `${sweep.name}: `) : "", note))));
   at("between").replaceChildren(...(data.between.length ? [make("h3", "", "What the sweeps differ in"),

@@ -20,32 +20,39 @@ function showRun(data, name) {
     run.missing.length > 0 && make("ul", "quiet", ...run.missing.map(words => make("li", "", words))),
     run.facts.length > 0 && make("dl", "facts", ...run.facts.map(([what, value]) => make("div", "", make("dt", "", what), make("dd", "", value)))),
     run.facts.some(([what]) => what === "Cost") && make("p", "quiet", "Cost is the hours that devices were in use, validation included; a price for them depends on where it ran."),
-    ...(run.curves.epoch.length ? [make("h3", "", "Learning curves"), curvePair()] : []),
+    ...(run.curves.epoch.length ? [make("h3", "", "Learning curves"), curvePair(run)] : []),
     ...confusions(data, run),
     ...nearest(data, run),
+    ...(run.explain ? [make("h3", "", `It can show ${run.explain.words}`), ...command(run.explain.command)] : []),
     make("h3", "", "The same again"),
-    ...(run.command ? command(run.command) : [make("p", "quiet", "What was asked is not recorded in this folder.")]),
+    ...(run.command ? command(run.command, run.kind === "related" ? "It leaves a finished run as it is; fresh=true starts over."
+      : "It goes on where the run stopped and leaves a finished one as it is; fresh=true starts over.") : [make("p", "quiet", "What was asked is not recorded in this folder.")]),
     ...(run.log ? [make("h3", "", "End of train.log"), make("pre", "log", run.log)] : []),
     ...configuration(data, run),
   ].filter(Boolean));
-  if (run.curves.epoch.length) drawRun(run, data.colours[run.optimizer]);
+  if (run.curves.epoch.length) drawRun(run, data.colours[run.optimizer] ?? "#56B4E9");
 }
 
-const progressWords = run => run.progress
+const progressWords = run => known(run.progress?.epoch)
   ? `epoch ${run.progress.epoch} of ${run.progress.epochs}, step ${grouped(run.progress.step)} of ${grouped(run.progress.steps)}` +
     (known(run.progress.seconds_left) ? `, about ${duration(run.progress.seconds_left)} left` : "")
   : "preparing";
 
-function curvePair() {
+// The charts that there are values for: [canvas, what it is of, its name in metrics.csv, its unit].
+const chartsOf = run => [["run-accuracy", "accuracy (%)", "accuracy", percent], ["run-loss", run.kind ? "loss" : "loss (nats)", "loss", value => value]]
+  .filter(([, , name]) => [...run.curves[`val_${name}`], ...run.curves[`train_${name}`]].some(known));
+
+function curvePair(run) {
   const figure = (id, words) => make("figure", "", make("figcaption", "", words),
     make("div", "chart", Object.assign(document.createElement("canvas"), { id, ariaLabel: words, role: "img" })));
-  return make("div", "pair", figure("run-accuracy", "accuracy (%)"), figure("run-loss", "loss (nats)"));
+  return make("div", "pair", ...chartsOf(run).map(([id, words]) => figure(id, words)));
 }
 
 function drawRun(run, colour) {
   const grey = getComputedStyle(document.documentElement).getPropertyValue("--quiet").trim();
-  for (const [id, name, of] of [["run-accuracy", "accuracy", percent], ["run-loss", "loss", value => value]]) {
-    const lines = [line(null, run.curves, `val_${name}`, of, colour, [], "validation"), line(null, run.curves, `train_${name}`, of, grey, [5, 4], "train")];
+  for (const [id, , name, of] of chartsOf(run)) {
+    const lines = [line(null, run.curves, `val_${name}`, of, colour, [], "validation"), line(null, run.curves, `train_${name}`, of, grey, [5, 4], "train")]
+      .filter(({ data: points }) => points.some(({ y }) => known(y)));
     const options = curveOptions(lines, name === "accuracy", true);
     plot(id, "line", lines, undefined, { ...options, plugins: { ...options.plugins, legend: { display: true, position: "bottom", labels: { boxHeight: 0 } } } });
   }
@@ -96,12 +103,11 @@ function nearest(data, run) {
   })))];
 }
 
-function command(text) {
+function command(text, note) {
   const button = make("button", "copy", "Copy");
   button.type = "button";
   button.addEventListener("click", () => navigator.clipboard?.writeText(text).then(() => { button.textContent = "Copied"; }));
-  return [make("div", "command", make("code", "", text), button),
-    make("p", "quiet", "It goes on where the run stopped and leaves a finished one as it is; fresh=true starts over.")];
+  return [make("div", "command", make("code", "", text), button), ...(note ? [make("p", "quiet", note)] : [])];
 }
 
 function configuration(data, run) {

@@ -1,5 +1,5 @@
 "use strict";
-// What all parts of the page share, and the table.
+// What all parts of the page share, and the tables.
 
 const make = (tag, className, ...children) => {
   const element = document.createElement(tag);
@@ -14,6 +14,7 @@ const signed = value => known(value) ? (value < 0 ? "−" : "+") + Math.abs(valu
 const grouped = value => known(value) ? Math.round(value).toLocaleString("en") : "";
 const duration = seconds => !known(seconds) ? "" : seconds < 99.5 ? `${Math.round(seconds)} s`
   : seconds < 5970 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
+const bytes = count => !known(count) ? "" : count < 2 ** 20 / 10 ? `${(count / 2 ** 10).toFixed(1)} KiB` : `${(count / 2 ** 20).toFixed(1)} MiB`;
 const runLink = (name, ...children) => Object.assign(make("a", "", ...children), { href: `#run=${encodeURIComponent(name)}` });
 const direction = value => !known(value) || Math.abs(value) < 5e-5 ? "" : value > 0 ? "up" : "down";
 
@@ -60,24 +61,59 @@ const modelCell = row => runLink(row.entries.find(Boolean).runs[0], row.model_na
 function accuracyCell(data, entry, several) {
   if (!entry) return "";
   if (known(entry.accuracy)) return several ? runLink(entry.runs[0], share(entry.accuracy)) : share(entry.accuracy);
+  return stateOf(data, entry);
+}
+
+function stateOf(data, entry) {
   const { state } = data.runs[entry.runs[0]], badge = make("span", `state ${state}`, state);
   if (entry.error) badge.title = entry.error;
   return badge;
 }
 
-function showTable(data, state) {
-  const list = columns(data), table = at("results"), head = make("tr"), groups = make("tr");
-  const sorting = list.find(column => key(column) === state.sort.key);
+// The systems with a table of their own, and the runs that left a backbone.
+function relatedColumns(data) {
+  const any = name => data.related.some(row => known(row[name]));
+  return [
+    ...(data.sweeps.length > 1 ? [{ name: "sweep", left: true, of: row => row.sweep }] : []),
+    { name: "system", left: true, of: row => row.system, cell: row => runLink(row.runs[0], row.system) },
+    { name: "accuracy", of: row => row.accuracy, cell: row => accuracyCell(data, row, false), strong: true },
+    ...(any("std") ? [{ name: "±", title: "standard deviation over seeds", of: row => row.std, show: share },
+      { name: "n", title: "runs that differ only in their seed", of: row => row.n }] : []),
+    { name: "top-5", of: row => row.top5, show: share },
+    { name: "features", title: "time to compute the features of all images", of: row => row.feature_seconds, show: duration },
+    { name: "training", title: "time to train on them", of: row => row.seconds, show: duration },
+    { name: "size", title: "of what is needed to classify", of: row => row.bytes, show: bytes },
+    ...(any("without_keypoints") ? [{ name: "without keypoints", title: "images; classified all the same", of: row => row.without_keypoints }] : []),
+    { name: "explains", left: true, of: row => row.explains },
+  ];
+}
+
+function pretrainingColumns(data) {
+  return [
+    ...(data.sweeps.length > 1 ? [{ name: "sweep", left: true, of: row => row.sweep }] : []),
+    { name: "method", left: true, of: row => row.method, cell: row => runLink(row.runs[0], row.method) },
+    { name: "model", left: true, of: row => row.model },
+    { name: "epochs", of: row => row.epochs },
+    { name: "loss", of: row => row.loss, cell: row => known(row.loss) ? share(row.loss) : stateOf(data, row), strong: true },
+    { name: "time", of: row => row.seconds, show: duration },
+    { name: "backbone", left: true, of: row => row.backbone, cell: row => make("span", "path", row.backbone) },
+  ];
+}
+
+// A table whose headings sort it; state.sorts remembers by which column.
+function showTable(id, list, data, rows, state) {
+  const table = at(id), head = make("tr"), groups = make("tr"), sort = state.sorts[id] ?? {};
+  const sorting = list.find(column => key(column) === sort.key);
   for (const column of list) {
     const th = make("th", column.left ? "left" : ""), button = make("button", "", column.name);
     button.type = "button";
-    button.id = `sort-${key(column)}`;
+    button.id = `${id}-${key(column)}`;
     if (column.title) button.title = column.title;
     th.scope = "col";
-    th.setAttribute("aria-sort", column !== sorting ? "none" : state.sort.up ? "ascending" : "descending");
+    th.setAttribute("aria-sort", column !== sorting ? "none" : sort.up ? "ascending" : "descending");
     button.addEventListener("click", () => {
-      state.sort = { key: key(column), up: column === sorting ? !state.sort.up : Boolean(column.left) || column.name === "row" };
-      showTable(data, state);
+      state.sorts[id] = { key: key(column), up: column === sorting ? !sort.up : Boolean(column.left) || column.name === "row" };
+      showTable(id, list, data, rows, state);
       at(button.id).focus();
     });
     th.append(button);
@@ -91,13 +127,13 @@ function showTable(data, state) {
     groups.append(th);
     i = end;
   }
-  const rows = sorting ? [...data.rows].sort((a, b) => compare(sorting.of(a), sorting.of(b), state.sort.up)) : data.rows;
-  const body = make("tbody", "", ...rows.map(row => make("tr", "", ...list.map(column => {
+  const sorted = sorting ? [...rows].sort((a, b) => compare(sorting.of(a), sorting.of(b), sort.up)) : rows;
+  const body = make("tbody", "", ...sorted.map(row => make("tr", "", ...list.map(column => {
     const value = column.of(row), shown = column.cell ? column.cell(row)
       : !known(value) ? "" : column.show ? column.show(value, row) : String(value);
     return make("td", [column.left && "left", column.strong && "strong", column.direction && direction(value)].filter(Boolean).join(" "), shown);
   }))));
-  table.replaceChildren(make("thead", "", ...(data.sweeps.length > 1 ? [groups] : []), head), body);
+  table.replaceChildren(make("thead", "", ...(list.some(column => column.group) ? [groups] : []), head), body);
 }
 
 const key = column => `${column.group || ""}/${column.name}`.replace(/\s/g, "_");

@@ -1,0 +1,146 @@
+"""The parts of a table as columns of text: heading -> the cell of every line."""
+
+from pathlib import Path
+
+from bagnet_lightning.reporting.related import RelatedLine
+from bagnet_lightning.reporting.settings import clipped, short
+from bagnet_lightning.reporting.table import Line, Table, model_name, optimizer_name
+
+#: Columns of words; the others are of numbers.
+WORDS = ("model", "optimizer", "optim.", "pretrained", "status", "system", "explains", "method", "backbone")
+
+
+def table1(table: Table) -> dict[str, list[str]]:
+    """Every column that there is of the networks."""
+    lines = table.lines
+    return {
+        "row": [_text(line.row) for line in lines],
+        "model": [model_name(line.model) for line in lines],
+        "optimizer": [optimizer_name(line.optimizer) for line in lines],
+        "pretrained": [one_cell(line.pretrained) for line in lines],
+        "epochs": [_text(line.epochs) for line in lines],
+        **{name: [one_cell(_text(line.settings[name])) for line in lines] for name in table.settings},
+        "accuracy": [_accuracy_and_n(line) for line in lines],
+        "paper": [_paper(line) for line in lines],
+        "difference": [_text(line.difference, "+.4f") for line in lines],
+        "top-5": [_text(line.top5, ".4f") for line in lines],
+        "parameters": [_text(line.parameters, ",.0f") for line in lines],
+        "img/s": [_text(line.images_per_second, ",.0f") for line in lines],
+        "train time": [_duration(line.train_seconds) for line in lines],
+        "status": [line.status for line in lines],
+    }
+
+
+def table1_short(table: Table) -> dict[str, list[str]]:
+    """The same for a terminal."""
+    names = {name: short(name) for name in table.settings}
+    names = {name: word if [*names.values()].count(word) == 1 else name for name, word in names.items()}
+    names |= {"optimizer": "optim.", "parameters": "params", "difference": "diff.", "train time": "time"}
+    columns = {}
+    for name, cells in table1(table).items():
+        if name == "accuracy":
+            columns |= _accuracies(table.lines)
+        elif name == "parameters":
+            columns["params"] = [_text(line.parameters and line.parameters / 1e6, ".2f", "M") for line in table.lines]
+        elif name != "pretrained" or any(cell != "no" for cell in cells):
+            columns[names.get(name, name)] = [*map(clipped, cells)]
+    return columns
+
+
+def related(table: Table) -> dict[str, list[str]]:
+    """Of the systems that have a table of their own, too, with what tells those apart that are called the same."""
+    lines = table.related
+    columns = {
+        "system": [one_cell(line.name) for line in lines],
+        "accuracy": [_accuracy_and_n(line) for line in lines],
+        "top-5": [_text(line.top5, ".4f") for line in lines],
+        "feature time": [_duration(line.feature_seconds) for line in lines],
+        "train time": [_duration(line.train_seconds) for line in lines],
+        "parameters": [_text(line.parameters, ",.0f") for line in lines],
+        "size": [size(line.model_bytes) for line in lines],
+        "without keypoints": [without_keypoints(line.without_keypoints) for line in lines],
+        "explains": [line.explains or ("nothing" if line.status == "finished" else "") for line in lines],
+        "status": [line.status for line in lines],
+    }
+    return columns if any(columns["without keypoints"]) else _without(columns, "without keypoints")
+
+
+def related_short(table: Table) -> dict[str, list[str]]:
+    """The same for a terminal."""
+    names = {"feature time": "features", "train time": "training"}
+    columns = {}
+    for name, cells in related(table).items():
+        columns |= _accuracies(table.related) if name == "accuracy" else {names.get(name, name): cells}
+    return _without(columns, "parameters")  # hardly more than the size says
+
+
+def pretrainings(table: Table) -> dict[str, list[str]]:
+    """Of the runs that left a backbone."""
+    runs = table.pretrainings
+    return {
+        "method": [run.get("method") or "?" for run in runs],
+        "model": [model_name(run["model"]) for run in runs],
+        "epochs": [_text(run.get("epochs")) for run in runs],
+        "loss": [_text(run.get("loss"), ".4f") for run in runs],
+        "train time": [_duration(run.get("train_seconds")) for run in runs],
+        "backbone": [one_cell(str(backbone(run) or "")) for run in runs],
+        "status": [run["status"] for run in runs],
+    }
+
+
+def backbone(run: dict) -> Path | None:
+    """The file that a pretraining left: what model.pretrained= and features.checkpoint= take."""
+    path = run["folder"] / "backbone.safetensors"
+    return path if path.exists() else None
+
+
+def size(count: float | None) -> str:
+    """Bytes in words: "1.6 MiB"."""
+    if count is None:
+        return ""
+    return f"{count / 2**20:,.1f} MiB" if count >= 2**20 / 10 else f"{count / 2**10:,.1f} KiB"
+
+
+def without_keypoints(counts: dict[str, float]) -> str:
+    """ "12 val, 103 train"; empty where every image has some."""
+    return ", ".join(f"{counts[split]:,.0f} {split}" for split in ("val", "train") if counts.get(split))
+
+
+def one_cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _accuracies(lines: list[Line] | list[RelatedLine]) -> dict[str, list[str]]:
+    """The column of accuracies, and, where some are means, that of n."""
+    columns = {"accuracy": [_accuracy(line) for line in lines]}
+    if any(line.std is not None for line in lines):
+        columns["n"] = [str(len(line.runs)) if line.accuracy is not None else "" for line in lines]
+    return columns
+
+
+def _accuracy(line: Line | RelatedLine) -> str:
+    return _text(line.accuracy, ".4f") + (f" ± {line.std:.4f}" if line.std is not None else "")
+
+
+def _accuracy_and_n(line: Line | RelatedLine) -> str:
+    return _accuracy(line) + (f" (n={len(line.runs)})" if line.std is not None else "")
+
+
+def _paper(line: Line) -> str:
+    accuracy = _text(line.paper and line.paper.accuracy, ".4f")
+    return f"({accuracy})" if line.not_comparable else accuracy
+
+
+def _text(value: object, form: str = "", unit: str = "") -> str:
+    return "" if value is None else f"{value:{form}}{unit}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 99.5 else f"{minutes} min" if minutes < 100 else f"{seconds / 3600:.1f} h"
+
+
+def _without(columns: dict[str, list[str]], name: str) -> dict[str, list[str]]:
+    return {heading: cells for heading, cells in columns.items() if heading != name}

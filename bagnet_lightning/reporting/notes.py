@@ -1,0 +1,72 @@
+"""What a reader of a sweep's table has to know: what did not finish, what cannot be compared, where it ran."""
+
+from bagnet_lightning.config import NOT_IN_DIGEST
+from bagnet_lightning.reporting.seeds import problem
+from bagnet_lightning.reporting.table import Table, pretraining_name
+
+# Overrides that a column tells of, or the words of a related system.
+_IN_COLUMNS = {"table1", "model", "optim", "model.pretrained", "trainer.max_epochs", "seed", "method"}
+_IN_COLUMNS |= {"related", "head", "features", "encoding", "classifier"}
+
+
+def notes(table: Table) -> list[str]:
+    """Most important first."""
+    runs = table.runs
+    finished = [run for run in runs if run["status"] == "finished"]
+    if not runs:
+        return [f"There are no runs in {table.folder}."]
+    said = [f"{len(finished)} of {len(runs)} runs finished.", *problems(table)]
+    reasons = list(dict.fromkeys(reason for line in table.lines for reason in line.not_comparable))
+    if reasons:
+        said.append(
+            "(In parentheses) The paper's value, for orientation only: it is of the full Tiny ImageNet and its own "
+            f"settings and cannot be compared. Here: {'; '.join(reasons)}."
+        )
+    if any(line.std is not None for line in [*table.lines, *table.related]):
+        said.append("± is the standard deviation over n runs that differ only in their seed.")
+    if any(any(line.without_keypoints.values()) for line in table.related):
+        said.append("Images without keypoints are classified all the same, and count in the accuracy.")
+    asked = [run["overrides"] for run in runs if isinstance(run.get("overrides"), list)]
+    shared = [override for override in asked[0] if all(override in other for other in asked)] if asked else []
+    shared = [override for override in shared if override.partition("=")[0] not in {*NOT_IN_DIGEST, *_IN_COLUMNS}]
+    if shared:
+        said.append(f"All runs were asked for: {' '.join(shared)}.")
+    return said + _provenance(table)
+
+
+def problems(table: Table) -> list[str]:
+    """One note for every run that did not finish."""
+    stopped = [(line.status, line.name, line.runs[0], line.error) for line in [*table.lines, *table.related]]
+    stopped += [(run["status"], pretraining_name(run), run, problem(run)) for run in table.pretrainings]
+    return [
+        f"{status}: {name} ({run['folder'].relative_to(table.folder)}): {error}"
+        for status, name, run, error in stopped
+        if status != "finished"
+    ]
+
+
+def _provenance(table: Table) -> list[str]:
+    """On what and by what it was measured: one note, or one for each part of the table where they are not the same."""
+    parts = {
+        "Table 1": [run for line in table.lines for run in line.runs],
+        "Related systems": [run for line in table.related for run in line.runs],
+        "Pretraining": table.pretrainings,
+    }
+    said = {name: _of(done) for name, runs in parts.items() if (done := [r for r in runs if r["status"] == "finished"])}
+    if len({*said.values()}) == 1:
+        return [*said.values()][:1]
+    return [f"{name}: {words}" for name, words in said.items()]
+
+
+def _of(finished: list[dict]) -> str:
+    def all_values(name: str) -> str:
+        found = [run.get(name, (run.get("versions") or {}).get(name)) for run in finished]
+        return " / ".join(dict.fromkeys(f"{v:,}" if isinstance(v, int) else str(v or "unknown") for v in found))
+
+    precision = f", {all_values('precision')}" if any(run.get("precision") for run in finished) else ""
+    return (
+        f"Data: {all_values('data')}, {all_values('classes')} classes, {all_values('train_images')} train and "
+        f"{all_values('val_images')} validation images. Device: {all_values('device')}{precision}. "
+        f"torch {all_values('torch')}, bagnet_lightning {all_values('bagnet_lightning')}, "
+        f"commit {all_values('commit')}."
+    )

@@ -1,0 +1,30 @@
+"""What the runs of one line of a table say together: numbers over seeds, or why there are none."""
+
+import statistics
+from collections.abc import Iterable
+
+
+def values(runs: Iterable[dict], name: str) -> list[float]:
+    """What is known of a field of result.json."""
+    return [run[name] for run in runs if run.get(name) is not None]
+
+
+def mean(numbers: list[float]) -> float | None:
+    return statistics.mean(numbers) if numbers else None
+
+
+def deviation(numbers: list[float]) -> float | None:
+    """The standard deviation of a sample (ddof=1), from two numbers on."""
+    return statistics.stdev(numbers) if len(numbers) > 1 else None
+
+
+def problem(run: dict) -> str | None:
+    """One line for a run that did not finish."""
+    if run["status"] == "finished":
+        return None
+    told = [" ".join(str(run["error"]).split())] if run.get("error") else []
+    if run["status"] not in ("failed", "unreadable") and run.get("kind") != "related":  # which has no epochs
+        told.append(f"{run['epochs_done']} of {run.get('epochs') or '?'} epochs done")
+        if run.get("best_val_accuracy") is not None:
+            told.append(f"best so far {run['best_val_accuracy']:.4f}")
+    return ", ".join(told) or ("no result yet" if run["status"] == "unfinished" else "no reason given")
