@@ -91,7 +91,7 @@ def test_a_sweep_with_a_failing_run_then_evaluate_report_and_the_same_again(comm
 
 
 def test_a_killed_sweep_is_completed_by_the_same_command(tmp_path, command):
-    arguments = [*SWEEP, "model=bagnet9", "optim=sgd,adam", "trainer.max_epochs=4"]
+    arguments = [*SWEEP, "model=bagnet9", "optim=sgd,adam", "trainer.max_epochs=8"]
     process = subprocess.Popen(
         [sys.executable, "-m", "bagnet_lightning.train", *arguments], cwd=tmp_path, stdout=subprocess.DEVNULL
     )
@@ -108,7 +108,7 @@ def test_a_killed_sweep_is_completed_by_the_same_command(tmp_path, command):
     assert again.stdout.count("skipped: finished before") == 1
     assert "2 of 2 runs finished" in again.stdout
     for run in sweep.glob("*/metrics.csv"):
-        assert len(run.read_text().splitlines()) == 5
+        assert len(run.read_text().splitlines()) == 9
 
 
 def test_another_configuration_in_the_same_folder_is_refused_and_fresh_starts_over(command, tmp_path):
