@@ -6,15 +6,15 @@
 Ours is `fit` with the default settings and whatever key=value arguments follow: speed and memory are what its result
 says, training alone, without compiling; an epoch's seconds are those of the later epochs, with validation. The plain
 run is what one writes without this package: float32, NCHW, eager, torchvision's ImageFolder with 8 worker processes,
-torchmetrics and self.log in every step. The split comes from the same functions run one by one, each as often as a
-step would and waited for: data, forward and backward pass, optimizer; the loop is what is left of a step. On a CPU
-take few steps: --width 0.25 --epochs 2 --plain-steps 5 +trainer.limit_train_batches=5 +trainer.limit_val_batches=2
+torchmetrics and self.log in every step. The split of a step, and with --profile that by kinds of kernels: see
+step_parts.py. On a CPU take few steps: --width 0.25 --epochs 2 --plain-steps 5 +trainer.limit_train_batches=5
++trainer.limit_val_batches=2
 """
 
 import argparse
 import csv
-import inspect
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -30,24 +30,24 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning import LightningModule, Trainer
+from step_parts import StepParts, wait
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.classification import MulticlassAccuracy
 
-from bagnet_lightning.data.batches import ShuffledBatches
 from bagnet_lightning.inference import best_device
-from bagnet_lightning.machine import chosen_precision, device_name
+from bagnet_lightning.machine import device_name
 from bagnet_lightning.memory import keep_freed_memory
 from bagnet_lightning.paths import CONF
-from bagnet_lightning.training.acceleration import Compiled, GradientsGraphed, Graphed
-from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.fit import fit
 
 TARGET_SECONDS = {"bagnet9": 60, "bagnet33": 45, "resnet18": 20}  # 15 epochs on one H200, validation included
 TARGET_RATIO = 6
-WORKERS, PLAIN_WARM_UP, REPEATS = 8, 10, 30
+TABLE1_SECONDS = 600  # the 14 from-scratch rows: the step table1 of gpu_table1.sh
+WORKERS, PLAIN_WARM_UP = 8, 10
+DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "64-true": torch.float64}  # else float32
 
 
 def main() -> None:
@@ -58,19 +58,18 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="of ours; the first one compiles")
     parser.add_argument("--plain-steps", type=int, default=200, help="0: no plain run")
     parser.add_argument("--out", type=Path, help="all numbers as JSON")
-    parser.add_argument("--profile", type=Path, help="what takes the time of forward and backward pass, as text")
+    parser.add_argument("--profile", type=Path, help="the kernels of a step, as text")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of ours")
     asked = parser.parse_intermixed_args()
     keep_freed_memory()
-    precision = chosen_precision("auto", "auto")
-    peak = matmul_tflops(torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
+    os.environ["BAGNET_DATA"] = asked.root
     print(f"{device_name(best_device())}, torch {torch.__version__}, pytorch-lightning {pytorch_lightning.__version__}")
-    print(f"matrix product in the precision of {precision}: {peak:.3g} TFLOP/s\n")
-    measured = {"device": device_name(best_device()), "torch": torch.__version__, "matmul_tflops": peak}
+    print(f"target for the 14 from-scratch rows of Table 1 on one H200: {TABLE1_SECONDS} s (gpu_table1.sh table1)\n")
+    measured = {"device": device_name(best_device()), "torch": torch.__version__}
     for model in asked.models.split(","):
         width = [f"model.width={asked.width}"] if model != "resnet18" else []
         config = composed(asked, f"model={model}", *width)
-        measured[model] = measure(model, config, asked, peak)
+        measured[model] = measure(config, asked)
         report(model, measured[model])
         if asked.out:  # after each, in case the next does not end
             asked.out.write_text(json.dumps(measured, indent=2) + "\n")
@@ -78,31 +77,37 @@ def main() -> None:
 
 def composed(asked: argparse.Namespace, *overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        ours = [f"data.root={asked.root}", f"trainer.max_epochs={asked.epochs}", *asked.overrides]
+        ours = [f"trainer.max_epochs={asked.epochs}", *asked.overrides]
         return compose("config", [*overrides, *ours])
 
 
-def measure(model: str, config: DictConfig, asked: argparse.Namespace, peak: float) -> dict:
+def measure(config: DictConfig, asked: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         result = fit(config, Path(folder))
         with (Path(folder) / "metrics.csv").open() as file:
-            epochs = [float(row["seconds"]) for row in csv.DictReader(file)]
-    data = instantiate(config.data, _convert_="all")
-    data.setup()
-    network = instantiate(config.model, num_classes=len(data.class_ids))
-    tflop = step_tflop(network, data.store.splits["train"].images.shape[1]) / 1e12  # an image
+            rows = list(csv.DictReader(file))
+    parts = StepParts(config)
+    tflop = step_tflop(parts.network, parts.image_size) / 1e12  # an image
+    peak = matmul_tflops(DTYPES.get(result["precision"], torch.float32))
+    batch = parts.data.batch_size
+    checkpoint_ms = 1000 * result["checkpoint_seconds"] / int(rows[-1]["step"])
+    split = parts.split(1000 * batch / result["images_per_second"] - checkpoint_ms)
+    epochs = [float(row["seconds"]) for row in rows]
     measured = {
         "images_per_second": result["images_per_second"],
         "tflops": tflop * result["images_per_second"],
+        "matmul_tflops": peak,
         "share_of_matmul": tflop * result["images_per_second"] / peak,
         "compile_seconds": result["compile_seconds"],
         "epoch_seconds": statistics.median(epochs[1:] or epochs),
         "peak_memory_mib": result["peak_memory_mib"],
         "precision": result["precision"],
-        "split_ms": split(config, data, network, 1000 * data.batch_size / result["images_per_second"], asked.profile),
+        "split_ms": {**split, "checkpoints": checkpoint_ms},
     }
+    if asked.profile:
+        measured["kernels_ms"] = parts.profile(asked.profile)
     if asked.plain_steps:
-        measured["plain_images_per_second"] = plain_rate(config, data, asked.plain_steps)
+        measured["plain_images_per_second"] = plain_rate(config, parts.data, asked.plain_steps)
         measured["ratio"] = result["images_per_second"] / measured["plain_images_per_second"]
     return measured
 
@@ -112,11 +117,15 @@ def report(model: str, measured: dict) -> None:
     split = ", ".join(f"{part} {milliseconds:.2f}" for part, milliseconds in measured["split_ms"].items())
     print(
         f"{model}: {measured['images_per_second']:,.0f} img/s, {measured['tflops']:.3g} TFLOP/s, "
-        f"{measured['share_of_matmul']:.1%} of the matrix product; {measured['precision']}\n"
+        f"{measured['share_of_matmul']:.1%} of {measured['matmul_tflops']:.3g}, the matrix product's; "
+        f"{measured['precision']}\n"
         f"  an epoch with validation {measured['epoch_seconds']:.2f} s, 15 at this rate "
         f"{15 * measured['epoch_seconds']:.0f} s{target}; compiling {measured['compile_seconds']:.1f} s\n"
         f"  a step, in ms: {split}; peak memory {measured['peak_memory_mib']:,.0f} MiB"
     )
+    if "kernels_ms" in measured:
+        kinds = ", ".join(f"{kind} {milliseconds:.2f}" for kind, milliseconds in measured["kernels_ms"].items())
+        print(f"  by kernels, in ms: {kinds}")
     if "ratio" in measured:
         print(
             f"  plain Lightning run: {measured['plain_images_per_second']:,.0f} img/s; "
@@ -137,57 +146,6 @@ def step_tflop(network: nn.Module, side: int) -> float:
     with FlopCounterMode(display=False) as counter:
         network(torch.randn(2, 3, side, side)).sum().backward()
     return counter.get_total_flops() / 2
-
-
-def split(config: DictConfig, data, network: nn.Module, step: float, profile: Path | None) -> dict[str, float]:
-    """Milliseconds of a step's parts, in the forms that `fit` chooses by itself."""
-    device, size = best_device(), data.batch_size
-    on_gpu = device.type == "cuda"
-    classifier = Classifier(network, instantiate(config.optim), None, "epoch", 0.0, {}).to(device).train()
-    classifier.on_train_start()
-    source = data.train_images.copied_to(device) if on_gpu else data.train_images
-    data.scale, data.bias = data.scale.to(device), data.bias.to(device)
-    order = ShuffledBatches(len(source), size, 0, lambda: (0, 0), device)
-    indices, key = next(iter(order)), torch.zeros((), dtype=torch.int64, device=device)
-    fused = {"fused": True} if on_gpu and "fused" in inspect.signature(classifier.optimizer).parameters else {}
-    optimizer = classifier.optimizer(network.parameters(), **fused)
-    augmented, forward, both = data.augmented, classifier.loss, lambda *batch: classifier.loss(*batch).backward()
-    if on_gpu and config.trainer.compile is not False:
-        torch.compiler.reset()
-        classifier.run_network, augmented = Compiled(network.forward, size, False), Compiled(augmented, size, False)
-    if on_gpu and config.trainer.cuda_graph is not False:
-        augmented, both = Graphed(augmented, size, False), GradientsGraphed(classifier, size, False)
-        forward = Graphed(lambda *batch: classifier.loss(*batch).detach(), size, False)
-
-    def data_of_a_step():
-        images, labels, _ = source[indices]
-        return augmented(images, indices, key), labels
-
-    batch = [tensor.clone() for tensor in data_of_a_step()]
-    bf16 = config.trainer.precision in ("auto", "bf16-mixed") and chosen_precision("auto", "auto") == "bf16-mixed"
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
-        backward_too = median_ms(lambda: both(*batch))  # first: it needs gradients
-        parts = {
-            "data": median_ms(data_of_a_step),
-            "forward": median_ms(lambda: forward(*batch)),
-        }
-        if profile:
-            write_profile(profile, network, lambda: both(*batch))
-    parts["backward"] = backward_too - parts["forward"]
-    parts["optimizer"] = median_ms(optimizer.step)
-    return {**parts, "loop": step - sum(parts.values())}
-
-
-def write_profile(file: Path, network: nn.Module, function: Callable) -> None:
-    """Appends the 30 costliest operations of ten calls: kernels on a GPU."""
-    with torch.profiler.profile() as profiler:
-        for _ in range(10):
-            function()
-        wait()
-    order = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-    table = profiler.key_averages().table(sort_by=order, row_limit=30, max_name_column_width=90)
-    with file.open("a") as text:
-        text.write(f"{type(network).__name__}, ten calls\n{table}\n")
 
 
 def plain_rate(config: DictConfig, data, steps: int) -> float:
@@ -242,22 +200,12 @@ class Plain(LightningModule):
         self.ended = time.perf_counter()
 
 
-def median_ms(function: Callable) -> float:
-    """Of REPEATS calls after five that warm up and record."""
-    return 1000 * statistics.median([seconds(function) for _ in range(REPEATS + 5)][5:])
-
-
 def seconds(function: Callable) -> float:
     wait()
     started = time.perf_counter()
     function()
     wait()
     return time.perf_counter() - started
-
-
-def wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from bagnet_lightning.checkpoint import load_trained, read_checkpoint
 from bagnet_lightning.errors import Diverged, UserError
 from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.fit import fit
+from bagnet_lightning.training.history import History
 
 
 def weights(path):
@@ -37,6 +38,14 @@ def test_a_run_leaves_its_measurements_and_checkpoints(tmp_path):
     assert not trained.network.training
     assert trained.config["model"]["width"] == 0.25
     assert len(trained.classes) == result["classes"]
+
+
+@pytest.mark.parametrize(("limit", "images"), [([], 36), (["+trainer.limit_train_batches=2"], 24)])
+def test_the_images_of_an_epoch_are_those_it_trains_on(tmp_path, monkeypatch, limit, images):
+    monkeypatch.setattr(History, "timing", lambda self, per_epoch, compile_seconds: {"images": per_epoch})
+    result = fit(composed(*SMALL, "trainer.max_epochs=1", *limit), tmp_path)
+    assert result["images"] == images
+    assert result["checkpoint_seconds"] > 0
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_one_others(tmp_path):

@@ -78,15 +78,18 @@ class Learner(LightningModule, ABC):
         """
         return self.trainer.strategy.reduce(torch.stack([self.train_totals, self.val_totals]), reduce_op="sum")
 
-    def configure_optimizers(self) -> dict:
+    def make_optimizer(self) -> Optimizer:
         parameters = [*self.parameters()]
-        optimizer = self.optimizer(
+        return self.optimizer(
             [
                 {"params": [p for p in parameters if p.ndim > 1]},
                 {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
             ],
             **self._fused(),
         )
+
+    def configure_optimizers(self) -> dict:
+        optimizer = self.make_optimizer()
         length = {"total_steps": self.trainer.estimated_stepping_batches}  # asked first: num_training_batches needs it
         if "total_steps" not in inspect.signature(self.scheduler).parameters:
             length = {}

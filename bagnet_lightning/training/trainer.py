@@ -104,8 +104,10 @@ def train(
         if not is_oom_error(error):
             raise
         raise _out_of_memory(module, data) from error
+    images_per_epoch = min(len(data.train_images), trainer.num_training_batches * data.batch_size)
     return {
-        **history.timing(len(data.train_images), compile_seconds(module, data)),
+        **history.timing(images_per_epoch, compile_seconds(module, data)),
+        "checkpoint_seconds": trainer.strategy.checkpoint_io.seconds,  # in this process; they count in train_seconds
         "train_images": len(data.train_images),
         "val_images": len(data.val_images),
         "validated_on": "holdout" if data.holdout else "val",
