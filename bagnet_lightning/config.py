@@ -50,6 +50,7 @@ _PRETRAINED: Rule = (
     lambda value: isinstance(value, bool) or (isinstance(value, str) and Path(value).is_file()),
     "true, false or the path of an existing file",
 )
+_KERNELS = ("chi2", "intersection", "jensen_shannon", None)
 _PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "64-true")
 
 RULES: dict[str, Rule] = {
@@ -87,6 +88,22 @@ RULES: dict[str, Rule] = {
     "scheduler.gamma": _number(0, 1, above=True),
     "scheduler.eta_min": _number(0),
     "scheduler.pct_start": _number(0, 1),
+    "workers": _or_null(_whole(1)),
+    "features.upsample": _number(0.25),
+    "features.contrast_threshold": _number(0),
+    "features.edge_threshold": _number(0, above=True),
+    "features.sigma": _number(0.5, above=True),
+    "features.step": _whole(1),
+    "features.keypoints": _whole(1),
+    "features.fast_threshold": _whole(1),
+    "encoding.codebook.size": _whole(2),
+    "encoding.codebook.sample": _whole(2),
+    "encoding.power": _number(0, 1, above=True),
+    "encoding.norm": (lambda value: value in ("l1", "l2", None), "l1, l2 or null"),
+    "classifier.loss": (lambda value: value in ("squared_hinge", "logistic"), "squared_hinge or logistic"),
+    "classifier.C": _number(0, above=True),
+    "classifier.kernel": (lambda value: value in _KERNELS, f"{', '.join(map(str, _KERNELS[:-1]))} or null"),
+    "classifier.order": _whole(1),
     "trainer.devices": _whole(1),
     "trainer.num_nodes": _whole(1),
     "trainer.sync_batchnorm": _BOOL,
@@ -108,9 +125,15 @@ HOW_FAST = (
     "trainer.cuda_graph",
     "trainer.devices",
     "trainer.num_nodes",
+    "cache",
+    "workers",
 )
+LABELS = ("features.label", "encoding.label", "classifier.label")  # likewise
 NOT_IN_FOLDER = ("trainer", *NOT_IN_DIGEST, *HOW_FAST)  # of the trainer the choice only: trainer.max_epochs is in it
-CHOICES_FIRST = ("recipe", "table1", "model", "optim", "scheduler", "data")
+CHOICES_FIRST = (
+    *("related", "features", "encoding", "classifier", "head"),
+    *("recipe", "table1", "model", "optim", "scheduler", "data"),
+)
 
 _MISSING = object()
 
@@ -139,11 +162,15 @@ def digest(config: DictConfig) -> str:
     asked = OmegaConf.create(plain(config))
     for key in NOT_IN_DIGEST:
         OmegaConf.update(asked, key, None, force_add=True)
-    for key in HOW_FAST:
-        group, name = key.split(".")
-        asked[group].pop(name, None)
-    if not config.trainer.get("sync_batchnorm", True):  # then the statistics are of a device's part of the batch
-        asked.trainer.devices = config.trainer.get("devices", 1) * config.trainer.get("num_nodes", 1)
+    for key in (*HOW_FAST, *LABELS):
+        *groups, name = key.split(".")
+        holder = asked
+        for group in groups:
+            holder = holder.get(group, {})
+        holder.pop(name, None)
+    trainer = config.get("trainer", {})
+    if not trainer.get("sync_batchnorm", True):  # then the statistics are of a device's part of the batch
+        asked.trainer.devices = trainer.get("devices", 1) * trainer.get("num_nodes", 1)
     return hashlib.sha256(json.dumps(plain(asked), sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -187,5 +214,15 @@ def keys(name: str) -> str:
     return "\n".join(lines).replace("$", "$$")  # Hydra fills in a string.Template
 
 
+def groups(command: str) -> str:
+    """What --help says of the groups of a command: a line for each that conf/COMMAND.yaml names, with its choices."""
+    defaults = OmegaConf.load(CONF / f"{command}.yaml").defaults
+    named = [name for entry in defaults if OmegaConf.is_dict(entry) for name in entry if "override " not in name]
+    return "\n".join(
+        f"{name}: {', '.join(sorted(path.stem for path in (CONF / name).glob('*.yaml')))}" for name in named
+    )
+
+
 OmegaConf.register_new_resolver("folder", folder, replace=True)
+OmegaConf.register_new_resolver("groups", groups, replace=True)
 OmegaConf.register_new_resolver("keys", keys, replace=True)

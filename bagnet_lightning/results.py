@@ -49,6 +49,8 @@ _DEEPEST = 4  # levels below a sweep's folder that are searched for runs
 
 def describe(config: DictConfig, overrides: list[str]) -> dict:
     """What was asked for: the part of a result that is known before the run."""
+    if "features" in config:
+        return _describe_related(config, overrides)
     model, optimizer, scheduler = (config[group]._target_.split(".")[-1] for group in ("model", "optim", "scheduler"))
     pretrained = config.model.pretrained is not False
     row = None
@@ -66,6 +68,24 @@ def describe(config: DictConfig, overrides: list[str]) -> dict:
         "config_digest": digest(config),
         "overrides": overrides,
         "paper": row and {"row": row.row, "accuracy": row.accuracy},
+    }
+
+
+def _describe_related(config: DictConfig, overrides: list[str]) -> dict:
+    """The same of a system of features, encoding and classifier: an empty label has nothing to say."""
+    features, encoding, classifier = config.features, config.encoding, config.classifier
+    return {
+        "kind": "related",
+        "system": ", ".join(part.label for part in (features, encoding, classifier) if part.label),
+        "features": features.name,
+        "encoding": encoding.name,
+        "classifier": classifier.name,
+        "model": features.name,
+        "optimizer": classifier.name,
+        "seed": config.seed,
+        "data": config.data.name,
+        "config_digest": digest(config),
+        "overrides": overrides,
     }
 
 

@@ -109,7 +109,7 @@ def _print_jobs(shares: dict[str, str]) -> None:
     """What a sweep would do in which folders with what share of the devices, and nothing done: ends the command."""
     for number, (run_folder, share) in enumerate(shares.items(), start=1):
         run = read_run(run_folder)
-        done = f"{run['epochs_done']} epochs done" if run["config"] else "to do"
+        done = f"{run['epochs_done']} epochs done" if run.get("epochs") else "to do"
         status = done if run["status"] == "unfinished" else run["status"]
         print(f"[{number}/{len(shares)}] {run_folder}: {status}" + (f", with {share}" if status != "finished" else ""))
     sys.exit(0)
@@ -117,9 +117,10 @@ def _print_jobs(shares: dict[str, str]) -> None:
 
 def _line(result: dict, results: list[dict], total: int, elapsed: float) -> str:
     """One run that ended, and what is left to do after `elapsed` s."""
-    name = f"{result['model']} {result['optimizer']}"
+    name = result.get("system") or f"{result['model']} {result['optimizer']}"
     if result["status"] == "finished":
-        told = f"{result['best_val_accuracy']:.4f} in {result['train_seconds']:.0f} s"
+        seconds = result["train_seconds"] + result.get("feature_seconds", 0)
+        told = f"{result['best_val_accuracy']:.4f} in {seconds:.0f} s"
         told += ", skipped: finished before" if result.get("skipped") else ""
     else:
         told = f"{result['status']}: {result['error']}"

@@ -10,13 +10,13 @@ import logging
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from bagnet_lightning.cli import command
-from bagnet_lightning.config import digest, plain
 from bagnet_lightning.errors import Interrupted
-from bagnet_lightning.files import alone, write_text
-from bagnet_lightning.results import describe, read_run
+from bagnet_lightning.files import alone
+from bagnet_lightning.results import describe
+from bagnet_lightning.runs import begin, taken
 from bagnet_lightning.training import ranks
 
 RUN_FILES = ("config.yaml", "metrics.csv", "best.ckpt", "last.ckpt", "predictions.npz", "wandb_id", "result.json")
@@ -31,29 +31,14 @@ def main(config: DictConfig) -> dict:
         logging.disable(logging.INFO)  # of what all ranks do, one tells
         return train(config, folder, asked, lead=False)
     with alone(folder) as free:
-        if not free:
-            return {
-                **asked,
-                "status": "failed",
-                "error": f"another process trains in {folder}; wait for it, or stop it",
-            }
-        return train(config, folder, asked, lead=True)
+        return train(config, folder, asked, lead=True) if free else taken(folder, asked)
 
 
 def train(config: DictConfig, folder: Path, asked: dict, lead: bool) -> dict:
     """The run's result, be it an earlier one. lead: whether this process, of the run's ranks, writes its files."""
-    if config.fresh and lead:
-        for name in RUN_FILES:
-            (folder / name).unlink(missing_ok=True)
-    earlier = {} if config.fresh else read_run(folder)
-    if earlier.get("config") and digest(OmegaConf.create(earlier["config"])) != asked["config_digest"]:
-        error = f"{folder} holds a run of another configuration; start over with fresh=true, or name another sweep=NAME"
-        return {**asked, "status": "failed", "error": error}
-    if earlier.get("status") == "finished":
-        return {**earlier, "skipped": True}
-    if lead:
-        (folder / "result.json").unlink(missing_ok=True)
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(config))))
+    earlier = begin(config, folder, asked, RUN_FILES, lead)
+    if earlier is not None:
+        return earlier
     try:
         if ranks.must_start(config):
             return ranks.run(config, folder, asked)

@@ -101,20 +101,42 @@ def test_wrong_values_are_refused_by_name(mistake):
         check(composed(mistake))
 
 
+@pytest.mark.parametrize(
+    "mistake",
+    ["workers=0", "encoding.codebook.size=1.5", "encoding.power=0", "encoding.norm=l3", "classifier.kernel=rbf"],
+)
+def test_wrong_values_of_a_system_are_refused_by_name(mistake):
+    key = mistake.partition("=")[0]
+    with pytest.raises(UserError, match=rf"^{key}=.*: {key} must be "):
+        check(composed(mistake, name="classical"))
+
+
 def test_missing_values_are_asked_for():
     with pytest.raises(UserError, match=r"add data\.root=\.\.\."):
         check(composed("data=image_folder"))
 
 
+@pytest.mark.parametrize("group", ["data", "features", "encoding", "classifier"])
+def test_every_choice_of_a_system_composes_and_keeps_the_rules(group):
+    for choice in choices(group):
+        config = composed(f"{group}={choice}", *(["data.root=x"] if choice == "image_folder" else []), name="classical")
+        check(config)
+        OmegaConf.to_container(config, resolve=True)
+
+
 def test_rules_are_of_keys_that_exist():
+    groups = {"config": ("data", "model", "optim", "scheduler"), "classical": ("features", "encoding", "classifier")}
     configs = [
-        composed(f"{group}={name}") for group in ("data", "model", "optim", "scheduler") for name in choices(group)
+        composed(f"{group}={choice}", name=name)
+        for name, members in groups.items()
+        for group in members
+        for choice in choices(group)
     ]
 
     def exists(key):
         *parents, last = key.split(".")
         nodes = (OmegaConf.select(config, ".".join(parents)) if parents else config for config in configs)
-        return any(last in node for node in nodes)
+        return any(node is not None and last in node for node in nodes)
 
     assert [key for key in RULES if not exists(key)] == []
 
@@ -144,6 +166,14 @@ def test_digest_is_of_what_is_trained():
     assert digest(composed("model=bagnet17", "optim=sgd")) == asked
 
 
+def test_the_digest_of_a_system_is_of_what_decides_its_scores():
+    asked = digest(composed(name="classical"))
+    for same in ("workers=3", "cache=elsewhere", "features.label=x", "dry_run=true"):
+        assert digest(composed(same, name="classical")) == asked
+    for other in ("features=orb", "encoding.codebook.size=7", "classifier=additive", "seed=1"):
+        assert digest(composed(other, name="classical")) != asked
+
+
 def test_the_number_of_devices_counts_where_each_has_batch_statistics_of_its_own():
     two = ["trainer=ddp", "trainer.devices=2"]
     assert digest(composed(*two)) == digest(composed("trainer=ddp", "trainer.devices=4"))
@@ -156,6 +186,7 @@ def test_folders_are_named_by_what_was_asked():
     assert folder(["trainer=ddp", "trainer.devices=4"]) == folder([]) == "defaults"
     assert folder(["model=bagnet9", "+trainer.max_steps=3", "optim.lr=0.01"]) == "bagnet9_lr-0.01_max_steps-3"
     assert folder(["checkpoint.every_n_minutes=2", "logger.project=p", "optim=adam"]) == "adam"
+    assert folder(["classifier=additive", "workers=2", "features=sift", "cache=/c"]) == "sift_additive"
     assert folder(["sweep=x", "fresh=true", "data.root=/a/b", "logger=csv", "seed=1"]) == "seed-1"
     hydra_safe = folder(["model.pretrained=/a b/c,d='x'.pt", "data.classes=[n01,n02]"])
     assert not set(hydra_safe) - set("abcdefghijklmnopqrstuvwxyz0123456789-_.+")

@@ -246,5 +246,5 @@ def test_a_killed_worker_is_a_user_error(tmp_path):
     process, workers = packing_for_minutes(tmp_path)
     os.kill(workers[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=30)
-    assert errors.splitlines()[-1].endswith("a process that packed images was killed: is there enough memory?")
+    assert errors.splitlines()[-1].endswith("a worker process was killed: is there enough memory?")
     assert [path.name for path in tmp_path.iterdir()] == ["images"]

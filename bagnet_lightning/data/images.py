@@ -1,9 +1,6 @@
 """From image files to uint8 pixels. Packing workers start with this module: it imports neither torch nor Lightning."""
 
 import hashlib
-import pickle
-import signal
-import sys
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -110,22 +107,3 @@ def pack_chunk(paths: list[str], image_size: int, resize: bool, file: Path, offs
         for values in (flat, np.square(flat, dtype=np.uint16))
     )
     return PackedChunk(sums, squares, hashlib.sha256(images).hexdigest())
-
-
-def serve() -> None:
-    """Life of a packing worker: reads pickled arguments of `pack_chunk` from stdin, answers on stdout, ends with stdin.
-
-    An answer is a PackedChunk or the exception that was raised.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end closes stdin
-    while True:
-        try:
-            job = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        try:
-            answer = pack_chunk(*job)
-        except Exception as error:
-            answer = error
-        pickle.dump(answer, sys.stdout.buffer)
-        sys.stdout.flush()

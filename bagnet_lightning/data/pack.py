@@ -5,25 +5,20 @@ import hashlib
 import json
 import math
 import os
-import pickle
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
-from subprocess import PIPE, Popen
 
 import numpy as np
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, ProgressColumn
 
-from bagnet_lightning.data.images import PackedChunk
-from bagnet_lightning.errors import UserError
+from bagnet_lightning.data.images import PackedChunk, pack_chunk
+from bagnet_lightning.data.workers import in_processes
 
 FORMAT = 1  # of packed stores; also stands for how images are decoded, so a change of either raises it
 CHUNK_BYTES = 4 * 2**20  # of pixels that a worker decodes, writes and hashes at a time; part of the format
-MAX_WORKERS = 16  # each holds 50 MiB, and by then the disk is the limit
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,7 @@ def pack(folder: Path, source: Source, workers: int | None) -> None:
             jobs[name, start] = (files.paths[start : start + step], source.image_size, source.resize, path, offset)
     chunks = {}
     with progress_bar("packing images", sum(len(files.paths) for files in source.splits.values())) as advance:
-        for key, chunk in _work(jobs, min(workers or os.cpu_count() or 1, MAX_WORKERS, len(jobs))):
+        for key, chunk in zip(jobs, in_processes(pack_chunk, jobs.values(), workers, most=len(jobs)), strict=True):
             chunks[key] = chunk
             advance(len(jobs[key][0]))
             if len(chunks) % 32 == 0:  # now and then, beside the workers, so that little is left for the end
@@ -109,38 +104,6 @@ def progress_bar(description: str, total: int | None, *columns: ProgressColumn) 
     with bar:
         task = bar.add_task(description, total=total)
         yield lambda steps: bar.advance(task, steps)
-
-
-def _work(jobs: dict[tuple, tuple], workers: int) -> Iterator[tuple[tuple, PackedChunk]]:
-    """Has worker processes do the jobs; yields the key of each with its result, as they finish.
-
-    The processes are not multiprocessing's: those would import the user's main module first, and with it torch.
-    """
-    command = f"import sys; sys.path[:] = {sys.path!r}; from bagnet_lightning.data.images import serve; serve()"
-    idle = SimpleQueue()
-
-    def run(job: tuple) -> PackedChunk:
-        worker = idle.get()
-        try:
-            pickle.dump(job, worker.stdin)
-            worker.stdin.flush()
-            answer = pickle.load(worker.stdout)
-        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
-            raise UserError("a process that packed images was killed: is there enough memory?") from None
-        finally:
-            idle.put(worker)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    with contextlib.ExitStack() as stack:
-        for _ in range(workers):
-            idle.put(stack.enter_context(Popen([sys.executable, "-c", command], stdin=PIPE, stdout=PIPE)))
-        threads = stack.enter_context(ThreadPoolExecutor(workers))
-        stack.callback(threads.shutdown, cancel_futures=True)
-        futures = {threads.submit(run, job): key for key, job in jobs.items()}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
 
 
 def _mean_and_std(chunks: list[PackedChunk], count: int) -> tuple[list[float], list[float]]:

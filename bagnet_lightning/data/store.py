@@ -66,7 +66,7 @@ def packed_store(
         return store
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _one_process_at_a_time(folder.parent):
+        with one_process_at_a_time(folder.parent):
             store = _open(folder, fingerprint)  # somebody else may have packed it while we waited
             if store is not None:
                 return store
@@ -102,7 +102,7 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _one_process_at_a_time(folder: Path) -> Iterator[None]:
+def one_process_at_a_time(folder: Path) -> Iterator[None]:
     """Waits until no other process is in here with the same folder, then removes what killed ones left behind."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -31,8 +31,8 @@ SERVE = "import sys; sys.path[:] = {path!r}; from bagnet_lightning.training.rank
 
 
 def count(config: DictConfig) -> int:
-    """How many processes the run is to have."""
-    return config.trainer.devices * config.trainer.num_nodes
+    """How many processes the run is to have: one where no Trainer runs."""
+    return config.trainer.devices * config.trainer.num_nodes if "trainer" in config else 1
 
 
 def rank(config: DictConfig) -> int:
@@ -47,6 +47,8 @@ def must_start(config: DictConfig) -> bool:
 
 def check(config: DictConfig, sweep: bool = False) -> None:
     """Raises UserError unless this process can be one of the run's, or can start them."""
+    if "trainer" not in config:
+        return
     started, trainer = _placed()[1], config.trainer
     if started > 1 and sweep:
         raise UserError("a sweep starts the processes of each run itself: start it once, without torchrun or srun")

@@ -1,0 +1,36 @@
+"""Classifies images by their local features: one system, or with -m every cell of a grid.
+
+    python -m bagnet_lightning.classical features=sift classifier=additive
+    python -m bagnet_lightning.classical -m features=sift,fast_brief,orb,dense_sift classifier=linear,additive
+
+The same command again skips finished runs.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from bagnet_lightning.cli import command
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.runs import once
+
+RUN_FILES = ("config.yaml", "model.safetensors", "predictions.npz", "result.json")
+
+
+@command("classical")
+def main(config: DictConfig) -> dict:
+    assert not config.dry_run, "sweep.py ends a dry run before this"
+    if not all(map(find_spec, ("cv2", "sklearn"))):
+        raise UserError("local features need OpenCV and scikit-learn: pip install 'bagnet-lightning[classical]'")
+
+    def work(folder: Path) -> dict:
+        from bagnet_lightning.local_features.pipeline import run
+
+        return run(config, folder)
+
+    return once(config, RUN_FILES, work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Work shared out to processes. They start with this module: it imports neither torch nor Lightning."""
+
+import contextlib
+import os
+import pickle
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from subprocess import PIPE, Popen
+from typing import TypeVar
+
+from bagnet_lightning.errors import UserError
+
+MAX_WORKERS = 16  # by then the disk is the limit
+Result = TypeVar("Result")
+
+
+def in_processes(
+    function: Callable[..., Result], jobs: Iterable[tuple], workers: int | None, most: int = MAX_WORKERS
+) -> Iterator[Result]:
+    """Yields `function(*job)` of every job, in their order, from `workers` processes (None: one a core); from `most` at
+    most, and never more than MAX_WORKERS.
+
+    function: of a module, which the processes import. Jobs are drawn no sooner than they are needed, so that few of
+    them and of their results are in memory. What the function raises is raised here.
+    The processes are not multiprocessing's: those would import the user's main module first, and with it torch.
+    """
+    workers = min(workers or os.cpu_count() or 1, most, MAX_WORKERS)
+    command = f"import sys; sys.path[:] = {sys.path!r}; from bagnet_lightning.data.workers import serve; serve()"
+    idle = SimpleQueue()
+
+    def run(job: tuple) -> Result:
+        worker = idle.get()
+        try:
+            pickle.dump((function, job), worker.stdin)
+            worker.stdin.flush()
+            answer = pickle.load(worker.stdout)
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+            raise UserError("a worker process was killed: is there enough memory?") from None
+        finally:
+            idle.put(worker)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(workers):
+            idle.put(stack.enter_context(Popen([sys.executable, "-c", command], stdin=PIPE, stdout=PIPE)))
+        threads = stack.enter_context(ThreadPoolExecutor(workers))
+        stack.callback(threads.shutdown, cancel_futures=True)
+        ahead = deque()
+        for job in jobs:
+            ahead.append(threads.submit(run, job))
+            if len(ahead) == 2 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def serve() -> None:
+    """Life of a worker: reads pickled (function, arguments) from stdin, answers on stdout, ends with stdin.
+
+    An answer is what the function returned or raised.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end closes stdin
+    while True:
+        try:
+            function, arguments = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            answer = function(*arguments)
+        except Exception as error:
+            answer = error
+        pickle.dump(answer, sys.stdout.buffer)
+        sys.stdout.flush()

@@ -1,0 +1,41 @@
+"""What stands between features and encodings: the local features of some images."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Bag:
+    """The local features of n images, one image after the other.
+
+    descriptors: (M, D) uint8 or float32. keypoints: (M, 4) float32: x and y of the middle of the described region in
+    px of the image, where 0 is the middle of its first pixel; the region's diameter in px; its angle in degrees.
+    offsets: (n + 1,) int64; the features of image i are offsets[i] to offsets[i + 1].
+    """
+
+    descriptors: np.ndarray
+    keypoints: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.offsets) - 1
+
+    @property
+    def images(self) -> np.ndarray:
+        """(M,) which image each feature is of."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+
+class Bags(Protocol):
+    """The local features of many images, read some images at a time."""
+
+    binary: bool  # descriptors are bits, eight in a byte, and compared by their Hamming distance
+    without_features: int  # images
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> Bag:
+        """Of the images `start` to `stop`."""

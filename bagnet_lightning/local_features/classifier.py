@@ -1,0 +1,98 @@
+"""Linear classifiers of encoded images, plain or on the explicit map of an additive kernel.
+
+Trained by L-BFGS, all classes at once. The optimum is that of scikit-learn's LinearSVC and LogisticRegression, but 200
+classes of 100,000 images take minutes: the work is products of matrices.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+from torch.nn import functional as F
+
+from bagnet_lightning.data.pack import progress_bar
+from bagnet_lightning.local_features.kernel_map import KernelMap
+
+LOSSES = ("squared_hinge", "logistic")
+ROWS = 8192  # images mapped and multiplied at a time
+ITERATIONS, GRADIENT = 1000, 1e-6  # at most; the largest element of the mean loss's gradient that is as good as none
+
+
+class LinearClassifier:
+    """Scores w . map(x) + b of each class.
+
+    loss: "squared_hinge", each class against the rest (a linear SVM), or "logistic", multinomial. C: weight of the sum
+    of losses against |w|^2 / 2, as in scikit-learn; b is free. kernel, order: of KernelMap; None: x itself.
+    """
+
+    arrays: Mapping[str, np.ndarray]  # weight (classes, features) and bias (classes,), float32
+
+    def __init__(self, loss: str, C: float, kernel: str | None, order: int):
+        self.loss, self.C = loss, C
+        self.map = KernelMap(kernel, order) if kernel else None
+        self.arrays = {}
+
+    def learn(self, vectors: np.ndarray, labels: np.ndarray, classes: int) -> None:
+        """vectors: (N, W) float32. labels: (N,) int64."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        vectors, labels = torch.from_numpy(vectors).to(device), torch.from_numpy(labels).to(device)
+        features = self.mapped(vectors[:1]).shape[1]
+        shape = classes, features + 1
+
+        def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+            weights = torch.from_numpy(flat).float().to(device).view(shape)
+            value, gradient = 0.0, torch.zeros(shape, device=device)
+            for rows, truth in zip(vectors.split(ROWS), labels.split(ROWS), strict=True):
+                mapped = self.mapped(rows)
+                scores = torch.addmm(weights[:, -1], mapped, weights[:, :-1].T)
+                loss, slope = _loss(self.loss, scores, truth)
+                value += loss
+                gradient[:, :-1] += slope.T @ mapped
+                gradient[:, -1] += slope.sum(0)
+            count = len(labels)
+            penalty = 1 / (self.C * count)
+            gradient = gradient.double().cpu() / count
+            flat = torch.from_numpy(flat).view(shape)[:, :-1]
+            gradient[:, :-1] += penalty * flat
+            return value / count + penalty / 2 * flat.square().sum().item(), gradient.numpy().ravel()
+
+        with progress_bar("classifier", ITERATIONS) as advance:
+            found = minimize(
+                objective,
+                np.zeros(shape).ravel(),
+                jac=True,
+                method="L-BFGS-B",
+                callback=lambda _: advance(1),
+                options={"maxiter": ITERATIONS, "gtol": GRADIENT, "ftol": 1e-9},
+            )
+        weights = found.x.reshape(shape).astype(np.float32)
+        self.arrays = {"weight": np.ascontiguousarray(weights[:, :-1]), "bias": np.ascontiguousarray(weights[:, -1])}
+
+    def scores(self, vectors: np.ndarray) -> np.ndarray:
+        """(N, classes) float32 of vectors (N, W)."""
+        weight, bias = (torch.from_numpy(self.arrays[name]) for name in ("weight", "bias"))
+        blocks = torch.from_numpy(vectors).split(ROWS)
+        return torch.cat([torch.addmm(bias, self.mapped(rows), weight.T) for rows in blocks]).numpy()
+
+    def contributions(self, vector: np.ndarray) -> np.ndarray:
+        """(W, classes) what each element of a vector (W,) adds to each class's score; with the bias, all of it."""
+        weight = torch.from_numpy(self.arrays["weight"])
+        mapped = self.mapped(torch.from_numpy(vector)[None])  # (1, terms * W): one term after the other
+        return (mapped * weight).view(len(weight), -1, len(vector)).sum(1).T.numpy()
+
+    def mapped(self, vectors: Tensor) -> Tensor:
+        return self.map(vectors) if self.map else vectors
+
+
+def _loss(name: str, scores: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+    """The sum of the losses of (B, classes) scores, and its derivative by them."""
+    if name == "logistic":
+        log_probability = scores.log_softmax(1)
+        slope = log_probability.exp()
+        slope[torch.arange(len(labels)), labels] -= 1
+        return F.nll_loss(log_probability, labels, reduction="sum").item(), slope
+    signs = 2.0 * F.one_hot(labels, scores.shape[1]) - 1
+    short = (1 - signs * scores).clamp(min=0)  # of the margin
+    return short.square().sum().item(), -2 * signs * short

@@ -1,0 +1,86 @@
+"""Visual words: the descriptors that stand for all others, learned from a sample of them."""
+
+import numpy as np
+from sklearn.cluster import MiniBatchKMeans
+
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.local_features.bag import Bags
+
+BLOCK = 8  # neighbouring images that a sample reads together: a network describes several as fast as one
+BLOCKS = 1000  # that it reads at most
+ROWS = 8192  # descriptors compared with all words at a time
+MAJORITY_ROUNDS = 50
+
+
+def sample(bags: Bags, count: int, seed: int) -> np.ndarray:
+    """About `count` descriptors, or all if there are fewer, drawn from images all over `bags`."""
+    draw = np.random.default_rng(seed)
+    starts = np.arange(0, len(bags), BLOCK)
+    starts = np.sort(draw.permutation(starts)[:BLOCKS])
+    quota = -(-count // len(starts))
+    kept = []
+    for start in starts:
+        descriptors = bags.read(int(start), min(int(start) + BLOCK, len(bags))).descriptors
+        kept.append(descriptors[np.sort(draw.permutation(len(descriptors))[:quota])])
+    return np.concatenate(kept)
+
+
+def learn_words(descriptors: np.ndarray, size: int, binary: bool, seed: int) -> np.ndarray:
+    """A codebook of `size` words, (size, D): float32 means, or uint8 codes where the descriptors are `binary`.
+
+    Raises UserError where there are fewer descriptors than words.
+    """
+    if len(descriptors) < size:
+        raise UserError(
+            f"encoding.codebook.size={size}: a word needs a local feature of the training images, and the sample has "
+            f"{len(descriptors)}; ask for fewer words"
+        )
+    return k_majority(descriptors, size, seed) if binary else k_means(descriptors, size, seed)
+
+
+def nearest_word(descriptors: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """(M,) index of the word nearest to each descriptor: by Hamming distance where words are uint8, else Euclidean."""
+    if words.dtype == np.uint8:
+        descriptors, words = _signs(descriptors), _signs(words)
+    words = words.astype(np.float32)
+    halves = np.einsum("wd,wd->w", words, words) / 2
+    nearest = np.empty(len(descriptors), np.int64)
+    for start in range(0, len(descriptors), ROWS):
+        rows = slice(start, start + ROWS)
+        nearest[rows] = (descriptors[rows].astype(np.float32) @ words.T - halves).argmax(1)
+    return nearest
+
+
+def k_means(descriptors: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """(size, D) float32. Sculley 2010, as scikit-learn does it."""
+    learned = MiniBatchKMeans(size, batch_size=4096, n_init=1, max_iter=50, random_state=seed)
+    return learned.fit(descriptors.astype(np.float32)).cluster_centers_.astype(np.float32)
+
+
+def k_majority(descriptors: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """(size, bytes) uint8: Lloyd's algorithm in Hamming space, where a bit of a word is what most of its own have.
+
+    Grana et al. 2013. A tie gives a 1; a word that none is nearest to becomes a descriptor drawn at random.
+    """
+    draw = np.random.default_rng(seed)
+    words = descriptors[draw.choice(len(descriptors), size, replace=False)]
+    signs = _signs(descriptors)
+    assigned = None
+    for _ in range(MAJORITY_ROUNDS):
+        before, assigned = assigned, nearest_word(descriptors, words)
+        if before is not None and (assigned == before).all():
+            break
+        order = np.argsort(assigned, kind="stable")
+        counts = np.bincount(assigned, minlength=size)
+        present = np.flatnonzero(counts)
+        votes = np.add.reduceat(signs[order], np.cumsum(counts)[present] - counts[present], axis=0)
+        words = words.copy()
+        words[present] = np.packbits(votes >= 0, axis=1)
+        empty = np.flatnonzero(counts == 0)
+        words[empty] = descriptors[draw.integers(len(descriptors), size=len(empty))]
+    return words
+
+
+def _signs(codes: np.ndarray) -> np.ndarray:
+    """(M, bytes) uint8 to (M, bits) float32, -1 or 1: their products are bits less twice the Hamming distance."""
+    return np.unpackbits(codes, axis=1).astype(np.float32) * 2 - 1

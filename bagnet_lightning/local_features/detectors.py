@@ -1,0 +1,169 @@
+"""OpenCV's keypoints and descriptors on small images. The processes that extract import this: no torch.
+
+Keypoint detectors were made for photographs of a thousand pixels a side, and leave out what is nearer to the edge than
+their patch is wide: an ORB patch of 31 px fits into 64 px at few places. Images are therefore enlarged before anything
+else (`upsample`), and ORB's patches may reach over the edge, where the image is mirrored.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import cv2
+import numpy as np
+
+from bagnet_lightning.local_features.bag import Bag, Bags
+
+if TYPE_CHECKING:
+    from bagnet_lightning.data.batches import Images
+
+SIFT_BYTES, ORB_BYTES = 128, 32
+ORB_PATCH = 31  # px; for this size the pairs of pixels are the learned ones (Rublee et al. 2011, section 4.3)
+SIFT_BINS = 4  # a SIFT descriptor is of 4 x 4 bins, each 3 sigma wide, and KeyPoint.size is 2 sigma
+
+
+@dataclass(frozen=True)
+class Detector(ABC):
+    """Finds keypoints in an image and describes them. upsample: the image is enlarged so many times before."""
+
+    descriptor_bytes: ClassVar[int]
+    binary: ClassVar[bool] = False
+
+    upsample: float
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """image: (H, W, 3) uint8, RGB. Returns keypoints (M, 4) float32 and descriptors (M, D) uint8 as in a Bag."""
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        if self.upsample != 1:
+            grey = cv2.resize(grey, None, fx=self.upsample, fy=self.upsample, interpolation=cv2.INTER_CUBIC)
+        points, descriptors = self.detect(grey)
+        if not len(points):
+            return np.empty((0, 4), np.float32), np.empty((0, self.descriptor_bytes), np.uint8)
+        keypoints = np.array([(*point.pt, self.diameter(point), point.angle) for point in points], np.float32)
+        keypoints[:, :2] = (keypoints[:, :2] + 0.5) / self.upsample - 0.5  # the middle of a pixel stays its middle
+        keypoints[:, 2] /= self.upsample
+        return keypoints, descriptors.astype(np.uint8)  # SIFT's are whole numbers up to 255 in float32
+
+    def describe(self, images: np.ndarray) -> Bag:
+        """The local features of images (n, H, W, 3) uint8, RGB."""
+        cv2.setNumThreads(0)  # processes share the cores already, and one thread finds keypoints in one order
+        found = [self(image) for image in images]
+        keypoints, descriptors = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return Bag(descriptors, keypoints, np.cumsum([0, *(len(each) for each, _ in found)]))
+
+    def bags(self, images: "Images", cache: Path, workers: int | None) -> Bags:
+        """The local features of images, from `cache` or computed by so many processes (None: one a core) and kept."""
+        from bagnet_lightning.local_features.extraction import extracted  # here: it imports torch
+
+        return extracted(self, images, cache, workers)
+
+    @abstractmethod
+    def detect(self, grey: np.ndarray) -> tuple[Sequence[cv2.KeyPoint], np.ndarray]:
+        """The keypoints of a grey image and their descriptors, in px of this image."""
+
+    @abstractmethod
+    def diameter(self, point: cv2.KeyPoint) -> float:
+        """Of the region that the point's descriptor is of, px."""
+
+
+@dataclass(frozen=True)
+class Sift(Detector):
+    """Lowe 2004: extrema of differences of Gaussians, histograms of gradients. Arguments: cv2.SIFT_create's."""
+
+    descriptor_bytes: ClassVar[int] = SIFT_BYTES
+
+    contrast_threshold: float
+    edge_threshold: float
+    sigma: float
+
+    def detect(self, grey: np.ndarray) -> tuple[Sequence[cv2.KeyPoint], np.ndarray]:
+        sift = cv2.SIFT_create(
+            contrastThreshold=self.contrast_threshold,
+            edgeThreshold=self.edge_threshold,
+            sigma=self.sigma,
+            enable_precise_upscale=True,
+        )
+        return sift.detectAndCompute(grey, None)
+
+    def diameter(self, point: cv2.KeyPoint) -> float:
+        return SIFT_BINS * 3 * point.size / 2
+
+
+@dataclass(frozen=True)
+class DenseSift(Detector):
+    """SIFT descriptors, upright, on a grid of `step` px, with bins of each of `bin_sizes` px wherever they fit.
+
+    As in Bosch et al. 2007 (PHOW) the image is smoothed by a sixth of a bin.
+    """
+
+    descriptor_bytes: ClassVar[int] = SIFT_BYTES
+
+    step: int
+    bin_sizes: Sequence[float]
+
+    def detect(self, grey: np.ndarray) -> tuple[Sequence[cv2.KeyPoint], np.ndarray]:
+        height, width = grey.shape
+        points, descriptors = [], []
+        for size in self.bin_sizes:
+            grid = [
+                cv2.KeyPoint(x, y, 2 * size / 3, 0)
+                for y in _places(height, SIFT_BINS * size, self.step)
+                for x in _places(width, SIFT_BINS * size, self.step)
+            ]
+            if grid:
+                kept, described = cv2.SIFT_create(sigma=max(0.6, size / 6)).compute(grey, grid)
+                points += kept
+                descriptors.append(described)
+        return points, np.concatenate(descriptors) if points else np.empty((0, SIFT_BYTES))
+
+    def diameter(self, point: cv2.KeyPoint) -> float:
+        return SIFT_BINS * 3 * point.size / 2
+
+
+@dataclass(frozen=True)
+class Orb(Detector):
+    """Rublee et al. 2011: FAST corners of a pyramid with an angle, and 256 comparisons of pixels turned by it."""
+
+    descriptor_bytes: ClassVar[int] = ORB_BYTES
+    binary: ClassVar[bool] = True
+
+    keypoints: int
+    fast_threshold: int
+
+    def detect(self, grey: np.ndarray) -> tuple[Sequence[cv2.KeyPoint], np.ndarray]:
+        orb = cv2.ORB_create(nfeatures=self.keypoints, edgeThreshold=0, fastThreshold=self.fast_threshold)
+        return orb.detectAndCompute(grey, None)
+
+    def diameter(self, point: cv2.KeyPoint) -> float:
+        return point.size  # already that of the patch
+
+
+@dataclass(frozen=True)
+class FastBrief(Detector):
+    """FAST corners (Rosten & Drummond 2006), the strongest `keypoints` of them, with ORB's binary descriptor, upright.
+
+    Upright, it is BRIEF (Calonder et al. 2010) on ORB's learned pairs: FAST itself gives corners no angle.
+    """
+
+    descriptor_bytes: ClassVar[int] = ORB_BYTES
+    binary: ClassVar[bool] = True
+
+    keypoints: int
+    fast_threshold: int
+
+    def detect(self, grey: np.ndarray) -> tuple[Sequence[cv2.KeyPoint], np.ndarray]:
+        corners = cv2.FastFeatureDetector_create(threshold=self.fast_threshold).detect(grey)
+        strongest = sorted(corners, key=lambda corner: (-corner.response, corner.pt[1], corner.pt[0]))
+        upright = [cv2.KeyPoint(*corner.pt, ORB_PATCH, 0) for corner in strongest[: self.keypoints]]
+        return cv2.ORB_create(edgeThreshold=0).compute(grey, upright)
+
+    def diameter(self, point: cv2.KeyPoint) -> float:
+        return point.size
+
+
+def _places(length: int, side: float, step: int) -> np.ndarray:
+    """Middles of windows of `side` px, every `step` px, as many as fit into `length` px, about its middle."""
+    count = int((length - side) // step) + 1 if length >= side else 0
+    return (length - 1) / 2 + step * (np.arange(count) - (count - 1) / 2)

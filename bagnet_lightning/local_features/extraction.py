@@ -1,0 +1,150 @@
+"""Keypoints and descriptors of many images: computed by several processes, kept on disk, used again.
+
+A folder holds descriptors.npy (M, D) uint8, keypoints.npy (M, 4) float32, offsets.npy (N + 1,) int64 and manifest.json.
+Its name ends in the digest of all that decides its content, so what is there and whole is right.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from bagnet_lightning.data.batches import Images
+from bagnet_lightning.data.pack import progress_bar
+from bagnet_lightning.data.store import one_process_at_a_time, temporary_folder
+from bagnet_lightning.data.workers import in_processes
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.local_features.bag import Bag
+from bagnet_lightning.local_features.detectors import Detector
+
+log = logging.getLogger(__name__)
+FORMAT = 1  # goes up when a detector computes something else from the same settings
+CHUNK = 128  # images that a process is given at a time
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """Local features in `folder`. Read with the file's own calls: a memory map would count as memory in use."""
+
+    folder: Path
+    binary: bool
+    offsets: np.ndarray  # (N + 1,) int64
+    descriptor_bytes: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def without_features(self) -> int:
+        return int((np.diff(self.offsets) == 0).sum())
+
+    def read(self, start: int, stop: int) -> Bag:
+        first, last = (int(offset) for offset in self.offsets[[start, stop]])
+        return Bag(
+            _rows(self.folder / "descriptors.npy", np.uint8, self.descriptor_bytes, first, last),
+            _rows(self.folder / "keypoints.npy", np.float32, 4, first, last),
+            self.offsets[start : stop + 1] - first,
+        )
+
+
+def extracted(detector: Detector, images: Images, cache: Path, workers: int | None) -> Extracted:
+    """The local features of `images`, from below `cache` or computed and put there, by one job at a time.
+
+    workers: processes, by default one a core. Raises UserError if `cache` cannot be written.
+    """
+    pixels = hashlib.sha256()
+    for chunk in _chunks(images):
+        pixels.update(chunk)
+    settings = {
+        "format": FORMAT,
+        "detector": type(detector).__name__,
+        **asdict(detector),
+        "opencv": cv2.__version__,
+        "pixels": pixels.hexdigest(),
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    folder = cache / f"{type(detector).__name__.lower()}-{digest[:16]}"
+    found = _open(folder, detector)
+    if found is not None:
+        return found
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with one_process_at_a_time(cache):
+            found = _open(folder, detector)  # somebody else may have computed it while we waited
+            if found is not None:
+                return found
+            with temporary_folder(folder) as temporary:
+                (temporary / "new").mkdir()
+                _compute(detector, images, temporary / "new", settings, workers)
+                if folder.exists():
+                    folder.rename(temporary / "old")
+                (temporary / "new").rename(folder)
+    except OSError as error:
+        raise UserError(f"cannot make {folder}: {error}; free some space, or set cache=FOLDER") from error
+    found = _open(folder, detector)
+    assert found is not None, f"{folder} was written and cannot be opened"
+    return found
+
+
+def _compute(detector: Detector, images: Images, folder: Path, settings: dict, workers: int | None) -> None:
+    jobs = ((detector, pixels) for pixels in _chunks(images))
+    counts, features = [0], 0
+    with (
+        open(folder / "descriptors.npy", "wb") as descriptors,
+        open(folder / "keypoints.npy", "wb") as keypoints,
+        progress_bar("local features", len(images)) as advance,
+    ):
+        _header(descriptors, np.uint8, features, detector.descriptor_bytes)
+        _header(keypoints, np.float32, features, 4)
+        for bag in in_processes(Detector.describe, jobs, workers):
+            bag.descriptors.tofile(descriptors)
+            bag.keypoints.tofile(keypoints)
+            counts += np.diff(bag.offsets).tolist()
+            advance(len(bag))
+        features = sum(counts)
+        _header(descriptors, np.uint8, features, detector.descriptor_bytes)
+        _header(keypoints, np.float32, features, 4)
+    np.save(folder / "offsets.npy", np.cumsum(counts, dtype=np.int64))
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    manifest = {**settings, "count": len(images), "features": features, "bytes": sizes}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _chunks(images: Images) -> Iterator[np.ndarray]:
+    for chosen in images.chosen.split(CHUNK):
+        yield images.split.images.index_select(0, chosen).numpy()
+
+
+def _header(file, kind: type, rows: int, columns: int) -> None:
+    """The head of a .npy file, which is as long for any number of rows: numpy leaves room for it to grow."""
+    file.seek(0)
+    shape = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": (rows, columns)}
+    np.lib.format.write_array_header_1_0(file, shape)
+
+
+def _rows(path: Path, kind: type, columns: int, first: int, last: int) -> np.ndarray:
+    """Rows `first` to `last` of a .npy file."""
+    with open(path, "rb") as file:
+        np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file)
+        file.seek(first * columns * np.dtype(kind).itemsize, 1)
+        return np.fromfile(file, kind, (last - first) * columns).reshape(-1, columns)
+
+
+def _open(folder: Path, detector: Detector) -> Extracted | None:
+    """What is in `folder`, or None if it is not there or not whole."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        for name, size in manifest["bytes"].items():
+            if (folder / name).stat().st_size != size:
+                raise ValueError(f"{name} has another size")
+        return Extracted(folder, detector.binary, np.load(folder / "offsets.npy"), detector.descriptor_bytes)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if folder.exists():
+            log.info("%s is not used: %s", folder, error)
+        return None

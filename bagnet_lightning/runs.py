@@ -1,0 +1,75 @@
+"""A run is made once: the same command again finds it finished, and no folder mixes two configurations."""
+
+import logging
+import os
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from bagnet_lightning.config import digest, plain
+from bagnet_lightning.errors import Diverged, UserError
+from bagnet_lightning.files import alone, write_text
+from bagnet_lightning.results import describe, read_run, write_result
+
+log = logging.getLogger(__name__)
+
+
+def once(config: DictConfig, files: Sequence[str], work: Callable[[Path], dict]) -> dict:
+    """The result of the run that Hydra's current job asks for, be it an earlier one.
+
+    files: what a run leaves in its folder, which fresh=true removes. work: makes the run in the folder it is given,
+    and returns what it measured.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    asked = describe(config, list(HydraConfig.get().overrides.task))
+    with alone(folder) as free:
+        if not free:
+            return taken(folder, asked)
+        earlier = begin(config, folder, asked, files)
+        if earlier is not None:
+            return earlier
+        result = outcome(asked, folder, lambda: work(folder))
+        write_result(folder, result)
+        return result
+
+
+def begin(config: DictConfig, folder: Path, asked: dict, files: Sequence[str], lead: bool = True) -> dict | None:
+    """What there is to tell instead of running in `folder`; None if the run is to be made, or gone on with.
+
+    asked: of results.describe. lead: whether this process, of the run's ranks, writes its files.
+    """
+    if config.fresh and lead:
+        for name in files:
+            (folder / name).unlink(missing_ok=True)
+    earlier = {} if config.fresh else read_run(folder)
+    if earlier.get("config") and digest(OmegaConf.create(earlier["config"])) != asked["config_digest"]:
+        error = f"{folder} holds a run of another configuration; start over with fresh=true, or name another sweep=NAME"
+        return {**asked, "status": "failed", "error": error}
+    if earlier.get("status") == "finished":
+        return {**earlier, "skipped": True}
+    if lead:
+        (folder / "result.json").unlink(missing_ok=True)
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(config))))
+    return None
+
+
+def taken(folder: Path, asked: dict) -> dict:
+    error = f"another process trains in {folder}; wait for it, or stop it"
+    return {**asked, "status": "failed", "error": error}
+
+
+def outcome(asked: dict, folder: Path, work: Callable[[], dict]) -> dict:
+    """The result of a run: `asked`, what `work` measured or raised, status and error. Lets Interrupted through."""
+    try:
+        return {**asked, **work(), "status": "finished"}
+    except Diverged as error:
+        return {**asked, "status": "diverged", "error": str(error)}
+    except UserError as error:
+        return {**asked, "status": "failed", "error": str(error)}
+    except Exception as error:
+        log.error(traceback.format_exc())
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        return {**asked, "status": "failed", "error": f"{what}; see train.log in {os.path.relpath(folder)}"}
