@@ -173,7 +173,7 @@ def test_table_1_of_which_one_is_killed_one_cancelled_one_preempted_and_a_node_l
     code, lines, printed = sweep.ended()
     assert (code, len(lines)) == (1, 17), printed
     assert sum(": 0." in line for line in lines) == 15, printed
-    assert sum("ended without a result: killed by SIGKILL" in line for line in lines) == 1
+    assert sum("ended without a result: stopped by SIGKILL" in line for line in lines) == 1
     assert sum("ended without a result: CANCELLED" in line for line in lines) == 1
     assert "15 of 17 runs finished" in printed
     statuses = [result(run)["status"] for run in (killed, cancelled, preempted, lost)]
