@@ -88,6 +88,14 @@ RULES: dict[str, Rule] = {
     "scheduler.gamma": _number(0, 1, above=True),
     "scheduler.eta_min": _number(0),
     "scheduler.pct_start": _number(0, 1),
+    "images": (lambda value: value in ("train", "train+test"), "train or train+test"),
+    "tiles.size": _whole(9),
+    "tiles.radius": _whole(1),
+    "tiles.colour": _number(0, 1),
+    "method.margin": _number(0, above=True),
+    "method.l2": _number(0),
+    "method.temperature": _number(0, above=True),
+    "method.projection": _whole(1),
     "workers": _or_null(_whole(1)),
     "features.upsample": _number(0.25),
     "features.contrast_threshold": _number(0),
@@ -131,7 +139,7 @@ HOW_FAST = (
 LABELS = ("features.label", "encoding.label", "classifier.label")  # likewise
 NOT_IN_FOLDER = ("trainer", *NOT_IN_DIGEST, *HOW_FAST)  # of the trainer the choice only: trainer.max_epochs is in it
 CHOICES_FIRST = (
-    *("related", "features", "encoding", "classifier", "head"),
+    *("related", "features", "encoding", "classifier", "head", "method"),
     *("recipe", "table1", "model", "optim", "scheduler", "data"),
 )
 

@@ -38,6 +38,9 @@ _FIELD_TYPES = {
     "paper": (dict, type(None)),
     "overrides": (list, type(None)),
     "kind": (str, type(None)),
+    "method": (str, type(None)),
+    "loss": _NUMBER,
+    "val_triplet_accuracy": _NUMBER,
     "system": (str, type(None)),
     "feature_seconds": _NUMBER,
     "model_bytes": _NUMBER,
@@ -53,10 +56,13 @@ def describe(config: DictConfig, overrides: list[str]) -> dict:
         return _describe_related(config, overrides)
     model, optimizer, scheduler = (config[group]._target_.split(".")[-1] for group in ("model", "optim", "scheduler"))
     pretrained = config.model.pretrained is not False
-    row = None
-    if config.data.name == "tiny_imagenet":
+    row, kind = None, {}
+    if "method" in config:
+        kind = {"kind": "pretraining", "method": config.method.name}
+    elif config.data.name == "tiny_imagenet":
         row = paper_row(model, optimizer.lower(), pretrained, config.trainer.max_epochs)
     return {
+        **kind,
         "row": row and row.row,
         "model": model,
         "optimizer": optimizer.lower(),

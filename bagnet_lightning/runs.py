@@ -4,13 +4,14 @@ import logging
 import os
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from bagnet_lightning.config import digest, plain
-from bagnet_lightning.errors import Diverged, UserError
+from bagnet_lightning.errors import Diverged, Interrupted, UserError
 from bagnet_lightning.files import alone, write_text
 from bagnet_lightning.results import describe, read_run, write_result
 
@@ -23,24 +24,38 @@ def once(config: DictConfig, files: Sequence[str], work: Callable[[Path], dict])
     files: what a run leaves in its folder, which fresh=true removes. work: makes the run in the folder it is given,
     and returns what it measured.
     """
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    asked = describe(config, list(HydraConfig.get().overrides.task))
-    with alone(folder) as free:
-        if not free:
-            return taken(folder, asked)
-        earlier = begin(config, folder, asked, files)
-        if earlier is not None:
-            return earlier
+
+    def run(folder: Path, asked: dict) -> dict:
         result = outcome(asked, folder, lambda: work(folder))
         write_result(folder, result)
         return result
 
+    return in_its_folder(config, files, run)
 
-def begin(config: DictConfig, folder: Path, asked: dict, files: Sequence[str], lead: bool = True) -> dict | None:
-    """What there is to tell instead of running in `folder`; None if the run is to be made, or gone on with.
 
-    asked: of results.describe. lead: whether this process, of the run's ranks, writes its files.
+def in_its_folder(
+    config: DictConfig, files: Sequence[str], run: Callable[[Path, dict], dict], lead: bool = True
+) -> dict:
+    """The same for a `run` that takes its folder and what was asked (results.describe), and writes its result itself.
+
+    lead: whether this process, of the run's ranks, writes its files. A signal ends it with the shell's exit code.
     """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    asked = describe(config, list(HydraConfig.get().overrides.task))
+    with alone(folder) if lead else nullcontext(True) as free:
+        if not free:
+            return taken(folder, asked)
+        earlier = begin(config, folder, asked, files, lead)
+        if earlier is not None:
+            return earlier
+        try:
+            return run(folder, asked)
+        except Interrupted as stop:
+            raise SystemExit(stop.exit_code) from stop
+
+
+def begin(config: DictConfig, folder: Path, asked: dict, files: Sequence[str], lead: bool) -> dict | None:
+    """What there is to tell instead of running in `folder`; None if the run is to be made, or gone on with."""
     if config.fresh and lead:
         for name in files:
             (folder / name).unlink(missing_ok=True)

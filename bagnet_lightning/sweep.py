@@ -117,10 +117,14 @@ def _print_jobs(shares: dict[str, str]) -> None:
 
 def _line(result: dict, results: list[dict], total: int, elapsed: float) -> str:
     """One run that ended, and what is left to do after `elapsed` s."""
-    name = result.get("system") or f"{result['model']} {result['optimizer']}"
+    name = result.get("system") or f"{result['model']} {result.get('method') or result['optimizer']}"
     if result["status"] == "finished":
         seconds = result["train_seconds"] + result.get("feature_seconds", 0)
-        told = f"{result['best_val_accuracy']:.4f} in {seconds:.0f} s"
+        if result.get("kind") == "pretraining":
+            told = f"loss {result['loss']:.4f}, {result['val_triplet_accuracy']:.1%} of held-out neighbours nearer"
+        else:
+            told = f"{result['best_val_accuracy']:.4f}"
+        told += f" in {seconds:.0f} s"
         told += ", skipped: finished before" if result.get("skipped") else ""
     else:
         told = f"{result['status']}: {result['error']}"

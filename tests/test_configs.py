@@ -111,6 +111,27 @@ def test_wrong_values_of_a_system_are_refused_by_name(mistake):
         check(composed(mistake, name="classical"))
 
 
+@pytest.mark.parametrize(
+    "mistake",
+    ["images=test", "tiles.size=3", "tiles.radius=0", "tiles.colour=2", "method.margin=0", "method.l2=-1"],
+)
+def test_wrong_values_of_a_pretraining_are_refused_by_name(mistake):
+    key = mistake.partition("=")[0]
+    with pytest.raises(UserError, match=rf"^{key}=.*: {key} must be "):
+        check(composed(mistake, name="pretrain"))
+
+
+@pytest.mark.parametrize("method", choices("method"))
+def test_every_method_of_pretraining_composes_and_normalises_as_train_does(method):
+    config = composed(f"method={method}", name="pretrain")
+    check(config)
+    assert config.method.name == method
+    assert instantiate(config.method).kinds in (2, 3)
+    assert config.data.normalize is composed().data.normalize
+    assert config.tiles.colour == (0.5 if method == "simclr" else 0)
+    assert digest(config) != digest(composed(f"method={method}", "images=train+test", name="pretrain"))
+
+
 def test_missing_values_are_asked_for():
     with pytest.raises(UserError, match=r"add data\.root=\.\.\."):
         check(composed("data=image_folder"))
@@ -125,7 +146,11 @@ def test_every_choice_of_a_system_composes_and_keeps_the_rules(group):
 
 
 def test_rules_are_of_keys_that_exist():
-    groups = {"config": ("data", "model", "optim", "scheduler"), "classical": ("features", "encoding", "classifier")}
+    groups = {
+        "config": ("data", "model", "optim", "scheduler"),
+        "classical": ("features", "encoding", "classifier"),
+        "pretrain": ("method",),
+    }
     configs = [
         composed(f"{group}={choice}", name=name)
         for name, members in groups.items()

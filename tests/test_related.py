@@ -18,7 +18,17 @@ from bagnet_lightning.results import read_run
 
 
 def write_pretraining(folder, model="bagnet17", status: str | None = "finished"):
-    write_run(folder, model, accuracy=None, status=status, done=3, kind="pretraining", method="tile2vec", loss=0.2310)
+    write_run(
+        folder,
+        model,
+        accuracy=None,
+        status=status,
+        done=3,
+        kind="pretraining",
+        method="tile2vec",
+        loss=0.2310,
+        val_triplet_accuracy=0.93,
+    )
     config = yaml.safe_load((folder / "config.yaml").read_text()) | {"method": {"name": "tile2vec", "margin": 10}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "metrics.csv").write_text("epoch,step,train_loss\n1,10,0.9\n2,20,0.5\n3,30,0.2\n")
@@ -135,7 +145,7 @@ def test_the_markdown_has_a_rectangular_table_for_each_part(tmp_path):
     assert all(len({len(line) for line in part}) == 1 for part in parts)
     assert "0.2500 ± 0.0707 (n=2)" in text
     assert f"{tmp_path.as_posix()}/d/backbone.safetensors" in text
-    assert "| tile2vec | BagNet-17 |     15 | 0.2310 |" in text
+    assert "| tile2vec | BagNet-17 |     15 | 0.2310 |           0.9300 |" in text
 
 
 def test_where_parts_were_measured_is_said_once_if_it_is_the_same(tmp_path):

@@ -28,6 +28,14 @@ def test_seeds_become_mean_and_sample_deviation(tmp_path):
     assert line.difference == pytest.approx(0.43 - 0.4234)
 
 
+def test_files_of_two_runs_have_the_names_of_these_and_are_no_seeds_of_one_line(tmp_path):
+    sources = ["a/bagnet17/backbone.safetensors", "b/bagnet17/backbone.safetensors", "a/bagnet17_seed-1/best.ckpt"]
+    for number, source in enumerate([*sources, "mine.pt"]):
+        write_run(tmp_path / str(number), pretrained=source, seed=number)
+    lines = read_table(tmp_path).lines
+    assert sorted(line.pretrained for line in lines) == ["bagnet17", "bagnet17", "bagnet17_seed-1", "mine.pt"]
+
+
 def test_one_run_has_no_deviation(tmp_path):
     write_run(tmp_path / "a")
     assert only_line(tmp_path).std is None

@@ -138,11 +138,14 @@ class ImageData(LightningDataModule, ABC):
         if self.trainer.training:
             images = self.augmented(images, indices, self._key())
         else:
-            images = rescale(images, self.scale, self.bias)
+            images = self.unaugmented(images, indices)
         return images, labels, indices
 
     def augmented(self, images: Tensor, indices: Tensor, key: Tensor) -> Tensor:
         return rescale(augment(images, indices, key, self.crop_padding, self.flip), self.scale, self.bias)
+
+    def unaugmented(self, images: Tensor, indices: Tensor) -> Tensor:
+        return rescale(images, self.scale, self.bias)
 
     def _key(self) -> Tensor:
         """Of this epoch's draws, on the device."""

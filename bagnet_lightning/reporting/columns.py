@@ -82,6 +82,7 @@ def pretrainings(table: Table) -> dict[str, list[str]]:
         "model": [model_name(run["model"]) for run in runs],
         "epochs": [_text(run.get("epochs")) for run in runs],
         "loss": [_text(run.get("loss"), ".4f") for run in runs],
+        "neighbour nearer": [_text(run.get("val_triplet_accuracy"), ".4f") for run in runs],
         "train time": [_duration(run.get("train_seconds")) for run in runs],
         "backbone": [one_cell(str(backbone(run) or "")) for run in runs],
         "status": [run["status"] for run in runs],

@@ -14,6 +14,7 @@ from bagnet_lightning.reporting.settings import differing_settings, in_words, le
 from bagnet_lightning.results import PaperRow, paper_row, paper_rows, read_runs
 
 TINY_IMAGENET = {"train_images": 100_000, "val_images": 10_000, "classes": 200}  # what the paper's values are of
+FILES_OF_RUNS = ("backbone.safetensors", "best.ckpt", "best.safetensors", "last.ckpt", "model.safetensors")
 OPTIMIZERS = {
     "sgd": "SGD",
     "adam": "Adam",
@@ -35,7 +36,7 @@ class Line:
     settings: dict[str, object]  # the leaves of Table.settings
     model: str
     optimizer: str
-    pretrained: str  # "no", "ImageNet" or a file's name
+    pretrained: str  # "no", "ImageNet", the name of a file, or of the run that left it
     epochs: int | None
     status: str
     error: str | None
@@ -101,7 +102,8 @@ def read_table(folder: Path) -> Table:
     for run in networks:
         found = leaves(run["config"])
         # A run that did not finish is never hidden among those that did.
-        key = (run["status"] == "finished" or run["folder"], _cell(run), *(repr(found.get(name)) for name in settings))
+        key = (run["status"] == "finished" or run["folder"], _cell(run), _pretrained(run))
+        key += tuple(repr(found.get(name)) for name in settings)
         groups.setdefault(key, []).append(run)
     lines = sorted((_line(group, settings) for group in groups.values()), key=_order)
     return Table(folder, lines, settings, related, pretrainings)
@@ -130,11 +132,15 @@ def pretraining_name(run: dict) -> str:
 
 
 def pretraining(run: dict) -> str:
-    """What config.yaml says, and result.json where there is none."""
-    pretrained = (run["config"].get("model") or {}).get("pretrained") if run["config"] else None
-    if isinstance(pretrained, str):
-        return Path(pretrained).name
+    """What config.yaml says, and result.json where there is none: of a run's file, whose name all have, the run's."""
+    if isinstance(pretrained := _pretrained(run), str):
+        path = Path(pretrained)
+        return path.parent.name if path.name in FILES_OF_RUNS and path.parent.name else path.name
     return "ImageNet" if run.get("pretrained") else "no"
+
+
+def _pretrained(run: dict) -> bool | str | None:
+    return (run["config"].get("model") or {}).get("pretrained") if run["config"] else None
 
 
 def _cell(run: dict) -> tuple:

@@ -49,6 +49,10 @@ def check(config: DictConfig, sweep: bool = False) -> None:
     """Raises UserError unless this process can be one of the run's, or can start them."""
     if "trainer" not in config:
         return
+    if "method" in config and count(config) > 1:
+        raise UserError(
+            "trainer.devices and trainer.num_nodes are 1 in a pretraining: it compares the tiles of a batch"
+        )
     started, trainer = _placed()[1], config.trainer
     if started > 1 and sweep:
         raise UserError("a sweep starts the processes of each run itself: start it once, without torchrun or srun")

@@ -18,13 +18,17 @@ log = logging.getLogger(__name__)
 def run(config: DictConfig, folder: Path, asked: dict) -> dict:
     """Trains in `folder`, and returns and writes the result: `asked`, what was measured, status and error.
 
+    A configuration with a `method` asks for a pretraining.
     Raises Interrupted after a signal. Of ranks that train together each returns a result, and rank 0 writes it.
     """
     logger = None
 
     def work() -> dict:
         nonlocal logger
-        from bagnet_lightning.training.fit import fit
+        if "method" in config:
+            from bagnet_lightning.pretraining.fit import fit
+        else:
+            from bagnet_lightning.training.fit import fit
 
         if config.logger:
             logger = instantiate(config.logger, _partial_=True)(folder=folder, composed=plain(config), asked=asked)

@@ -12,6 +12,7 @@ import wandb
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_only
+from torch import nn
 
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.evidence import dense_evidence
@@ -121,7 +122,9 @@ class WandbEvidence(Callback):
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         network, data = module.network, trainer.datamodule
-        if not isinstance(network, BagNet) or (epoch % self.every and epoch != trainer.max_epochs):
+        if not isinstance(network, BagNet) or not isinstance(network.fc, nn.Linear):  # which a pretraining has not
+            return
+        if epoch % self.every and epoch != trainer.max_epochs:
             return
         if not trainer.is_global_zero:
             return

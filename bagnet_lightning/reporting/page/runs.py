@@ -118,6 +118,7 @@ def _facts(run: dict) -> list[list[str]]:
         "Top-5 accuracy": _text(run.get("val_top5_accuracy"), ".4f"),
         "Speed": _text(run.get("images_per_second"), ",.0f", " images/s in training"),
         "Loss": _text(run.get("loss"), ".4f"),
+        "Held-out triplets whose neighbour is nearer": _text(run.get("val_triplet_accuracy"), ".4f"),
         "Feature time": _text(run.get("feature_seconds"), ",.0f", " s"),
         "Training time": _text(seconds, ",.0f", " s"),
         "Cost": _text(seconds and seconds * devices / 3600, ".3f", " device hours"),

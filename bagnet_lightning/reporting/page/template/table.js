@@ -95,6 +95,7 @@ function pretrainingColumns(data) {
     { name: "model", left: true, of: row => row.model },
     { name: "epochs", of: row => row.epochs },
     { name: "loss", of: row => row.loss, cell: row => known(row.loss) ? share(row.loss) : stateOf(data, row), strong: true },
+    { name: "neighbour nearer", title: "share of held-out triplets", of: row => row.nearer, show: share },
     { name: "time", of: row => row.seconds, show: duration },
     { name: "backbone", left: true, of: row => row.backbone, cell: row => make("span", "path", row.backbone) },
   ];

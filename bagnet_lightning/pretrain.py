@@ -1,0 +1,32 @@
+"""Trains networks without labels, on tiles of images, and leaves backbones for model.pretrained=PATH.
+
+    python -m bagnet_lightning.pretrain method=tile2vec model=bagnet9,bagnet17,bagnet33
+
+The same command again skips finished runs and continues unfinished ones.
+"""
+
+from functools import partial
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from bagnet_lightning.cli import command
+from bagnet_lightning.runs import in_its_folder
+
+RUN_FILES = ("config.yaml", "metrics.csv", "last.ckpt", "backbone.safetensors", "wandb_id", "result.json")
+
+
+@command("pretrain")
+def main(config: DictConfig) -> dict:
+    assert not config.dry_run, "sweep.py ends a dry run before this"
+    return in_its_folder(config, RUN_FILES, partial(pretrain, config))
+
+
+def pretrain(config: DictConfig, folder: Path, asked: dict) -> dict:
+    from bagnet_lightning.training.run import run
+
+    return run(config, folder, asked)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""One pretraining: configuration in, a backbone and measurements out."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from bagnet_lightning.checkpoint import write_backbone
+from bagnet_lightning.config import plain
+from bagnet_lightning.data.augment import draw_key, rescale
+from bagnet_lightning.data.batches import Images
+from bagnet_lightning.data.module import ImageData
+from bagnet_lightning.data.store import Split
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.pretraining.pretrainer import Method, Pretrainer
+from bagnet_lightning.pretraining.tiles import Tiles
+from bagnet_lightning.training.history import History
+from bagnet_lightning.training.loggers import RunLogger
+from bagnet_lightning.training.trainer import prepare, schedule, train
+
+FIGURES = ("train_loss", "val_loss", "val_triplet_accuracy", "learning_rate")
+BACKBONE = "backbone.safetensors"
+
+
+def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> dict:
+    """Pretrains what `config` asks for in `folder`, from last.ckpt if it is there, and returns what was measured.
+
+    Leaves backbone.safetensors, the network after the last epoch. Raises UserError for what the user can mend.
+    """
+    code = prepare(config, folder)
+    data: ImageData = instantiate(config.data, _partial_=True, _convert_="all")()
+    data.setup()
+    if config.images == "train+test":
+        _add_test_images(data)
+    network = instantiate(config.model, _partial_=True)(num_classes=1)
+    features, network.fc = network.fc.in_features, nn.Identity()
+    method: Method = instantiate(config.method)
+    tiles = Tiles(**config.tiles, flip=data.flip)
+    tiles.check(*data.store.splits["train"].images.shape[1:3], getattr(network, "receptive_field", 1))
+    _cut_into_tiles(data, tiles, method.kinds)
+    about = {"config": plain(config), "classes": [], "class_names": [], "mean": data.mean, "std": data.std}
+    module = Pretrainer(network, features, method, **schedule(config), about=about)
+    history = History(folder / "metrics.csv", FIGURES)
+    words = (
+        f"{sum(p.numel() for p in network.parameters()):,} parameters; {method.name} of tiles of {tiles.size} px, "
+        f"neighbours within {tiles.radius} px; {len(data.train_images):,} images and {len(data.val_images):,} held out"
+    )
+    measured = train(config, folder, module, data, history, [], logger, words)
+    write_backbone(network, about, folder / BACKBONE)
+    last = history.rows[-1]
+    return {
+        "loss": last["train_loss"],
+        "val_loss": last["val_loss"],
+        "val_triplet_accuracy": last["val_triplet_accuracy"],
+        **measured,
+        **code,
+    }
+
+
+def _add_test_images(data: ImageData) -> None:
+    """Has `data` train on its unlabelled test images too, from a copy of all in memory."""
+    if "test" not in data.store.splits:
+        raise UserError(f"images=train+test: {data.name} has no test images; leave it at train")
+    splits = data.train_images.split, data.store.splits["test"]
+    images = torch.cat([splits[0].images.index_select(0, data.train_images.chosen), splits[1].images])
+    everything = torch.arange(len(images))
+    nothing = torch.full((len(images),), -1), torch.full((len(images), 4), -1, dtype=torch.int16)
+    data.train_images = data.train_source = Images(Split(images, *nothing), everything, nothing[0])
+
+
+def _cut_into_tiles(data: ImageData, tiles: Tiles, kinds: int) -> None:
+    """Has batches of `data` hold `kinds` kinds of tiles, and in validation triplets, always the same ones."""
+    # In order of their classes, most of a batch would be of one class, and distant tiles too.
+    order = torch.randperm(len(data.val_images), generator=torch.Generator().manual_seed(0))
+    shuffled = replace(data.val_images, chosen=data.val_images.chosen[order], labels=data.val_images.labels[order])
+    data.val_images = data.val_source = shuffled
+    if len(data.train_images) % data.batch_size == 1 or data.batch_size == 1:
+        raise UserError(
+            f"data.batch_size={data.batch_size}: a batch of the {len(data.train_images):,} images would be a single "
+            "one, without another to compare it with; choose another size"
+        )
+
+    def scaled(tiles_of_batch: Tensor) -> Tensor:
+        row = 3 * tiles.size
+        return rescale(tiles_of_batch, data.scale[:row], data.bias[:row])
+
+    def augmented(images: Tensor, indices: Tensor, key: Tensor) -> Tensor:
+        return scaled(tiles.augmented(images, indices, key, kinds))
+
+    def unaugmented(images: Tensor, indices: Tensor) -> Tensor:
+        key = torch.tensor(draw_key(data.seed, -1), device=indices.device)  # of no epoch of training
+        return scaled(tiles.triplets(images, indices, key))
+
+    data.augmented, data.unaugmented = augmented, unaugmented

@@ -1,0 +1,80 @@
+"""The LightningModule of pretraining: a method's loss, and how often a held-out neighbour is the nearer tile."""
+
+from collections.abc import Callable
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from bagnet_lightning.data.batches import Batch
+from bagnet_lightning.pretraining.tiles import ANCHOR, DISTANT, NEIGHBOUR
+from bagnet_lightning.training.learner import Learner
+
+
+class Method(Protocol):
+    """What conf/method/ chooses. kinds: of how many of anchors, neighbours and distant tiles, in this order, it is."""
+
+    name: str
+    kinds: ClassVar[int]
+
+    def head(self, features: int) -> nn.Module:
+        """What makes embeddings of `features` mean features of the network; thrown away after the pretraining."""
+
+    def loss(self, embeddings: Tensor) -> Tensor:
+        """embeddings: (kinds B, D), those of one kind after those of another."""
+
+
+class Pretrainer(Learner):
+    """Trains `network`, which gives mean features, (N, 3, h, w) -> (N, features), by the loss of `method`.
+
+    Batches hold tiles in place of images, one kind after the other. The other arguments are Learner's.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        features: int,
+        method: Method,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., LRScheduler],
+        interval: str,
+        about: dict,
+    ):
+        super().__init__(network, optimizer, scheduler, interval, about, figures=3)  # losses, neighbours nearer, images
+        self.method, self.head = method, method.head(features)
+        self.inputs_per_image = method.kinds
+
+    def training_step(self, batch: Batch) -> Tensor:
+        tiles, _, _ = batch
+        return self.step(tiles.to(self.dtype))
+
+    def loss(self, tiles: Tensor) -> Tensor:
+        """tiles: (kinds B, 3, h, w), normalised."""
+        loss = self.method.loss(self.head((self.run_network or self.network)(tiles)).float())
+        images = torch.full_like(loss, len(tiles) // self.method.kinds)
+        self.train_totals += torch.stack([loss.detach() * images, torch.zeros_like(images), images])
+        return loss
+
+    @torch.inference_mode()
+    def validation_step(self, batch: Batch) -> None:
+        tiles, labels, _ = batch  # (3 B, 3, h, w), whatever the method
+        features = self.network(tiles.to(self.dtype)).float()
+        loss = self.method.loss(self.head(features[: self.method.kinds * len(labels)]).float())
+        images = torch.full_like(loss, len(labels))
+        self.val_totals += torch.stack([loss * images, nearer(features).sum(), images])
+
+    def on_validation_epoch_end(self) -> None:
+        (train_loss, _, trained), (loss, hits, held_out) = self.totals()
+        self.log("train_loss", train_loss / trained, prog_bar=True)
+        self.log("val_loss", loss / held_out)
+        self.log("val_triplet_accuracy", hits / held_out, prog_bar=True)
+        self.log("learning_rate", self.rate)
+
+
+def nearer(features: Tensor) -> Tensor:
+    """Of which triplets the anchor is nearer to its neighbour than to the distant tile. (3 B, D) -> (B,) bool."""
+    kinds = features.chunk(3)
+    to_neighbour, to_distant = ((kinds[ANCHOR] - kinds[other]).norm(dim=1) for other in (NEIGHBOUR, DISTANT))
+    return to_neighbour < to_distant

@@ -1,0 +1,147 @@
+"""The losses by hand, and pretrainings of seconds on textures."""
+
+import math
+import signal
+
+import pytest
+import torch
+from conftest import composed
+from PIL import Image
+from safetensors.torch import load_file
+from test_interrupts import assert_equal_runs, before
+
+from bagnet_lightning.checkpoint import load_backbone, read_checkpoint
+from bagnet_lightning.errors import Interrupted, UserError
+from bagnet_lightning.models.bagnet import bagnet9
+from bagnet_lightning.pretraining.fit import fit
+from bagnet_lightning.pretraining.pretrainer import Pretrainer, nearer
+from bagnet_lightning.pretraining.simclr import SimCLR
+from bagnet_lightning.pretraining.tile2vec import Tile2Vec
+from bagnet_lightning.results import read_metrics
+
+SMALL = [
+    "data=textures",
+    "data.image_size=33",
+    "data.train_images=36",
+    "data.val_images=12",
+    "data.batch_size=12",
+    "model=bagnet9",
+    "model.width=0.25",
+    "tiles.size=17",
+    "tiles.radius=8",
+    "trainer=cpu",
+    "trainer.max_epochs=2",
+]
+
+
+def small(*overrides: str):
+    return composed(*SMALL, *overrides, name="pretrain")
+
+
+def test_tile2vecs_loss_by_hand():
+    anchor = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    neighbour = torch.tensor([[3.0, 4.0], [3.0, 4.0]])  # 5 and 0 away
+    distant = torch.tensor([[0.0, 1.0], [3.0, 16.0]])  # 1 and 12 away
+    embeddings = torch.cat([anchor, neighbour, distant])
+    assert Tile2Vec("", margin=10, l2=0).loss(embeddings).item() == pytest.approx((14 + 0) / 2)
+    lengths = (0 + 5 + 1) + (5 + 5 + math.hypot(3, 16))
+    assert Tile2Vec("", margin=10, l2=0.01).loss(embeddings).item() == pytest.approx(7 + 0.01 * lengths / 2)
+    assert nearer(embeddings).tolist() == [False, True]
+
+
+def test_tile2vecs_gradient_is_finite_where_two_tiles_are_the_same():
+    embeddings = torch.ones(3, 4).requires_grad_()
+    Tile2Vec("", margin=10, l2=0.01).loss(embeddings).backward()
+    assert embeddings.grad.isfinite().all()
+
+
+def test_nt_xent_is_its_definition():
+    torch.manual_seed(0)
+    embeddings, temperature, count = torch.randn(10, 6, dtype=torch.float64), 0.3, 5
+    similarity = torch.nn.functional.cosine_similarity(embeddings[:, None], embeddings[None], dim=-1)
+    expected = 0.0
+    for i in range(2 * count):
+        j = (i + count) % (2 * count)
+        others = sum(math.exp(similarity[i, k] / temperature) for k in range(2 * count) if k != i)
+        expected -= math.log(math.exp(similarity[i, j] / temperature) / others)
+    assert SimCLR("", temperature, 128).loss(embeddings).item() == pytest.approx(expected / (2 * count))
+
+
+def test_tile2vecs_loss_falls_and_held_out_neighbours_are_nearer(tmp_path):
+    asked = ["data.train_images=120", "data.val_images=120", "data.image_size=48", "data.normalize=true"]
+    result = fit(small(*asked, "trainer.max_epochs=5"), tmp_path)
+    rows = read_metrics(tmp_path)
+    assert rows[-1]["train_loss"] < 0.85 * rows[0]["train_loss"]
+    assert rows[-1]["val_loss"] < 0.6 * rows[0]["val_loss"]
+    assert rows[0]["val_triplet_accuracy"] < 0.8 < result["val_triplet_accuracy"]
+    assert result["loss"] == rows[-1]["train_loss"]
+
+
+@pytest.mark.parametrize("by", ["a signal", "a power cut"])
+def test_a_pretraining_that_broke_off_goes_on_as_if_it_had_not(tmp_path, monkeypatch, by):
+    def stop():
+        if by == "a signal":
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            raise SystemExit("power cut")
+
+    asked = small("method=simclr", "checkpoint.every_n_steps=1")  # 2 epochs of 3 steps
+    fit(asked, tmp_path / "unbroken")
+    with monkeypatch.context() as patch:
+        patch.setattr(Pretrainer, "training_step", before(Pretrainer.training_step, 4, stop))
+        with pytest.raises((Interrupted, SystemExit)):
+            fit(asked, tmp_path / "broken")
+    assert not (tmp_path / "broken/backbone.safetensors").exists()
+    fit(asked, tmp_path / "broken")
+    assert_equal_runs(tmp_path / "unbroken", tmp_path / "broken")
+    expected, continued = (load_file(tmp_path / name / "backbone.safetensors") for name in ("unbroken", "broken"))
+    assert all(torch.equal(value, continued[name]) for name, value in expected.items())
+
+
+def test_a_backbone_is_what_the_last_checkpoint_holds_and_is_fine_tuned(tmp_path):
+    result = fit(small("data.normalize=true"), tmp_path)
+    assert (result["train_images"], result["val_images"]) == (36, 12)
+    backbone = load_backbone(tmp_path / "backbone.safetensors")
+    weights = read_checkpoint(tmp_path / "last.ckpt")["state_dict"]
+    for name, value in backbone.network.state_dict().items():
+        assert torch.equal(value, weights[f"network.{name}"])
+    assert backbone.config["model"]["width"] == 0.25
+    assert 0 < backbone.mean[0] < 1
+    fine_tuned = bagnet9(6, width=0.25, pretrained=str(tmp_path / "backbone.safetensors"))
+    assert torch.equal(fine_tuned.layer4[2].conv3.weight, backbone.network.layer4[2].conv3.weight)
+    assert fine_tuned.fc.out_features == 6
+
+
+def test_the_projection_head_is_trained_and_not_in_the_backbone(tmp_path):
+    fit(small("method=simclr"), tmp_path)
+    first = read_checkpoint(tmp_path / "last.ckpt")["state_dict"]
+    assert first["head.2.weight"].shape == (128, 512)
+    assert not any("head" in name for name in load_backbone(tmp_path / "backbone.safetensors").network.state_dict())
+
+
+def test_unlabelled_test_images_are_trained_on_too(tmp_path):
+    for folder, count in {"train/a": 3, "train/b": 3, "val/a": 2, "val/b": 2, "test": 4}.items():
+        (tmp_path / "mine" / folder).mkdir(parents=True)
+        for number in range(count):
+            Image.effect_noise((20, 20), 50).save(tmp_path / "mine" / folder / f"{number}.png")
+    asked = ["data=image_folder", f"data.root={tmp_path / 'mine'}", "data.image_size=20", "data.batch_size=5"]
+    asked += ["model=bagnet9", "model.width=0.25", "tiles.size=11", "tiles.radius=8", "trainer=cpu"]
+    asked += ["trainer.max_epochs=1", "images=train+test"]
+    result = fit(composed(*asked, name="pretrain"), tmp_path / "run")
+    assert result["train_images"] == 10
+    with pytest.raises(UserError, match=r"images=train\+test: textures has no test images"):
+        fit(small("images=train+test"), tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("tiles.size=40", r"tiles\.size=40: the images have 33 x 33 px"),
+        ("model=bagnet33", r"tiles\.size=17: the network's patches have 33 px"),
+        ("data.batch_size=35", r"data\.batch_size=35: a batch of the 36 images would be a single one"),
+        ("data.batch_size=1", r"data\.batch_size=1: a batch"),
+    ],
+)
+def test_what_gives_no_triplets_is_refused(tmp_path, override, words):
+    with pytest.raises(UserError, match=words):
+        fit(small(override), tmp_path)
