@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_iter
 
 from bagnet_lightning.errors import Diverged, UserError
 from bagnet_lightning.training import acceleration, divergence
-from bagnet_lightning.training.acceleration import Compiled
+from bagnet_lightning.training.acceleration import Compiled, UpdateGraphed
 from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.fit import fit
 
@@ -83,6 +83,8 @@ def weights(folder):
     [
         ["optim=adam", "trainer.precision=bf16-mixed"],
         ["optim.momentum=0.9", "trainer.gradient_clip_val=0.5", "scheduler=onecycle"],
+        # Rates as tensors round otherwise, and long steps would make much of that.
+        ["optim=muon", "optim.lr=0.001", "trainer.precision=64-true", "trainer.gradient_clip_val=0.5"],
     ],
 )
 def test_a_recorded_step_trains_the_same_weights_through_smaller_batches_and_validation(tmp_path, cuda, overrides):
@@ -94,8 +96,31 @@ def test_a_recorded_step_trains_the_same_weights_through_smaller_batches_and_val
         torch.testing.assert_close(trained, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_recorded_step_goes_on_from_a_checkpoint(tmp_path, cuda, monkeypatch):
-    overrides = [*RUN, "optim=adam", "checkpoint.every_n_steps=5", "trainer.cuda_graph=true"]
+def test_the_update_of_muon_alone_is_recorded_too(tmp_path, cuda, monkeypatch):
+    made, replays = [], []
+    attach, replay = UpdateGraphed.attach, SimulatedGraph.replay
+    monkeypatch.setattr(UpdateGraphed, "attach", lambda self, optimizer: made.append(self) or attach(self, optimizer))
+    monkeypatch.setattr(SimulatedGraph, "replay", lambda self: replays.append(self) or replay(self))
+    for optim in ("muon", "adam"):
+        fit(composed(*RUN, f"optim={optim}", "trainer.cuda_graph=true"), tmp_path / optim)
+    muon, adam = made
+    assert adam.graph is None
+    # Ten batches are whole, the gradients of three are computed before they are recorded; then the same with updates.
+    assert [replays.count(muon.gradients.graph), replays.count(muon.graph)] == [7, 4]
+
+
+def test_an_update_whose_momentum_changes_is_not_replayed(tmp_path, cuda):
+    overrides = [*RUN, "optim=muon", "optim.lr=0.001", "trainer.precision=64-true", "scheduler=onecycle"]
+    overrides += ["scheduler.cycle_momentum=true"]
+    fit(composed(*overrides, "trainer.cuda_graph=false"), tmp_path / "plain")
+    fit(composed(*overrides, "trainer.cuda_graph=true"), tmp_path / "graphed")
+    for expected, trained in zip(weights(tmp_path / "plain"), weights(tmp_path / "graphed"), strict=True):
+        torch.testing.assert_close(trained, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("optim", ["adam", "muon"])
+def test_a_recorded_step_goes_on_from_a_checkpoint(tmp_path, cuda, monkeypatch, optim):
+    overrides = [*RUN, f"optim={optim}", "checkpoint.every_n_steps=5", "trainer.cuda_graph=true"]
     fit(composed(*overrides), tmp_path / "unbroken")
     original = Classifier.training_step
 

@@ -2,14 +2,14 @@
 
 At batch 100 a step is hundreds of small kernels, and launching them one by one takes longer than they do. A graph
 launches all at once. Augmentation is one graph; forward pass, loss, metrics and backward pass are another; the
-optimizer stays outside, as one fused kernel or few, so that schedules, clipping and checkpoints work as ever.
-Lightning's loop runs as always: only what its hooks call is replaced.
+optimizer stays outside, as one fused kernel or few, so that schedules, clipping and checkpoints work as ever. Muon's
+update is hundreds of kernels, and a third graph. Lightning's loop runs as always: only what its hooks call is replaced.
 """
 
 import gc
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 
@@ -17,10 +17,12 @@ import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.profilers import PassThroughProfiler
 from torch import Tensor
+from torch.optim import Optimizer
 
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.training.learner import Learner
+from bagnet_lightning.training.muon import Muon
 
 log = logging.getLogger(__name__)
 WARM_UP = 3  # calls before one is recorded: libraries allocate and choose algorithms in the first ones
@@ -60,8 +62,9 @@ class Compiled:
 class Graphed:
     """`function` of tensors on the GPU, from the fourth call on replayed from a CUDA graph.
 
-    Only for batches of `batch_size`. What it returns is overwritten by the next replay. All that it reads and writes
-    besides its inputs must stay where it is. required, seconds: as of Compiled, all calls before the first replay.
+    Only where `fits` says so: for batches of `batch_size`. What it returns is overwritten by the next replay. All that
+    it reads and writes besides its inputs must stay where it is. required, seconds: as of Compiled, all calls before
+    the first replay.
     """
 
     def __init__(self, function: Callable, batch_size: int, required: bool):
@@ -69,8 +72,11 @@ class Graphed:
         self.calls, self.seconds, self.failed = 0, 0.0, False
         self.graph: torch.cuda.CUDAGraph | None = None
 
+    def fits(self, inputs: tuple[Tensor, ...]) -> bool:
+        return len(inputs[0]) == self.batch_size
+
     def __call__(self, *inputs: Tensor) -> Tensor:
-        if self.failed or len(inputs[0]) != self.batch_size:
+        if self.failed or not self.fits(inputs):
             return self.function(*inputs)
         if self.graph is None:
             started = time.perf_counter()
@@ -123,13 +129,16 @@ class GradientsGraphed(Graphed):
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         loss = super().__call__(*inputs)
-        if self.graph is not None and len(inputs[0]) == self.batch_size:
+        if self.graph is not None and self.fits(inputs) and not self.in_place:
             # A smaller batch, or validation, has put others in their place, or none.
             for parameter, gradient in self.gradients:
-                if parameter.grad is gradient:
-                    break
                 parameter.grad = gradient
         return loss
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the parameters' gradients are those that the graph writes."""
+        return self.graph is not None and self.gradients[0][0].grad is self.gradients[0][1]
 
     def _loss_and_gradients(self, *inputs: Tensor) -> Tensor:
         # None, and not zeros: the backward pass then hands over its results instead of adding them up.
@@ -148,6 +157,43 @@ class GradientsGraphed(Graphed):
         result = super()._record(inputs)
         self.gradients = [(p, p.grad) for p in self.module.parameters() if p.grad is not None]
         return result
+
+
+class UpdateGraphed(Graphed):
+    """Muon's update, replayed from a CUDA graph while the gradients are those that another graph writes.
+
+    The rates, which a schedule changes at every step, are tensors that are written before each replay.
+    """
+
+    def __init__(self, gradients: GradientsGraphed, required: bool):
+        super().__init__(self._update, 0, required)
+        self.gradients = gradients
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Has the steps of `optimizer`, if it is a Muon, updated from here; others have few kernels."""
+        if isinstance(optimizer, Muon):
+            self.optimizer, self.plain = optimizer, optimizer.update
+            self.rates = [group["params"][0].new_zeros(()) for group in optimizer.param_groups]
+            optimizer.update = self.set_rates_and_update
+
+    def set_rates_and_update(self, rates: Sequence[float]) -> None:
+        for kept, rate in zip(self.rates, rates, strict=True):
+            kept.fill_(rate)
+        self(*self.rates)
+
+    def fits(self, inputs: tuple[Tensor, ...]) -> bool:
+        return self.gradients.in_place and (self.graph is None or self.constants == self._constants())
+
+    def _update(self, *rates: Tensor) -> None:
+        self.plain(rates)
+
+    def _record(self, inputs: tuple[Tensor, ...]) -> None:
+        self.constants = self._constants()
+        super()._record(inputs)
+
+    def _constants(self) -> list[tuple[float, float]]:
+        """What the graph holds as numbers."""
+        return [(group["momentum"], group["weight_decay"]) for group in self.optimizer.param_groups]
 
 
 class NoProfiler(PassThroughProfiler):
@@ -174,6 +220,7 @@ def accelerate(module: Learner, data: ImageData, trainer: Trainer, compile: bool
     if _wanted("cuda_graph", graph, _no_graph(trainer)):
         data.augmented = Graphed(data.augmented, size, graph is True)
         module.gradients = GradientsGraphed(module, inputs, graph is True)
+        module.recorded_update = UpdateGraphed(module.gradients, graph is True)
     if trainer.strategy.root_device.type == "cuda":  # room, of which an earlier run of this process may hold much
         gc.collect()
         torch.cuda.empty_cache()
@@ -181,7 +228,7 @@ def accelerate(module: Learner, data: ImageData, trainer: Trainer, compile: bool
 
 def compile_seconds(module: Learner, data: ImageData) -> float:
     """What compiling and recording took in this process, the few steps that were taken meanwhile included."""
-    parts = (module.gradients or module.run_network, data.augmented)
+    parts = (module.gradients or module.run_network, module.recorded_update, data.augmented)
     return sum(getattr(part, "seconds", 0.0) for part in parts)
 
 

@@ -3,6 +3,7 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
@@ -37,6 +38,7 @@ class Learner(LightningModule, ABC):
         self.optimizer, self.scheduler, self.interval, self.about = optimizer, scheduler, interval, about
         self.run_network: Callable[[Tensor], Tensor] | None = None  # in training, if not `network` itself
         self.gradients: Callable[..., Tensor] | None = None  # loss and backward pass, if not Lightning's
+        self.recorded_update: Any | None = None  # acceleration's, of an optimizer's step
         # Sums over the images of an epoch so far: on the device, and read once an epoch. No buffers, for these would be
         # part of the weights, and be the first process's in all of several.
         self.train_totals, self.val_totals = torch.zeros(figures), torch.zeros(figures)
@@ -80,13 +82,16 @@ class Learner(LightningModule, ABC):
 
     def make_optimizer(self) -> Optimizer:
         parameters = [*self.parameters()]
-        return self.optimizer(
+        optimizer = self.optimizer(
             [
                 {"params": [p for p in parameters if p.ndim > 1]},
                 {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
             ],
             **self._fused(),
         )
+        if self.recorded_update:
+            self.recorded_update.attach(optimizer)
+        return optimizer
 
     def configure_optimizers(self) -> dict:
         optimizer = self.make_optimizer()
