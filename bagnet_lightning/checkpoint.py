@@ -31,7 +31,7 @@ NETWORKS = {f"{make.__module__}.{make.__name__}": make for make in (bagnet9, bag
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the old file, flushes, reads back, then renames: until then the old one stands.
 
-    seconds: what all of that has taken so far.
+    seconds: for how long training has waited so far.
     """
 
     seconds = 0.0
@@ -39,10 +39,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Raises UserError if the folder cannot be written or the disk is full; `path` is then as it was."""
         started = time.perf_counter()
-        self._write(checkpoint, Path(path))
+        self.write(checkpoint, Path(path))
         self.seconds += time.perf_counter() - started
 
-    def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
+    def write(self, checkpoint: dict[str, Any], path: Path) -> None:
         content = io.BytesIO()
         torch.save(checkpoint, content)  # torch would not tell why a file cannot be written
         temporary = path.with_name(f".{path.name}.{os.getpid()}")

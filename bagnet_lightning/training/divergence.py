@@ -54,6 +54,7 @@ class StopOnDivergence(Callback):
         if trainer.world_size > 1:
             shares *= trainer.world_size
             torch.distributed.all_gather_object(shares, indices.tolist())
+        trainer.strategy.checkpoint_io.wait()
         kept = f"{self.last} is from before" if self.last.exists() else "no checkpoint had been written"
         raise Diverged(
             f"the loss is {losses[first].item()} at step {step} (epoch {epoch}, learning rate {rate:g}, train images "

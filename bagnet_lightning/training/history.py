@@ -47,6 +47,7 @@ class History(Callback):
             write_text(self.path, table.getvalue())
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        trainer.strategy.checkpoint_io.wait()  # for the last checkpoints, which count
         self.unfinished_seconds = time.perf_counter() - self.epoch_started
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:

@@ -14,12 +14,13 @@ from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.memory import is_oom_error
 
-from bagnet_lightning.checkpoint import AtomicCheckpointIO, LastCheckpoint
+from bagnet_lightning.checkpoint import LastCheckpoint
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.machine import check_device, chosen_precision, commit, device_name, peak_memory_mib, versions
 from bagnet_lightning.training.acceleration import NoProfiler, accelerate, compile_seconds
 from bagnet_lightning.training.batch_norm import SyncBatchNorm
+from bagnet_lightning.training.checkpoint_writer import CheckpointWriter
 from bagnet_lightning.training.divergence import StopOnDivergence
 from bagnet_lightning.training.history import History
 from bagnet_lightning.training.interrupts import StopOnSignal, ValidateOnContinuing
@@ -107,7 +108,7 @@ def train(
     images_per_epoch = min(len(data.train_images), trainer.num_training_batches * data.batch_size)
     return {
         **history.timing(images_per_epoch, compile_seconds(module, data)),
-        "checkpoint_seconds": trainer.strategy.checkpoint_io.seconds,  # in this process; they count in train_seconds
+        "checkpoint_seconds": trainer.strategy.checkpoint_io.seconds,  # waited for in this process
         "train_images": len(data.train_images),
         "val_images": len(data.val_images),
         "validated_on": "holdout" if data.holdout else "val",
@@ -126,7 +127,7 @@ def _trainer(config: DictConfig, callbacks: list[Callback], logger: RunLogger | 
     options = {"benchmark": not config.trainer.deterministic, "profiler": NoProfiler(), **config.trainer}
     options["precision"] = chosen_precision(config.trainer.precision, config.trainer.accelerator)
     del options["compile"], options["cuda_graph"]
-    plugins = [AtomicCheckpointIO(), *([SyncBatchNorm()] if config.trainer.sync_batchnorm else [])]
+    plugins = [CheckpointWriter(), *([SyncBatchNorm()] if config.trainer.sync_batchnorm else [])]
     if config.trainer.devices == config.trainer.num_nodes == 1:
         plugins.append(LightningEnvironment())  # whatever SLURM has allocated; and requeueing is the launcher's
     shown = sys.stdout.isatty()
