@@ -3,6 +3,8 @@
     python -m bagnet_lightning.classical features=sift classifier=additive
     python -m bagnet_lightning.classical -m features=sift,fast_brief,orb,dense_sift classifier=linear,additive
 
+    python -m bagnet_lightning.classical -m head=mean,logistic,svm,em checkpoint=RUN/best.ckpt
+
 The same command again skips finished runs.
 """
 
@@ -12,10 +14,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from bagnet_lightning.cli import command
-from bagnet_lightning.errors import UserError
+from bagnet_lightning.errors import Interrupted, UserError
 from bagnet_lightning.runs import once
 
-RUN_FILES = ("config.yaml", "model.safetensors", "predictions.npz", "result.json")
+EM_FILES = ("last.ckpt", "best.ckpt", "metrics.csv", "predictions.npz")
+RUN_FILES = ("config.yaml", "model.safetensors", "predictions.npz", "result.json", *(f"em/{name}" for name in EM_FILES))
 
 
 @command("classical")
@@ -29,7 +32,10 @@ def main(config: DictConfig) -> dict:
 
         return run(config, folder)
 
-    return once(config, RUN_FILES, work)
+    try:
+        return once(config, RUN_FILES, work)
+    except Interrupted as stop:  # in EM, which goes on from there
+        raise SystemExit(stop.exit_code) from stop
 
 
 if __name__ == "__main__":

@@ -104,6 +104,13 @@ RULES: dict[str, Rule] = {
     "features.step": _whole(1),
     "features.keypoints": _whole(1),
     "features.fast_threshold": _whole(1),
+    "features.output": (lambda value: value in ("features", "logits"), "features or logits"),
+    "fit_on": (lambda value: value in ("train", "holdout"), "train or holdout"),
+    "em.rounds": _whole(1),
+    "em.image_percentile": _number(0, 100),
+    "em.class_percentile": _number(0, 100),
+    "em.sigma": _number(0),
+    "em.optim.lr": _number(0, above=True),
     "encoding.codebook.size": _whole(2),
     "encoding.codebook.sample": _whole(2),
     "encoding.power": _number(0, 1, above=True),
@@ -125,7 +132,18 @@ RULES: dict[str, Rule] = {
 }
 
 # What changes where things are or how they are shown, but not what is trained.
-NOT_IN_DIGEST = ("sweep", "fresh", "dry_run", "logger", "checkpoint", "paper", "data.root", "data.cache", "data.url")
+NOT_IN_DIGEST = (
+    "sweep",
+    "fresh",
+    "dry_run",
+    "logger",
+    "checkpoint",
+    "backbone",
+    "paper",
+    "data.root",
+    "data.cache",
+    "data.url",
+)
 # Nor do these: left out of the digest, where those above are null.
 HOW_FAST = (
     "data.device_resident",

@@ -20,6 +20,7 @@ def predict(trained: Trained, images: Tensor, batch_size: int = 250) -> Tensor:
     """
     device = best_device()
     network = trained.network.to(device, memory_format=torch.channels_last)
-    return torch.cat(
-        [network(normalize(batch.to(device), trained.mean, trained.std)).cpu() for batch in images.split(batch_size)]
-    )
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return torch.cat(
+            [network(normalize(part.to(device), trained.mean, trained.std)).cpu() for part in images.split(batch_size)]
+        )

@@ -78,11 +78,11 @@ def describe(config: DictConfig, overrides: list[str]) -> dict:
 
 
 def _describe_related(config: DictConfig, overrides: list[str]) -> dict:
-    """The same of a system of features, encoding and classifier: an empty label has nothing to say."""
+    """The same of a system of features, encoding and classifier."""
     features, encoding, classifier = config.features, config.encoding, config.classifier
     return {
         "kind": "related",
-        "system": ", ".join(part.label for part in (features, encoding, classifier) if part.label),
+        "system": asked_system(config),
         "features": features.name,
         "encoding": encoding.name,
         "classifier": classifier.name,
@@ -93,6 +93,11 @@ def _describe_related(config: DictConfig, overrides: list[str]) -> dict:
         "config_digest": digest(config),
         "overrides": overrides,
     }
+
+
+def asked_system(config: DictConfig) -> str:
+    """In words: "SIFT, 1,000 words, linear SVM". An empty label has nothing to say."""
+    return ", ".join(part.label for part in (config.features, config.encoding, config.classifier) if part.label)
 
 
 def write_result(run_folder: Path | str, result: dict) -> Path:

@@ -137,7 +137,7 @@ def test_missing_values_are_asked_for():
         check(composed("data=image_folder"))
 
 
-@pytest.mark.parametrize("group", ["data", "features", "encoding", "classifier"])
+@pytest.mark.parametrize("group", ["data", "features", "encoding", "classifier", "head", "related"])
 def test_every_choice_of_a_system_composes_and_keeps_the_rules(group):
     for choice in choices(group):
         config = composed(f"{group}={choice}", *(["data.root=x"] if choice == "image_folder" else []), name="classical")
@@ -148,7 +148,7 @@ def test_every_choice_of_a_system_composes_and_keeps_the_rules(group):
 def test_rules_are_of_keys_that_exist():
     groups = {
         "config": ("data", "model", "optim", "scheduler"),
-        "classical": ("features", "encoding", "classifier"),
+        "classical": ("features", "encoding", "classifier", "head"),
         "pretrain": ("method",),
     }
     configs = [

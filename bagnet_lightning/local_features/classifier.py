@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bagnet_lightning.data.pack import progress_bar
+from bagnet_lightning.errors import UserError
 from bagnet_lightning.local_features.kernel_map import KernelMap
 
 LOSSES = ("squared_hinge", "logistic")
@@ -26,6 +27,8 @@ class LinearClassifier:
     loss: "squared_hinge", each class against the rest (a linear SVM), or "logistic", multinomial. C: weight of the sum
     of losses against |w|^2 / 2, as in scikit-learn; b is free. kernel, order: of KernelMap; None: x itself.
     """
+
+    additive = True  # a score is a sum over the elements of a vector
 
     arrays: Mapping[str, np.ndarray]  # weight (classes, features) and bias (classes,), float32
 
@@ -84,6 +87,33 @@ class LinearClassifier:
 
     def mapped(self, vectors: Tensor) -> Tensor:
         return self.map(vectors) if self.map else vectors
+
+
+class Argmax:
+    """The scores are the vector itself: a network that averages has decided already."""
+
+    additive = True
+
+    arrays: Mapping[str, np.ndarray]  # bias (classes,), of zeros
+
+    def __init__(self) -> None:
+        self.arrays = {}
+
+    def learn(self, vectors: np.ndarray, labels: np.ndarray, classes: int) -> None:
+        """Learns nothing. Raises UserError if a vector has not one number for each class."""
+        if vectors.shape[1] != classes:
+            raise UserError(
+                f"classifier=argmax needs a score for each of {classes} classes, not {vectors.shape[1]} numbers: use "
+                "head=mean, which averages a network's logits"
+            )
+        self.arrays = {"bias": np.zeros(classes, np.float32)}
+
+    def scores(self, vectors: np.ndarray) -> np.ndarray:
+        return vectors
+
+    def contributions(self, vector: np.ndarray) -> np.ndarray:
+        """(classes, classes), as LinearClassifier's."""
+        return np.diag(vector)
 
 
 def _loss(name: str, scores: Tensor, labels: Tensor) -> tuple[float, Tensor]:

@@ -30,6 +30,8 @@ class Detector(ABC):
 
     descriptor_bytes: ClassVar[int]
     binary: ClassVar[bool] = False
+    explains: ClassVar[str] = "keypoints"  # what can be told of an image
+    parameters: ClassVar[int] = 0  # learned ones
 
     upsample: float
 

@@ -11,19 +11,51 @@ first M step takes every patch.
 """
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import torch
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
+from bagnet_lightning.checkpoint import load_trained
+from bagnet_lightning.config import plain
 from bagnet_lightning.data.batches import Batch
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import BagNet
+from bagnet_lightning.training.fit import fit
 
 log = logging.getLogger(__name__)
+AS_TRAINED = ("batch_size", "crop_padding", "flip", "normalize")  # of the data, as in the run that EM goes on from
+
+
+def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict]]:
+    """Trains the network of config.features.checkpoint as config.em asks, on config.data, in `folder`.
+
+    Goes on from last.ckpt there. Returns that path, of the network after the last round, whatever it does on validation
+    images; and what ExpectationMaximization tells of the rounds. Raises UserError.
+    """
+    start = load_trained(config.features.checkpoint)
+    data = start.config["data"]
+    if missing := [key for key in AS_TRAINED if key not in data]:
+        raise UserError(f"{config.features.checkpoint} does not tell its data.{missing[0]}: EM needs a run's best.ckpt")
+    em = plain(config)["em"]
+    run = {
+        "seed": config.seed,
+        "data": {**plain(config)["data"], **{key: data[key] for key in AS_TRAINED}},
+        "model": {**start.config["model"], "pretrained": str(config.features.checkpoint)},
+        "optim": em["optim"],
+        "scheduler": em["scheduler"],
+        "trainer": {**em["trainer"], "max_epochs": em["rounds"]},
+        "label_smoothing": 0.0,
+        "checkpoint": em["checkpoint"],
+    }
+    callback = ExpectationMaximization(em["image_percentile"], em["class_percentile"], em["sigma"])
+    fit(OmegaConf.create(run), folder, added_callbacks=[callback])
+    return folder / "last.ckpt", callback.rounds
 
 
 class ExpectationMaximization(Callback):

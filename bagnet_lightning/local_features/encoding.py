@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from bagnet_lightning.errors import UserError
 from bagnet_lightning.local_features.bag import Bag, Bags
 from bagnet_lightning.local_features.codebook import learn_words, nearest_word, sample
 
@@ -51,6 +52,35 @@ class Encoding(ABC):
     def __call__(self, bag: Bag) -> np.ndarray:
         """(n, W) float32: the vectors of the images."""
         return self.normalized(self.sums(bag))
+
+
+class Mean(Encoding):
+    """The mean of an image's descriptors."""
+
+    def learn(self, bags: Bags, seed: int) -> None:
+        pass
+
+    def parts(self, bag: Bag) -> np.ndarray:
+        return bag.descriptors.astype(np.float32) / np.diff(bag.offsets)[bag.images, None].astype(np.float32)
+
+
+class Decisions(Encoding):
+    """Histogram of the classes that a network sees in an image's patches: the mean of their probabilities.
+
+    Hou et al., Patch-based CNN for whole slide tissue image classification, CVPR 2016, section 4, who sum the
+    probabilities instead of counting the most probable class.
+    """
+
+    def learn(self, bags: Bags, seed: int) -> None:
+        if not bags.logits:
+            raise UserError(
+                "encoding=decisions is of a network's decisions: add features=bagnet features.output=logits"
+            )
+
+    def parts(self, bag: Bag) -> np.ndarray:
+        probabilities = np.exp(bag.descriptors - bag.descriptors.max(1, keepdims=True))
+        probabilities /= probabilities.sum(1, keepdims=True)
+        return probabilities / np.diff(bag.offsets)[bag.images, None].astype(np.float32)
 
 
 class BagOfWords(Encoding):

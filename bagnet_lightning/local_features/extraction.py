@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -35,6 +36,8 @@ class Extracted:
     binary: bool
     offsets: np.ndarray  # (N + 1,) int64
     descriptor_bytes: int
+    logits: ClassVar[bool] = False
+    seconds: ClassVar[float] = 0.0  # all is there before
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

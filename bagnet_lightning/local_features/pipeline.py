@@ -10,13 +10,19 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from bagnet_lightning.config import plain
+from bagnet_lightning.data.batches import Images
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.data.pack import progress_bar
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.inference import best_device
 from bagnet_lightning.local_features.bag import Bags
+from bagnet_lightning.local_features.em import fine_tuned
 from bagnet_lightning.local_features.encoding import Encoding
 from bagnet_lightning.local_features.model import PARTS, LocalModel, made, save_local_model
+from bagnet_lightning.local_features.patches import BagNetFeatures
 from bagnet_lightning.machine import commit, device_name, peak_memory_mib, versions
 from bagnet_lightning.predictions import write_predictions
+from bagnet_lightning.results import asked_system
 
 AT_ONCE = 256  # images read and encoded
 
@@ -26,36 +32,54 @@ def run(config: DictConfig, folder: Path) -> dict:
     code = {"versions": versions(), "commit": commit()}
     data: ImageData = instantiate(config.data, _partial_=True, _convert_="all")()
     data.setup()
-    parts = {part: made(plain(config), part) for part in PARTS}
-    features, encoding, classifier = parts.values()
+    images = chosen_images(config, data)
+    settings, measured = plain(config), {}
+    features, encoding, classifier = (made(settings, part) for part in PARTS)
+    if isinstance(features, BagNetFeatures):
+        features.check(data)
+        measured = {
+            "model": features.model,
+            "system": asked_system(config).replace("BagNet", f"BagNet-{features.network.receptive_field}"),
+            "mean_accuracy": features.mean_accuracy(images["val"], data.class_ids),
+        }
+    began = time.perf_counter()
+    if config.em:
+        checkpoint, measured["em"] = fine_tuned(config, folder / "em")
+        settings["features"]["checkpoint"] = os.path.relpath(checkpoint)
+        features = made(settings, "features")
+    tuning_seconds = time.perf_counter() - began
+    if config.em:
+        measured["em_mean_accuracy"] = features.mean_accuracy(images["val"], data.class_ids)
 
     began = time.perf_counter()
-    images = {"train": data.train_images, "val": data.val_images}
     bags = {
         split: features.bags(chosen, Path(config.cache).expanduser(), config.workers)
         for split, chosen in images.items()
     }
     feature_seconds = time.perf_counter() - began
     without = {split: each.without_features for split, each in bags.items()}
-    print(f"{os.path.relpath(folder)}: {summary(images, without)}", flush=True)
+    print(f"{os.path.relpath(folder)}: {summary(images, without, measured.get('mean_accuracy'))}", flush=True)
 
     began = time.perf_counter()
     encoding.learn(bags["train"], config.seed)
     labels = {split: chosen.labels.numpy() for split, chosen in images.items()}
     classifier.learn(encoded(encoding, bags["train"]), labels["train"], len(data.class_ids))
-    train_seconds = time.perf_counter() - began
+    train_seconds = tuning_seconds + time.perf_counter() - began - bags["train"].seconds
     scores = torch.from_numpy(classifier.scores(encoded(encoding, bags["val"])))
+    feature_seconds += bags["train"].seconds + bags["val"].seconds
     top = scores.topk(min(5, scores.shape[1])).indices.numpy()  # (N, 5)
     right = top == labels["val"][:, None]
 
-    model = LocalModel(**parts, config=plain(config), classes=data.class_ids, class_names=data.class_names)
+    model = LocalModel(
+        features, encoding, classifier, config=settings, classes=data.class_ids, class_names=data.class_names
+    )
     save_local_model(model, folder / "model.safetensors")
     write_predictions(
         folder / "predictions.npz",
         data.class_names,
         labels["val"],
         top[:, 0],
-        lambda places: data.val_images[torch.tensor(places)][0].numpy(),
+        lambda places: images["val"][torch.tensor(places)][0].numpy(),
     )
     arrays = [*encoding.arrays.values(), *classifier.arrays.values()]
     return {
@@ -63,18 +87,30 @@ def run(config: DictConfig, folder: Path) -> dict:
         "val_top5_accuracy": float(right.any(1).mean()),
         "feature_seconds": feature_seconds,
         "train_seconds": train_seconds,
-        "model_bytes": (folder / "model.safetensors").stat().st_size,
-        "parameters": sum(array.size for array in arrays),
+        "model_bytes": (folder / "model.safetensors").stat().st_size + 4 * features.parameters,
+        "parameters": sum(array.size for array in arrays) + features.parameters,
         "without_keypoints": without,
-        "explains": "keypoints",
+        "explains": features.explains if classifier.additive else None,
         "train_images": len(images["train"]),
         "val_images": len(images["val"]),
-        "validated_on": "holdout" if data.holdout else "val",
+        "validated_on": "holdout" if data.holdout and config.fit_on == "train" else "val",
         "classes": len(data.class_ids),
-        "peak_memory_mib": peak_memory_mib(torch.device("cpu")),
-        "device": device_name(torch.device("cpu")),
+        "peak_memory_mib": peak_memory_mib(best_device()),
+        "device": device_name(best_device()),
+        **measured,
         **code,
     }
+
+
+def chosen_images(config: DictConfig, data: ImageData) -> dict[str, Images]:
+    """The images that encoding and classifier learn from, "train", and those that they are measured on, "val"."""
+    if config.fit_on == "train":
+        return {"train": data.train_images, "val": data.val_images}
+    if not data.holdout:
+        raise UserError("fit_on=holdout: add data.holdout=SHARE, what the checkpoint's run held out")
+    whole: ImageData = instantiate({**config.data, "holdout": 0.0}, _partial_=True, _convert_="all")()
+    whole.setup()
+    return {"train": data.val_images, "val": whole.val_images}
 
 
 def encoded(encoding: Encoding, bags: Bags) -> np.ndarray:
@@ -90,7 +126,10 @@ def encoded(encoding: Encoding, bags: Bags) -> np.ndarray:
     return vectors
 
 
-def summary(images: dict, without: dict[str, int]) -> str:
-    return "; ".join(
-        f"{without[split]:,} of {len(chosen):,} {split} images without a keypoint" for split, chosen in images.items()
-    )
+def summary(images: dict[str, Images], without: dict[str, int], mean_accuracy: float | None) -> str:
+    parts = [f"{len(chosen):,} {split} images" for split, chosen in images.items()]
+    if any(without.values()):
+        parts += [f"{count:,} of the {split} images without a keypoint" for split, count in without.items()]
+    if mean_accuracy is not None:
+        parts.append(f"{mean_accuracy:.4f} by the network's own mean of its patches")
+    return "; ".join(parts)

@@ -1,0 +1,124 @@
+"""A BagNet's patches as the local features of images: computed when they are read, and nothing stored."""
+
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bagnet_lightning.checkpoint import load_backbone
+from bagnet_lightning.data.augment import normalize
+from bagnet_lightning.data.batches import Images
+from bagnet_lightning.data.module import ImageData
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.evidence import patch_corners
+from bagnet_lightning.inference import best_device, predict
+from bagnet_lightning.local_features.bag import Bag
+from bagnet_lightning.models.bagnet import BagNet
+
+BATCH = 250  # images
+
+
+class BagNetFeatures:
+    """What a trained BagNet says of the patches that it looks at, at its native stride.
+
+    checkpoint: of a run, an export or a backbone of `pretrain`. output: "features", the vectors before the classifier,
+    or "logits". Raises UserError if the network is no BagNet, or has no logits.
+    """
+
+    explains: ClassVar[str] = "patches"
+
+    def __init__(self, checkpoint: str | None, output: str):
+        if checkpoint is None:
+            raise UserError("features=bagnet needs a network: add checkpoint=PATH, of a run's best.ckpt or a backbone")
+        self.trained = load_backbone(checkpoint)
+        network = self.trained.network
+        if not isinstance(network, BagNet):
+            raise UserError(f"local features need a network of patches, a BagNet, not {type(network).__name__}")
+        if output == "logits" and not self.trained.classes:
+            raise UserError(f"{checkpoint} has no classifier, so no logits: ask for features.output=features")
+        self.network = network.to(best_device(), memory_format=torch.channels_last)
+        self.output = output
+
+    @property
+    def model(self) -> str:
+        """ "bagnet17", as of the choices of train's model."""
+        return f"bagnet{self.network.receptive_field}"
+
+    @property
+    def parameters(self) -> int:
+        """Of the network, as far as it is used."""
+        classifier = sum(parameter.numel() for parameter in self.network.fc.parameters())
+        whole = sum(parameter.numel() for parameter in self.network.parameters())
+        return whole if self.output == "logits" else whole - classifier
+
+    def mean_accuracy(self, images: Images, classes: list[str]) -> float | None:
+        """Share of `images`, labelled by their place in `classes`, that the network's own mean of its patches' logits
+        decides right, as `evaluate` measures it; None if the network was not trained on these classes.
+        """
+        if self.trained.classes != classes:
+            return None
+        logits = predict(self.trained, images.split.images[images.chosen])
+        return (logits.argmax(1) == images.labels).double().mean().item()
+
+    def check(self, data: ImageData) -> None:
+        """Raises UserError if the network's decisions are not of these classes, or it has seen what is held out."""
+        if self.output == "logits" and self.trained.classes != data.class_ids:
+            raise UserError(
+                f"the checkpoint decides between {len(self.trained.classes)} classes, and the data have "
+                f"{len(data.class_ids)}, or others: choose the same ones with data.classes=..."
+            )
+        held_out = self.trained.config["data"].get("holdout")
+        if data.holdout and held_out != data.holdout:
+            raise UserError(
+                f"data.holdout={data.holdout}: the checkpoint's run held out {held_out or 'nothing'}, and its network "
+                "has seen these images; train one with the same data.holdout"
+            )
+
+    def bags(self, images: Images, cache: Path, workers: int | None) -> "Patches":
+        """Of `images`. Raises UserError if they are smaller than a patch."""
+        return Patches(self, images)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """pixels: (B, H, W, 3) uint8. Returns (B, h, w, D) float32, on the best device."""
+        device = self.network.conv1.weight.device
+        normalized = normalize(pixels.to(device), self.trained.mean, self.trained.std)
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            if self.output == "logits":
+                return self.network.patch_logits(normalized)
+            return self.network.features(normalized).permute(0, 2, 3, 1)
+
+
+class Patches:
+    """Bags of `features` of `images`. seconds: that all reading has taken so far."""
+
+    binary: ClassVar[bool] = False
+    without_features: ClassVar[int] = 0
+
+    def __init__(self, features: BagNetFeatures, images: Images):
+        height, width = images.split.images.shape[1:3]
+        field = features.network.receptive_field
+        corners = patch_corners(features.network, height, width).flatten(0, 1)  # (patches, 2): row, column
+        if not len(corners):
+            raise UserError(f"images of {width} x {height} px are smaller than the network's patches of {field} px")
+        middles = corners.flip(1) + (field - 1) / 2
+        rest = torch.tensor([field, 0.0]).expand(len(corners), 2)  # size and angle
+        self.keypoints = torch.cat([middles, rest], 1).numpy()  # (patches, 4)
+        self.features, self.images, self.seconds = features, images, 0.0
+        self.logits = features.output == "logits"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, start: int, stop: int) -> Bag:
+        began = time.perf_counter()
+        chosen, pixels = self.images.chosen[start:stop], self.images.split.images
+        parts = [self.features(pixels.index_select(0, part)).flatten(0, 2).cpu() for part in chosen.split(BATCH)]
+        self.seconds += time.perf_counter() - began
+        return Bag(
+            torch.cat(parts).numpy(),
+            np.tile(self.keypoints, (len(chosen), 1)),
+            np.arange(len(chosen) + 1) * len(self.keypoints),
+        )
