@@ -41,6 +41,7 @@ _FIELD_TYPES = {
     "method": (str, type(None)),
     "loss": _NUMBER,
     "val_triplet_accuracy": _NUMBER,
+    "colour_triplet_accuracy": _NUMBER,
     "system": (str, type(None)),
     "feature_seconds": _NUMBER,
     "model_bytes": _NUMBER,

@@ -41,7 +41,7 @@ def test_backbones_of_several_models_are_made_once_and_fine_tuned(command, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["method=word2vec"], "choices: simclr, tile2vec"),
+        (["method=word2vec"], "choices: random, simclr, tile2vec"),
         (["tiles.size=3"], "tiles.size must be a whole number from 9"),
         (["trainer.devices=2"], "trainer.devices and trainer.num_nodes are 1 in a pretraining"),
     ],

@@ -75,6 +75,7 @@ def test_tile2vecs_loss_falls_and_held_out_neighbours_are_nearer(tmp_path):
     assert rows[-1]["val_loss"] < 0.6 * rows[0]["val_loss"]
     assert rows[0]["val_triplet_accuracy"] < 0.8 < result["val_triplet_accuracy"]
     assert result["loss"] == rows[-1]["train_loss"]
+    assert 0.9 < result["colour_triplet_accuracy"] <= 1  # a texture's ground has one colour
 
 
 @pytest.mark.parametrize("by", ["a signal", "a power cut"])
@@ -117,6 +118,18 @@ def test_the_projection_head_is_trained_and_not_in_the_backbone(tmp_path):
     first = read_checkpoint(tmp_path / "last.ckpt")["state_dict"]
     assert first["head.2.weight"].shape == (128, 512)
     assert not any("head" in name for name in load_backbone(tmp_path / "backbone.safetensors").network.state_dict())
+
+
+def test_random_weights_stay_as_they_were_and_get_statistics_of_tiles(tmp_path):
+    result = fit(small("method=random", "trainer.max_epochs=1"), tmp_path / "one")
+    assert result["loss"] == 0
+    fit(small("method=random", "seed=0"), tmp_path / "two")
+    one, two = (load_file(tmp_path / name / "backbone.safetensors") for name in ("one", "two"))
+    for name, value in one.items():
+        if name.endswith(("running_mean", "num_batches_tracked")):
+            assert not torch.equal(value, two[name])
+        elif not name.endswith("running_var"):
+            assert torch.equal(value, two[name])
 
 
 def test_unlabelled_test_images_are_trained_on_too(tmp_path):

@@ -28,6 +28,7 @@ def write_pretraining(folder, model="bagnet17", status: str | None = "finished")
         method="tile2vec",
         loss=0.2310,
         val_triplet_accuracy=0.93,
+        colour_triplet_accuracy=0.85,
     )
     config = yaml.safe_load((folder / "config.yaml").read_text()) | {"method": {"name": "tile2vec", "margin": 10}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -145,7 +146,7 @@ def test_the_markdown_has_a_rectangular_table_for_each_part(tmp_path):
     assert all(len({len(line) for line in part}) == 1 for part in parts)
     assert "0.2500 ± 0.0707 (n=2)" in text
     assert f"{tmp_path.as_posix()}/d/backbone.safetensors" in text
-    assert "| tile2vec | BagNet-17 |     15 | 0.2310 |           0.9300 |" in text
+    assert "| tile2vec | BagNet-17 |     15 | 0.2310 |           0.9300 |    0.8500 |" in text
 
 
 def test_where_parts_were_measured_is_said_once_if_it_is_the_same(tmp_path):

@@ -15,7 +15,7 @@ from bagnet_lightning.data.batches import Images
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.data.store import Split
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.pretraining.pretrainer import Method, Pretrainer
+from bagnet_lightning.pretraining.pretrainer import Method, Pretrainer, nearer
 from bagnet_lightning.pretraining.tiles import Tiles
 from bagnet_lightning.training.history import History
 from bagnet_lightning.training.loggers import RunLogger
@@ -55,9 +55,16 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
         "loss": last["train_loss"],
         "val_loss": last["val_loss"],
         "val_triplet_accuracy": last["val_triplet_accuracy"],
+        "colour_triplet_accuracy": _by_colour(data),
         **measured,
         **code,
     }
+
+
+def _by_colour(data: ImageData) -> float:
+    """How many of the held-out triplets the tiles' mean colours alone tell: what takes no learning."""
+    batches = [data.unaugmented(images, indices) for images, _, indices in data.val_dataloader()]
+    return torch.cat([nearer(tiles.mean((2, 3))) for tiles in batches]).double().mean().item()
 
 
 def _add_test_images(data: ImageData) -> None:

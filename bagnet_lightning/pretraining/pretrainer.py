@@ -52,18 +52,23 @@ class Pretrainer(Learner):
 
     def loss(self, tiles: Tensor) -> Tensor:
         """tiles: (kinds B, 3, h, w), normalised."""
-        loss = self.method.loss(self.head((self.run_network or self.network)(tiles)).float())
+        loss = self.compared(self.head((self.run_network or self.network)(tiles)))
         images = torch.full_like(loss, len(tiles) // self.method.kinds)
         self.train_totals += torch.stack([loss.detach() * images, torch.zeros_like(images), images])
         return loss
 
+    def compared(self, embeddings: Tensor) -> Tensor:
+        """The method's loss, in float32 whatever the network computes in."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return self.method.loss(embeddings.float())
+
     @torch.inference_mode()
     def validation_step(self, batch: Batch) -> None:
         tiles, labels, _ = batch  # (3 B, 3, h, w), whatever the method
-        features = self.network(tiles.to(self.dtype)).float()
-        loss = self.method.loss(self.head(features[: self.method.kinds * len(labels)]).float())
+        features = self.network(tiles.to(self.dtype))
+        loss = self.compared(self.head(features[: self.method.kinds * len(labels)]))
         images = torch.full_like(loss, len(labels))
-        self.val_totals += torch.stack([loss * images, nearer(features).sum(), images])
+        self.val_totals += torch.stack([loss * images, nearer(features.float()).sum(), images])
 
     def on_validation_epoch_end(self) -> None:
         (train_loss, _, trained), (loss, hits, held_out) = self.totals()

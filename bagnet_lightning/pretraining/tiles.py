@@ -80,10 +80,10 @@ def distorted(tiles: Tensor, bits: Tensor, strength: float) -> Tensor:
     """
     changed = (bits >> 48 & 63) < 51  # of 64
     brightness, contrast, saturation = (
-        torch.where(changed, 1 + 0.8 * strength * ((bits >> shift & 0xFFFF) / 32767.5 - 1), 1.0)[:, None, None, None]
+        (1 + changed * (0.8 * strength) * ((bits >> shift & 0xFFFF) / 32767.5 - 1))[:, None, None, None]
         for shift in (0, 16, 32)
     )
-    coloured = torch.where((bits >> 54 & 63) < 13, 0.0, 1.0)[:, None, None, None]
+    coloured = ((bits >> 54 & 63) >= 13)[:, None, None, None]
     tiles = (tiles * brightness).clamp(0, 255)
     tiles = _blend(tiles, _grey(tiles).mean((1, 2, 3), keepdim=True), contrast)
     return _blend(tiles, _grey(tiles), saturation * coloured)

@@ -83,6 +83,7 @@ def pretrainings(table: Table) -> dict[str, list[str]]:
         "epochs": [_text(run.get("epochs")) for run in runs],
         "loss": [_text(run.get("loss"), ".4f") for run in runs],
         "neighbour nearer": [_text(run.get("val_triplet_accuracy"), ".4f") for run in runs],
+        "by colour": [_text(run.get("colour_triplet_accuracy"), ".4f") for run in runs],
         "train time": [_duration(run.get("train_seconds")) for run in runs],
         "backbone": [one_cell(str(backbone(run) or "")) for run in runs],
         "status": [run["status"] for run in runs],

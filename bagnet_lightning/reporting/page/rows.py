@@ -66,6 +66,7 @@ def pretraining_rows(tables: list[Table], names: list[str], prefixes: list[str])
             "epochs": run.get("epochs"),
             "loss": run.get("loss"),
             "nearer": run.get("val_triplet_accuracy"),
+            "byColour": run.get("colour_triplet_accuracy"),
             "seconds": run.get("train_seconds"),
             "backbone": (path := backbone(run)) and path.as_posix(),
             "runs": [prefix + run_name(run, table)],

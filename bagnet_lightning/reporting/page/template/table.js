@@ -96,6 +96,7 @@ function pretrainingColumns(data) {
     { name: "epochs", of: row => row.epochs },
     { name: "loss", of: row => row.loss, cell: row => known(row.loss) ? share(row.loss) : stateOf(data, row), strong: true },
     { name: "neighbour nearer", title: "share of held-out triplets", of: row => row.nearer, show: share },
+    { name: "by colour", title: "the same by the tiles' mean colours alone", of: row => row.byColour, show: share },
     { name: "time", of: row => row.seconds, show: duration },
     { name: "backbone", left: true, of: row => row.backbone, cell: row => make("span", "path", row.backbone) },
   ];
