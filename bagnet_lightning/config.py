@@ -51,6 +51,7 @@ _PRETRAINED: Rule = (
     "true, false or the path of an existing file",
 )
 _KERNELS = ("chi2", "intersection", "jensen_shannon", None)
+_SHARE: Rule = (lambda value: _number(0, 1)[0](value) and value < 1, "a share from 0 to below 1")
 _PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "64-true")
 
 RULES: dict[str, Rule] = {
@@ -59,13 +60,14 @@ RULES: dict[str, Rule] = {
     "dry_run": _BOOL,
     "sweep": (lambda value: isinstance(value, str) and re.fullmatch(r"[\w.+-]+", value), "a folder's name"),
     "label_smoothing": _number(0, 1),
+    "weight_average": _or_null(_SHARE),
     "checkpoint.every_n_steps": _or_null(_whole(1)),
     "checkpoint.every_n_minutes": _or_null(_number(0, above=True)),
     "data.batch_size": _whole(1),
     "data.eval_batch_size": _whole(1),
     "data.classes": _or_null(_CLASSES),
     "data.images_per_class": _or_null(_whole(1)),
-    "data.holdout": (lambda value: _number(0, 1)[0](value) and value < 1, "a share from 0 to below 1"),
+    "data.holdout": _SHARE,
     "data.crop_padding": _whole(0),
     "data.flip": _BOOL,
     "data.normalize": _BOOL,

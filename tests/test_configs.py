@@ -93,6 +93,7 @@ def test_the_modern_recipe_fits_every_model():
         "scheduler.step_size=0",
         "sweep=a/b",
         "label_smoothing=-0.1",
+        "weight_average=1",
     ],
 )
 def test_wrong_values_are_refused_by_name(mistake):

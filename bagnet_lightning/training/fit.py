@@ -16,6 +16,7 @@ from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.history import History
 from bagnet_lightning.training.loggers import RunLogger
 from bagnet_lightning.training.trainer import prepare, schedule, train
+from bagnet_lightning.training.weight_average import WeightAverage
 
 FIGURES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_top5_accuracy", "learning_rate")
 
@@ -43,6 +44,8 @@ def fit(
     classifier = Classifier(network, **schedule(config), label_smoothing=config.label_smoothing, about=about)
     history = History(folder / "metrics.csv", FIGURES)
     callbacks = [BestPredictions(folder / "predictions.npz"), BestCheckpoint(folder), *added_callbacks]
+    if config.weight_average is not None:
+        callbacks.insert(0, WeightAverage(config.weight_average))
     measured = train(config, folder, classifier, data, history, callbacks, logger, summary(network, data))
     best = max(history.rows, key=lambda row: row["val_accuracy"])  # the first of equals
     return {
