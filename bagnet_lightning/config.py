@@ -69,7 +69,10 @@ RULES: dict[str, Rule] = {
     "data.images_per_class": _or_null(_whole(1)),
     "data.holdout": _SHARE,
     "data.crop_padding": _whole(0),
-    "data.flip": _BOOL,
+    "data.flip": (
+        lambda value: isinstance(value, bool) or value == "alternating",
+        "true, false or alternating",
+    ),
     "data.normalize": _BOOL,
     "data.device_resident": _AUTO,
     "data.image_size": _whole(9),

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from pytorch_lightning import Trainer
 from torch import Tensor
 
+from bagnet_lightning.data.augment import draw_keys
 from bagnet_lightning.machine import chosen_precision
 from bagnet_lightning.training.acceleration import Graphed, accelerate
 from bagnet_lightning.training.classifier import Classifier
@@ -64,12 +65,12 @@ class StepParts:
         self.scaler = getattr(trainer.precision_plugin, "scaler", None)
         self.optimizer = self.classifier.make_optimizer()
         self.indices = torch.randperm(len(self.data.train_source))[: self.data.batch_size].to(self.device)
-        self.key = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.keys = torch.tensor(draw_keys(0, 0), device=self.device)
 
     def batch(self) -> tuple[Tensor, Tensor]:
         indices = self.indices.to(self.data.train_source.labels.device)
         images, labels, indices = (tensor.to(self.device) for tensor in self.data.train_source[indices])
-        return self.data.augmented(images, indices, self.key).to(self.classifier.dtype), labels
+        return self.data.augmented(images, indices, self.keys).to(self.classifier.dtype), labels
 
     def gradients(self, images: Tensor, labels: Tensor) -> None:
         with self.forward_context():

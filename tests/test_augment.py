@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from bagnet_lightning.data.augment import augment, draw_key, normalize, random_bits
+from bagnet_lightning.data.augment import augment, draw_key, draw_keys, normalize, random_bits
 
 
 def batch(count=64, height=20, width=24):
@@ -22,7 +22,7 @@ def expected_windows(image, padding):
 
 def test_each_image_becomes_one_of_its_own_windows_and_all_kinds_occur():
     images = batch(200)
-    out = augment(images, torch.arange(200), draw_key(seed=1, epoch=2), crop_padding=2, flip=True)
+    out = augment(images, torch.arange(200), draw_keys(seed=1, epoch=2), crop_padding=2, flip=True)
     kinds = []
     for image, made in zip(images.numpy(), out.numpy(), strict=True):
         (kind,) = [kind for kind, window in expected_windows(image, 2) if np.array_equal(window, made)]
@@ -33,12 +33,30 @@ def test_each_image_becomes_one_of_its_own_windows_and_all_kinds_occur():
 
 def test_draws_are_of_seed_epoch_and_index_alone():
     images, indices = batch(), torch.arange(64)
-    whole = augment(images, indices, draw_key(0, 3), 4, True)
+    whole = augment(images, indices, draw_keys(0, 3), 4, True)
     some = torch.tensor([40, 3, 17])
-    assert torch.equal(augment(images[some], indices[some], draw_key(0, 3), 4, True), whole[some])
+    assert torch.equal(augment(images[some], indices[some], draw_keys(0, 3), 4, True), whole[some])
     for seed, epoch in [(1, 3), (0, 4)]:
-        other = augment(images, indices, draw_key(seed, epoch), 4, True)
+        other = augment(images, indices, draw_keys(seed, epoch), 4, True)
         assert (other != whole).flatten(1).any(1).float().mean() > 0.9
+
+
+def test_an_alternating_flip_is_each_images_own_in_every_other_epoch():
+    images, indices = batch(200), torch.arange(200)
+
+    def mirrored(seed, epoch):
+        out = augment(images, indices, torch.tensor(draw_keys(seed, epoch)), 0, "alternating")
+        is_mirrored = (out == images.flip(2)).flatten(1).all(1)
+        assert torch.equal(out[~is_mirrored], images[~is_mirrored])
+        return is_mirrored
+
+    first = mirrored(0, 0)
+    assert 70 < first.sum() < 130
+    assert torch.equal(mirrored(0, 1), ~first)
+    assert torch.equal(mirrored(0, 2), first)
+    assert 70 < (mirrored(1, 0) ^ first).sum() < 130
+    shifted = augment(images, indices, draw_keys(0, 1), 2, "alternating")
+    assert torch.equal(shifted[first], augment(images, indices, draw_keys(0, 1), 2, False)[first])
 
 
 def test_bits_are_uniform_and_independent():
@@ -54,7 +72,7 @@ def test_bits_are_uniform_and_independent():
 
 def test_without_crop_and_flip_nothing_changes():
     images = batch()
-    assert torch.equal(augment(images, torch.arange(64), draw_key(0, 0), 0, False), images)
+    assert torch.equal(augment(images, torch.arange(64), draw_keys(0, 0), 0, False), images)
 
 
 def test_normalize_is_torchvisions():

@@ -7,6 +7,8 @@ Nothing here makes a tensor from Python numbers: on a GPU each would be a wait f
 keep the numbers of the step it was recorded at.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,6 +17,11 @@ from torch.nn import functional as F
 def draw_key(seed: int, epoch: int) -> int:
     """What an epoch's draws start from, as int64 holds it."""
     return _signed(0xD1B54A32D192ED03 * (1 + seed) + 0x8CB92BA72F3D8DD7 * (1 + epoch))
+
+
+def draw_keys(seed: int, epoch: int) -> tuple[int, int, int]:
+    """What an epoch's own draws start from, what draws that all epochs share start from, and the epoch."""
+    return draw_key(seed, epoch), draw_key(seed, -1), epoch
 
 
 def random_bits(key: int | Tensor, indices: Tensor) -> Tensor:
@@ -29,19 +36,25 @@ def random_bits(key: int | Tensor, indices: Tensor) -> Tensor:
     return _shift_right(x ^ _shift_right(x, 31), 3)
 
 
-def augment(images: Tensor, indices: Tensor, key: int | Tensor, crop_padding: int, flip: bool) -> Tensor:
+def augment(
+    images: Tensor, indices: Tensor, keys: Sequence[int] | Tensor, crop_padding: int, flip: bool | str
+) -> Tensor:
     """Shifts each image by up to `crop_padding` px (black beyond its edge) and mirrors half of them.
 
-    images: (B, H, W, 3) uint8. indices: (B,) int64, which images of the data set they are. key: see random_bits.
+    images: (B, H, W, 3) uint8. indices: (B,) int64, which images of the data set they are. keys: of draw_keys, or as an
+    int64 tensor (3,) on their device. flip: False, True (half of the images, drawn anew in every epoch) or
+    "alternating" (each image in every other epoch: no epoch repeats the view of the one before; Jordan 2024, airbench).
     Returns the same form.
     """
-    bits = random_bits(key, indices)
+    own, shared, epoch = keys
+    bits = random_bits(own, indices)
     if crop_padding:
         shifts = 2 * crop_padding + 1
         images = _crop(images, crop_padding, (bits >> 1 & 0xFFFF) * shifts >> 16, (bits >> 17 & 0xFFFF) * shifts >> 16)
     if flip:
+        mirrored = bits if flip is True else random_bits(shared, indices) + epoch
         image = torch.arange(len(images), device=images.device)
-        images = torch.cat([images, images.flip(2)]).index_select(0, image + len(images) * (bits & 1))
+        images = torch.cat([images, images.flip(2)]).index_select(0, image + len(images) * (mirrored & 1))
     return images
 
 

@@ -10,7 +10,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from bagnet_lightning.data import image_folder, textures, tiny_imagenet
-from bagnet_lightning.data.augment import augment, draw_key, rescale, scale_and_bias
+from bagnet_lightning.data.augment import augment, draw_keys, rescale, scale_and_bias
 from bagnet_lightning.data.batches import ALL, Batch, Images, Loader, ShuffledBatches
 from bagnet_lightning.data.store import Store
 from bagnet_lightning.errors import UserError
@@ -35,7 +35,7 @@ class ImageData(LightningDataModule, ABC):
         images_per_class: int | None,
         holdout: float,
         crop_padding: int,
-        flip: bool,
+        flip: bool | str,
         normalize: bool,
         device_resident: bool | str,
         seed: int,
@@ -46,7 +46,7 @@ class ImageData(LightningDataModule, ABC):
         self.classes, self.images_per_class, self.holdout = classes, images_per_class, holdout
         self.crop_padding, self.flip, self.normalize, self.seed = crop_padding, flip, normalize, seed
         self.device_resident = device_resident
-        self.key_of: int | None = None
+        self.keys_of: int | None = None
 
     @abstractmethod
     def open_store(self) -> Store:
@@ -136,23 +136,24 @@ class ImageData(LightningDataModule, ABC):
         """uint8 (B, H, W, 3) to normalised float (B, 3, H, W), augmented in training, on the batch's device."""
         images, labels, indices = batch
         if self.trainer.training:
-            images = self.augmented(images, indices, self._key())
+            images = self.augmented(images, indices, self._keys())
         else:
             images = self.unaugmented(images, indices)
         return images, labels, indices
 
-    def augmented(self, images: Tensor, indices: Tensor, key: Tensor) -> Tensor:
-        return rescale(augment(images, indices, key, self.crop_padding, self.flip), self.scale, self.bias)
+    def augmented(self, images: Tensor, indices: Tensor, keys: Tensor) -> Tensor:
+        """keys: (3,) of draw_keys, for this epoch."""
+        return rescale(augment(images, indices, keys, self.crop_padding, self.flip), self.scale, self.bias)
 
     def unaugmented(self, images: Tensor, indices: Tensor) -> Tensor:
         return rescale(images, self.scale, self.bias)
 
-    def _key(self) -> Tensor:
+    def _keys(self) -> Tensor:
         """Of this epoch's draws, on the device."""
         epoch = self.trainer.current_epoch
-        if self.key_of != epoch:
-            self.key_of, self.key = epoch, torch.tensor(draw_key(self.seed, epoch), device=self.scale.device)
-        return self.key
+        if self.keys_of != epoch:
+            self.keys_of, self.keys = epoch, torch.tensor(draw_keys(self.seed, epoch), device=self.scale.device)
+        return self.keys
 
     def _share(self, smallest: int) -> slice:
         """Which images of every batch are this rank's, of those that train together."""

@@ -38,7 +38,7 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
     network = instantiate(config.model, _partial_=True)(num_classes=1)
     features, network.fc = network.fc.in_features, nn.Identity()
     method: Method = instantiate(config.method)
-    tiles = Tiles(**config.tiles, flip=data.flip)
+    tiles = Tiles(**config.tiles, flip=data.flip is not False)
     tiles.check(*data.store.splits["train"].images.shape[1:3], getattr(network, "receptive_field", 1))
     _cut_into_tiles(data, tiles, method.kinds)
     about = {"config": plain(config), "classes": [], "class_names": [], "mean": data.mean, "std": data.std}
@@ -94,8 +94,8 @@ def _cut_into_tiles(data: ImageData, tiles: Tiles, kinds: int) -> None:
         row = 3 * tiles.size
         return rescale(tiles_of_batch, data.scale[:row], data.bias[:row])
 
-    def augmented(images: Tensor, indices: Tensor, key: Tensor) -> Tensor:
-        return scaled(tiles.augmented(images, indices, key, kinds))
+    def augmented(images: Tensor, indices: Tensor, keys: Tensor) -> Tensor:
+        return scaled(tiles.augmented(images, indices, keys[0], kinds))
 
     def unaugmented(images: Tensor, indices: Tensor) -> Tensor:
         key = torch.tensor(draw_key(data.seed, -1), device=indices.device)  # of no epoch of training
