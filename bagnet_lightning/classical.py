@@ -8,13 +8,12 @@
 The same command again skips finished runs.
 """
 
-from importlib.util import find_spec
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from bagnet_lightning.cli import command
-from bagnet_lightning.errors import Interrupted, UserError
+from bagnet_lightning.errors import Interrupted
 from bagnet_lightning.runs import once
 
 EM_FILES = ("last.ckpt", "best.ckpt", "metrics.csv", "predictions.npz")
@@ -24,8 +23,9 @@ RUN_FILES = ("config.yaml", "model.safetensors", "predictions.npz", "result.json
 @command("classical")
 def main(config: DictConfig) -> dict:
     assert not config.dry_run, "sweep.py ends a dry run before this"
-    if not all(map(find_spec, ("cv2", "sklearn"))):
-        raise UserError("local features need OpenCV and scikit-learn: pip install 'bagnet-lightning[classical]'")
+    from bagnet_lightning.local_features.model import check_installed
+
+    check_installed()
 
     def work(folder: Path) -> dict:
         from bagnet_lightning.local_features.pipeline import run

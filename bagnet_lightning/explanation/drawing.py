@@ -100,7 +100,7 @@ def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: E
     axes = block.add_subplot(grid[0, 0])
     axes.imshow(picture.pixels)
     axes.set_title("image", fontsize=9)
-    _bare(axes)
+    bare(axes)
     for row, (method, values) in enumerate(maps.items()):
         exact = method == EXACT
         end = limit if exact else scale_end([values])
@@ -115,7 +115,7 @@ def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: E
             mappable = _overlay(axes, picture, one, end)
             if row == 0:
                 logit = explanation.logits[index].item()
-                axes.set_title(f"{_clipped(names[index])}  logit {logit:.2f}", fontsize=9)
+                axes.set_title(f"{clipped(names[index])}  logit {logit:.2f}", fontsize=9)
         bar = block.colorbar(mappable, cax=block.add_subplot(grid[row, -1]), extend="both")
         bar.ax.tick_params(labelsize=7)
         bar.set_label(f"{method}\n{'logit of the patch' if exact else 'an approximation'}", fontsize=7)
@@ -126,7 +126,7 @@ def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: E
 
 def _overlay(axes, picture: Picture, values: Tensor, end: float):
     axes.imshow(picture.pixels @ LUMINANCE, cmap="gray", vmin=0, vmax=255)
-    _bare(axes)
+    bare(axes)
     return axes.imshow(values.numpy(), cmap=COLOURS, vmin=-end, vmax=end, alpha=OVERLAY)
 
 
@@ -138,7 +138,7 @@ def _draw_patches(
     side = 0.78  # inches
     groups = (("highest", True, 0.02), ("lowest", False, 0.51))
     for word, largest, left in groups:
-        title = f"{word} scores for {_clipped(model.trained.class_names[index])}"
+        title = f"{word} scores for {clipped(model.trained.class_names[index])}"
         block.text(left, top - 0.06 / height, title, fontsize=8.5, va="top")
         found = strongest(explanation.dense[..., index], model.field, PATCHES, largest)
         for place, (row, column, score) in enumerate(found):
@@ -146,11 +146,11 @@ def _draw_patches(
                 (left + place * (side + 0.12) / width, top - (0.25 + side) / height, side / width, side / height)
             )
             axes.imshow(cut_out(picture, row, column, model))
-            _bare(axes)
+            bare(axes)
             axes.set_xlabel(f"{score:+.2f}", fontsize=8, labelpad=2, color="#b2182b" if score > 0 else "#2166ac")
 
 
-def _bare(axes) -> None:
+def bare(axes) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
@@ -158,6 +158,6 @@ def _bare(axes) -> None:
         spine.set_linewidth(0.5)
 
 
-def _clipped(class_name: str) -> str:
+def clipped(class_name: str) -> str:
     name = short_name(class_name)
     return name if len(name) <= 24 else f"{name[:23]}…"

@@ -53,7 +53,6 @@ class Page:
         )
 
     def html(self) -> str:
-        colours = matplotlib.colormaps[COLOURS](np.linspace(0, 1, 255), bytes=True)[:, :3]
         data = {
             "models": [
                 {
@@ -67,16 +66,23 @@ class Page:
             "classes": [short_name(name) for name in self.models[0].trained.class_names],
             "identifiers": self.models[0].trained.classes,
             "asked": self.asked,
-            "colours": colours.tolist(),
             "images": self.images,
         }
-        return fill(
-            TEMPLATE / "page.html",
-            TITLE=escape(" and ".join(dict.fromkeys(model.name for model in self.models))),
-            STYLE=STYLE.read_text(encoding="utf-8") + (TEMPLATE / "page.css").read_text(encoding="utf-8"),
-            DATA=embedded(data),
-            SCRIPT=(TEMPLATE / "page.js").read_text(encoding="utf-8"),
-        )
+        title = " and ".join(dict.fromkeys(model.name for model in self.models))
+        return write_page("page", title, data)
+
+
+def write_page(template: str, title: str, data: dict) -> str:
+    """The page of template/`template`.html and .js: "page", of networks, or "keypoints"."""
+    colours = matplotlib.colormaps[COLOURS](np.linspace(0, 1, 255), bytes=True)[:, :3]
+    scripts = [(TEMPLATE / f"{name}.js").read_text(encoding="utf-8") for name in ("shared", template)]
+    return fill(
+        TEMPLATE / f"{template}.html",
+        TITLE=escape(title),
+        STYLE=STYLE.read_text(encoding="utf-8") + (TEMPLATE / "page.css").read_text(encoding="utf-8"),
+        DATA=embedded({**data, "colours": colours.tolist()}),
+        SCRIPT="\n".join(scripts),
+    )
 
 
 def fixed_point(values: Tensor) -> dict:

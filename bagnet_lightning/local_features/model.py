@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,12 @@ from bagnet_lightning.files import write_bytes
 from bagnet_lightning.local_features.bag import Bag
 
 PARTS = ("features", "encoding", "classifier")
+
+
+def check_installed() -> None:
+    """Raises UserError without the packages that this one needs."""
+    if not all(map(find_spec, ("cv2", "sklearn"))):
+        raise UserError("local features need OpenCV and scikit-learn: pip install 'bagnet-lightning[classical]'")
 
 
 @dataclass(frozen=True)
@@ -35,14 +43,14 @@ class LocalModel:
 def made(config: dict, part: str):
     """The features, encoding or classifier that a configuration asks for; nothing is learned yet."""
     settings = {key: value for key, value in config[part].items() if key not in ("name", "label")}
-    return instantiate(settings, _partial_=True, _convert_="all")()
+    return instantiate(settings, _partial_=True, _convert_="all", _recursive_=False)()
 
 
 def keypoint_shares(model: LocalModel, bag: Bag) -> np.ndarray:
-    """(M, classes): what each local feature adds to the scores of its image; they sum to the scores.
+    """(M, classes): what each local feature adds to the scores of its image; with the bias, they sum to the scores.
 
     Each element of an encoded image is a sum over its local features, raised to a power and normalised: of what the
-    classifier makes of the element, each gets the share that it has in the sum. The bias is divided evenly.
+    classifier makes of the element, each gets the share that it has in the sum.
     """
     shares = np.zeros((len(bag.descriptors), len(model.classes)), np.float64)
     for image in range(len(bag)):
@@ -55,7 +63,7 @@ def keypoint_shares(model: LocalModel, bag: Bag) -> np.ndarray:
         sums = parts.sum(0)
         contributions = model.classifier.contributions(model.encoding.normalized(sums[None].astype(np.float32))[0])
         parts = np.divide(parts, sums, out=np.zeros_like(parts), where=sums != 0)
-        shares[mine] = parts @ contributions + model.classifier.arrays["bias"] / count
+        shares[mine] = parts @ contributions
     return shares
 
 
@@ -71,23 +79,52 @@ def save_local_model(model: LocalModel, path: Path) -> None:
 
 
 def load_local_model(path: str | Path) -> LocalModel:
-    """What a run wrote to model.safetensors. Raises UserError if `path` is not that."""
-    try:
-        with safe_open(path, "np") as file:
-            about = json.loads((file.metadata() or {}).get("bagnet_lightning", "null"))
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist; a run of bagnet_lightning.classical leaves model.safetensors"
-        ) from None
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(about, dict) or "features" not in about.get("config", {}):
+    """What a run wrote to model.safetensors. Raises UserError if `path` is not that.
+
+    Only this package's features, encodings and classifiers are built, whatever the file names.
+    """
+    about = _about(path)
+    if about is None:
         raise UserError(f"{path} is not of a run of bagnet_lightning.classical")
+    for part in PARTS:
+        target = about["config"][part].get("_target_")
+        if not _is_ours(str(target)):
+            raise UserError(f"{path} is refused: it names {target}, which is not of bagnet_lightning.local_features")
     parts = {part: made(about["config"], part) for part in PARTS}
+    with safe_open(path, "np") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
     for part in ("encoding", "classifier"):
         prefix = f"{part}."
         parts[part].arrays = {
             name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)
         }
     return LocalModel(**parts, **about)
+
+
+def is_local_model(path: str | Path) -> bool:
+    """Whether `path` is what `save_local_model` writes. Raises UserError if there is no such file, or it is damaged."""
+    return Path(path).suffix == ".safetensors" and _about(path) is not None
+
+
+def _about(path: str | Path) -> dict | None:
+    """What the file says of itself; None if it is of something else, such as an exported network."""
+    try:
+        with safe_open(path, "np") as file:
+            about = json.loads((file.metadata() or {}).get("bagnet_lightning", "null"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist; a run of bagnet_lightning.classical leaves model.safetensors"
+        ) from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    config = about.get("config") if isinstance(about, dict) else None
+    is_ours = isinstance(config, dict) and all(isinstance(config.get(part), dict) for part in PARTS)
+    return about if is_ours else None
+
+
+def _is_ours(target: str) -> bool:
+    """Whether it is a class that a module of this package defines, not one that it imports."""
+    module, _, name = target.rpartition(".")
+    if module.rpartition(".")[0] != __package__ or find_spec(module) is None:
+        return False
+    return getattr(getattr(import_module(module), name, None), "__module__", None) == module

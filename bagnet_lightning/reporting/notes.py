@@ -1,6 +1,6 @@
 """What a reader of a sweep's table has to know: what did not finish, what cannot be compared, where it ran."""
 
-from bagnet_lightning.config import NOT_IN_DIGEST
+from bagnet_lightning.config import HOW_FAST, NOT_IN_DIGEST
 from bagnet_lightning.reporting.seeds import problem
 from bagnet_lightning.reporting.table import Table, pretraining_name
 
@@ -28,7 +28,9 @@ def notes(table: Table) -> list[str]:
         said.append("Images without keypoints are classified all the same, and count in the accuracy.")
     asked = [run["overrides"] for run in runs if isinstance(run.get("overrides"), list)]
     shared = [override for override in asked[0] if all(override in other for other in asked)] if asked else []
-    shared = [override for override in shared if override.partition("=")[0] not in {*NOT_IN_DIGEST, *_IN_COLUMNS}]
+    shared = [
+        override for override in shared if override.partition("=")[0] not in {*NOT_IN_DIGEST, *HOW_FAST, *_IN_COLUMNS}
+    ]
     if shared:
         said.append(f"All runs were asked for: {' '.join(shared)}.")
     return said + _provenance(table)

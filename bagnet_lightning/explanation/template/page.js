@@ -1,19 +1,8 @@
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const classSelect = document.getElementById("class"), overlay = document.getElementById("overlay");
+const overlay = document.getElementById("overlay");
 const state = { image: 0, chosen: data.asked, row: 0, column: 0 };
 let views = []; // one a model: {explanation, field, panels, ...}, made anew for each image
 
-const make = (tag, className, text) => {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  if (text !== undefined) element.textContent = text;
-  return element;
-};
 const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer;
-const signed = (value, digits = 2) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
-const percent = share => `${(100 * share).toFixed(1)} %`;
-const digitsFor = limit => Math.min(5, Math.max(0, 2 - Math.floor(Math.log10(limit))));
 
 // Numbers are 16-bit multiples of a step, little-endian.
 const decode = packed => {
@@ -26,48 +15,16 @@ const decodeClasses = top => {
   return Array.from({ length: view.byteLength / top.bytes }, (_, i) => read(i));
 };
 
-const colour = share => data.colours[Math.round(127 * (1 + Math.max(-1, Math.min(1, share))))];
-const css = ([r, g, b]) => `rgb(${r} ${g} ${b})`;
-const gradient = `linear-gradient(90deg, ${[-1, -.75, -.5, -.25, 0, .25, .5, .75, 1].map(s => css(colour(s))).join(", ")})`;
-
-function layer(width, height, paint) {
-  const canvas = Object.assign(document.createElement("canvas"), { width, height });
-  const context = canvas.getContext("2d"), pixels = context.createImageData(width, height);
-  paint(pixels.data);
-  context.putImageData(pixels, 0, 0);
-  return canvas;
-}
-
 async function showImage(index) {
   const image = data.images[index];
-  const picture = new Image();
-  picture.src = image.png;
-  await picture.decode();
+  const { source, grey } = await pixelsOf(image);
   state.image = index;
 
-  const source = Object.assign(document.createElement("canvas"), { width: image.width, height: image.height });
-  const context = source.getContext("2d");
-  context.drawImage(picture, 0, 0);
-  const rgb = context.getImageData(0, 0, image.width, image.height).data;
-  const grey = layer(image.width, image.height, out => {
-    for (let i = 0; i < out.length; i += 4) {
-      out[i] = out[i + 1] = out[i + 2] = .299 * rgb[i] + .587 * rgb[i + 1] + .114 * rgb[i + 2];
-      out[i + 3] = 255;
-    }
-  });
-
   const kept = image.classes.includes(state.chosen) ? state.chosen : image.explanations[0].predicted;
-  classSelect.replaceChildren(...image.classes.map(index => {
+  showClasses(image, index => {
     const said = data.models.filter((_, m) => image.explanations[m].predicted === index).map(model => model.name);
-    const notes = [
-      ...(said.length ? ["predicted" + (data.models.length > 1 ? ` by ${said.join(", ")}` : "")] : []),
-      ...(image.label === index ? ["true class"] : []),
-      ...(data.asked === index ? ["asked"] : []),
-    ];
-    const option = make("option", "", data.classes[index] + (notes.length ? ` (${notes.join("; ")})` : ""));
-    option.value = index;
-    return option;
-  }));
+    return said.length ? "predicted" + (data.models.length > 1 ? ` by ${said.join(", ")}` : "") : "";
+  });
   const focused = views.findIndex(view => view.stage.contains(document.activeElement));
   views = data.models.map((model, m) => makeView(model, image.explanations[m], image, source, grey));
   document.getElementById("models").replaceChildren(...views.map(view => view.section));
@@ -246,16 +203,7 @@ function draw(view) {
   const { count, classes, scores } = view.top;
   const best = Array.from({ length: count }, (_, i) => [classes[at * count + i], scores[at * count + i]]);
   if (!best.some(([index]) => index === state.chosen)) best.push([state.chosen, chosenValues(view.panels[1], image)[at]]);
-  const most = Math.max(...best.map(([, score]) => Math.abs(score)), 1e-9);
-  view.scores.replaceChildren(...best.map(([index, score]) => {
-    const item = make("li", index === state.chosen ? "chosen" : ""), line = make("i", score < 0 ? "negative" : "");
-    const name = make("span", "", data.classes[index]);
-    name.title = `${data.classes[index]} (${data.identifiers[index]})`;
-    line.style.width = `${100 * Math.abs(score) / most}%`;
-    item.dataset.class = index;
-    item.append(name, line, make("span", "", signed(score)));
-    return item;
-  }));
+  showScores(view.scores, best, state.chosen);
   for (const button of view.strongest.querySelectorAll("button"))
     button.setAttribute("aria-pressed", +button.dataset.y === state.row && +button.dataset.x === state.column);
 }
@@ -269,22 +217,9 @@ function spoken(view) {
     + (maps.join(", ") || "not computed for this class") + `${best}.`;
 }
 
-document.querySelector(".strip").append(...data.images.map((image, i) => {
-  const label = make("label"), radio = make("input"), thumb = make("img");
-  const right = image.label === null ? "" : image.explanations[0].predicted === image.label ? "right" : "wrong";
-  Object.assign(radio, { type: "radio", name: "image", value: i, checked: i === 0 });
-  thumb.src = image.png;
-  thumb.alt = image.name + (image.label === null ? "" : `, ${data.classes[image.label]}, ${right}ly classified`);
-  label.title = thumb.alt;
-  label.className = right; // as the first network sees it
-  radio.addEventListener("change", () => showImage(i));
-  label.append(radio, thumb);
-  return label;
-}));
 classSelect.addEventListener("change", () => showClass(+classSelect.value));
 overlay.addEventListener("input", () => views.forEach(draw));
-document.getElementById("for").style.background = css(colour(.8));
-document.getElementById("against").style.background = css(colour(-.8));
 const steps = data.images.flatMap(image => image.explanations.flatMap(e => e.top ? [e.maps[0].step, e.top.step] : []));
 document.getElementById("rounding").textContent = steps.length ? (Math.max(...steps) / 2).toPrecision(2) : "0";
+showStrip(image => image.explanations[0].predicted, showImage); // as the first network sees it
 showImage(0);

@@ -1,0 +1,139 @@
+"""The picture of one image's keypoints: circles of their size, coloured by their shares, and the strongest cut out."""
+
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import EllipseCollection, PolyCollection
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from bagnet_lightning.explanation.drawing import COLOURS, DPI, GREY, LUMINANCE, PANEL, PATCHES, bare, clipped
+from bagnet_lightning.explanation.inputs import Picture, short_name
+
+if TYPE_CHECKING:
+    from bagnet_lightning.explanation.keypoints import KeypointExplanation
+
+SIDE, GAP = 1.25 * PANEL, 0.15  # inches, of a panel and beside it
+CUT, ROW = 0.78, 1.3  # inches, of a patch cut out and a row of them
+OUTLINED = 16  # keypoints of a panel; more hide each other
+CORNERS = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
+
+
+def draw(
+    picture: Picture, explanation: "KeypointExplanation", system: str, class_names: list[str], patches: bool
+) -> bytes:
+    """A PNG: the image, a panel for each shown class, and below a row for each of the keypoints that added most.
+
+    patches: the keypoints are square patches.
+    """
+    shown, shares = explanation.shown, explanation.shares
+    height_px, width_px, _ = picture.pixels.shape
+    tall, below = SIDE * min(2.0, height_px / width_px), len(shown) * ROW + 0.1  # inches
+    width, height = max((1 + len(shown)) * (SIDE + GAP) + 1.1, 8.4), below + tall + 0.85
+    figure = Figure(figsize=(width, height), dpi=DPI)
+
+    def axes_at(left: float, bottom: float, wide: float, high: float) -> Axes:
+        return figure.add_axes((left / width, bottom / height, wide / width, high / height))
+
+    said = short_name(class_names[explanation.predicted])
+    truth = "" if picture.label is None else f" ✗ (it is {short_name(class_names[picture.label])})"
+    right = " ✓" if picture.label == explanation.predicted else truth
+    figure.text(0.2 / width, 1 - 0.12 / height, f"{system}: {said}{right}", weight="bold", va="top", fontsize=11)
+    figure.text(1 - 0.2 / width, 1 - 0.12 / height, picture.name, color=GREY, va="top", ha="right", fontsize=8)
+    axes = axes_at(0.2, below, SIDE, tall)
+    axes.imshow(picture.pixels)
+    what = "patches" if patches else "keypoints"
+    axes.set_title(f"image, {len(shares)} {what}", fontsize=9)
+    bare(axes)
+    end = scale_end(explanation)
+    scale = ScalarMappable(Normalize(-end, end, clip=True), colormaps[COLOURS])
+    for column, index in enumerate(shown, start=1):
+        axes = axes_at(0.2 + column * (SIDE + GAP), below, SIDE, tall)
+        axes.imshow(picture.pixels @ LUMINANCE, cmap="gray", vmin=-120, vmax=255)  # pale, for the colours' sake
+        bare(axes)
+        _draw_keypoints(axes, explanation.keypoints, shares[:, index], scale, end, patches)
+        score, bias = explanation.scores[index], explanation.bias[index]
+        sum_ = f"score {score:.2f} = bias {bias:.2f} {'+' if score >= bias else '-'} {abs(score - bias):.2f}"
+        axes.set_title(f"{clipped(class_names[index])}\n{sum_}", fontsize=9)
+    bar = figure.colorbar(scale, cax=axes_at(0.2 + (1 + len(shown)) * (SIDE + GAP), below, 0.1, tall), extend="both")
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label(f"what a {'patch' if patches else 'keypoint'} adds to the score", fontsize=7)
+    for row, index in enumerate(shown):
+        top = (len(shown) - row) * ROW
+        name = clipped(class_names[index])
+        found = strongest(explanation.keypoints, shares[:, index])
+        for title, places, left in ((f"most for {name}", found[0], 0.2), ("most against it", found[1], width / 2)):
+            if places:
+                figure.text(left / width, (top - 0.06) / height, title, fontsize=8.5, va="top")
+            for place, number in enumerate(places):
+                axes = axes_at(left + place * (CUT + 0.12), top - 0.25 - CUT, CUT, CUT)
+                axes.imshow(cut_out(picture.pixels, explanation.keypoints[number]))
+                bare(axes)
+                share = shares[number, index]
+                axes.set_xlabel(f"{share:+.3f}", fontsize=8, labelpad=2, color="#b2182b" if share > 0 else "#2166ac")
+    stream = BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()
+
+
+def scale_end(explanation: "KeypointExplanation") -> float:
+    """Of the scale that all panels of an image share: what 99 % of the shares for shown classes stay below."""
+    shares = np.abs(explanation.shares[:, explanation.shown])
+    return (float(np.quantile(shares, 0.99)) if shares.size else 0) or 1.0
+
+
+def strongest(keypoints: np.ndarray, shares: np.ndarray) -> tuple[list[int], list[int]]:
+    """Up to PATCHES keypoints with the largest positive shares, and as many with the largest negative ones.
+
+    keypoints: (M, 4). shares: (M,). Of two whose middles are closer than half the smaller one's size both across and
+    down, only the stronger one is taken: they nearly repeat each other.
+    """
+    found = []
+    for sign in (1, -1):
+        kept: list[int] = []
+        for number in np.argsort(-sign * shares, kind="stable").tolist():
+            if len(kept) == PATCHES or sign * shares[number] <= 0:
+                break
+            away = np.abs(keypoints[kept, :2] - keypoints[number, :2]).max(1)
+            if (away >= np.minimum(keypoints[kept, 2], keypoints[number, 2]) / 2).all():
+                kept.append(number)
+        found.append(kept)
+    return tuple(found)
+
+
+def cut_out(pixels: np.ndarray, keypoint: np.ndarray) -> np.ndarray:
+    """The upright square about a keypoint's region, (side, side, 3) uint8; grey beyond the image."""
+    x, y, size, _ = keypoint
+    side = max(1, round(float(size)))
+    left, top = round(float(x - (side - 1) / 2)), round(float(y - (side - 1) / 2))
+    square = np.full((side, side, 3), 128, np.uint8)
+    height, width, _ = pixels.shape
+    rows, columns = slice(max(top, 0), min(top + side, height)), slice(max(left, 0), min(left + side, width))
+    square[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = pixels[rows, columns]
+    return square
+
+
+def _draw_keypoints(
+    axes: Axes, keypoints: np.ndarray, shares: np.ndarray, scale: ScalarMappable, end: float, patches: bool
+) -> None:
+    """Dots, and outlines of their size about the OUTLINED strongest; the stronger, the more opaque and nearer."""
+    order = np.argsort(np.abs(shares), kind="stable")
+    middles, colours = keypoints[order, :2], scale.to_rgba(shares[order])
+    axes.scatter(*middles.T, s=14, c=colours, edgecolors="#333333", linewidths=0.3, zorder=3)
+    order = order[-OUTLINED:]
+    middles, sizes, strength = keypoints[order, :2], keypoints[order, 2], np.minimum(np.abs(shares[order]) / end, 1)
+    lines, areas = scale.to_rgba(shares[order]), scale.to_rgba(shares[order])
+    large = sizes / np.ptp(axes.get_xlim())  # what covers half the image must not hide the rest
+    lines[:, 3], areas[:, 3] = 0.15 + 0.85 * strength, 0.3 * strength**2 * np.minimum(1, (0.25 / large) ** 2)
+    style = {"edgecolors": lines, "facecolors": areas, "linewidths": 0.6 + 1.4 * strength}
+    if patches:
+        axes.add_collection(PolyCollection(middles[:, None] + CORNERS * sizes[:, None, None], **style))
+    else:
+        circles = EllipseCollection(
+            sizes, sizes, np.zeros(len(sizes)), units="xy", offsets=middles, offset_transform=axes.transData, **style
+        )
+        axes.add_collection(circles)

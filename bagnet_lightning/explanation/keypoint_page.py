@@ -1,0 +1,81 @@
+"""The page of keypoints: one HTML file, like that of networks, to point at a keypoint and see what it spoke for."""
+
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from bagnet_lightning.explanation.inputs import Picture, short_name
+from bagnet_lightning.explanation.keypoint_drawing import scale_end, strongest
+from bagnet_lightning.explanation.page import MOST_CLASSES, TOP, write_page
+from bagnet_lightning.standalone import data_uri
+
+if TYPE_CHECKING:
+    from bagnet_lightning.explanation.keypoints import KeypointExplanation
+
+DIGITS = 5  # of a share
+
+
+@dataclass
+class KeypointPage:
+    """Takes explanations as they are made, and keeps of each only what the page shows."""
+
+    system: str  # in words
+    patches: bool  # keypoints are square patches
+    classes: list[str]
+    class_names: list[str]
+    asked: int | None = None  # the class to show at first, instead of the predicted one
+    images: list[dict] = field(default_factory=list)
+
+    def add(self, picture: Picture, explanation: "KeypointExplanation") -> None:
+        """Of the shown classes and those with the highest scores, MOST_CLASSES at most."""
+        shares = explanation.shares
+        ranked = np.argsort(-explanation.scores, kind="stable").tolist()
+        offered = [*dict.fromkeys([*explanation.shown, *ranked])][: max(MOST_CLASSES, len(explanation.shown))]
+        top = np.argsort(-shares, axis=1, kind="stable")[:, :TOP]  # (M, TOP)
+        stream = BytesIO()
+        Image.fromarray(picture.pixels).save(stream, "PNG")
+        height, width, _ = picture.pixels.shape
+        self.images.append(
+            {
+                "name": picture.name,
+                "width": width,
+                "height": height,
+                "label": picture.label,
+                "png": data_uri(stream.getvalue(), "image/png"),
+                "classes": offered,
+                "predicted": explanation.predicted,
+                "scores": _rounded(explanation.scores[offered]),
+                "biases": _rounded(explanation.bias[offered]),
+                "keypoints": _rounded(explanation.keypoints),
+                "words": None if explanation.words is None else explanation.words.tolist(),
+                "shares": _rounded(shares[:, offered].T),
+                "top": [
+                    [*zip(classes.tolist(), _rounded(own[classes]), strict=True)]
+                    for classes, own in zip(top, shares, strict=True)
+                ],
+                "strongest": [strongest(explanation.keypoints, shares[:, index]) for index in offered],
+                "limit": scale_end(explanation),
+                "error": explanation.additivity_error,
+            }
+        )
+
+    def html(self) -> str:
+        data = {
+            "system": self.system,
+            "patches": self.patches,
+            "classes": [short_name(name) for name in self.class_names],
+            "identifiers": self.classes,
+            "asked": self.asked,
+            "images": self.images,
+        }
+        return write_page("keypoints", self.system, data)
+
+
+def _rounded(values: np.ndarray) -> list:
+    """As lists, of DIGITS significant digits."""
+    if values.ndim > 1:
+        return [_rounded(row) for row in values]
+    return [float(f"{value:.{DIGITS}g}") for value in values.tolist()]

@@ -1,0 +1,55 @@
+"""Pictures as one network sees them, or several side by side: what explain writes of each, and at the end."""
+
+from importlib.util import find_spec
+
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.explanation.arrays import Arrays
+from bagnet_lightning.explanation.drawing import draw
+from bagnet_lightning.explanation.inputs import Picture, find_class, short_name
+from bagnet_lightning.explanation.maps import explain, load_model
+from bagnet_lightning.explanation.page import Page
+
+
+class Networks:
+    """asked: a class to show besides the predicted and the true ones. method: "exact", or "all" with captum's, too.
+
+    Raises UserError if a file is no checkpoint, they do not know the same classes, or none is the one that is asked.
+    """
+
+    def __init__(self, paths: list[str], asked: str | None, method: str):
+        self.models = [load_model(path, exact_only=method == "exact") for path in paths]
+        trained = self.models[0].trained
+        if any(model.trained.classes != trained.classes for model in self.models):
+            raise UserError(f"{' and '.join(paths)} do not know the same classes; explain them one by one")
+        self.config, self.image_size = trained.config, trained.image_size
+        self.classes, self.class_names = trained.classes, trained.class_names
+        self.asked = None if asked is None else find_class(asked, self.classes, self.class_names)
+        self.approximate, self.notes = method == "all", []
+        if self.approximate and find_spec("captum") is None and all(model.field for model in self.models):
+            self.approximate = False
+            self.notes.append("exact evidence alone: for others beside it, pip install 'bagnet-lightning[explain]'")
+        self.page, self.arrays = Page(self.models, self.asked), [Arrays(model) for model in self.models]
+
+    def explain(self, picture: Picture) -> tuple[bytes, list[str]]:
+        """A PNG, and lines for the terminal. The numbers are kept for `files`."""
+        explanations = explain(self.models, picture, self.asked, self.approximate)
+        self.page.add(picture, explanations)
+        lines = []
+        for model, explanation, kept in zip(self.models, explanations, self.arrays, strict=True):
+            kept.add(picture, explanation)
+            said = short_name(self.class_names[explanation.predicted])
+            truth = "" if picture.label is None else f", true class {short_name(self.class_names[picture.label])}"
+            exact = ""
+            if model.field:
+                patches = explanation.shares[..., 0].numel()
+                exact = f"; its logit is the mean of {patches} patches' (off by {explanation.additivity_error:.0e})"
+            lines.append(f"{model.name} says {said}{truth}{exact}")
+        return draw(picture, self.models, explanations), lines
+
+    def files(self) -> dict[str, bytes]:
+        """The page and the numbers of all pictures."""
+        names = (
+            ["evidence.npz"] if len(self.models) == 1 else [f"evidence_{i + 1}.npz" for i in range(len(self.models))]
+        )
+        arrays = {name: kept.npz() for name, kept in zip(names, self.arrays, strict=True)}
+        return {**arrays, "index.html": self.page.html().encode()}

@@ -1,0 +1,192 @@
+"""Which keypoint spoke for which class: shares against scores, pictures, arrays, and the command on such a model."""
+
+import json
+from io import BytesIO
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from conftest import composed
+from local_models import WORDS, local_model, noise
+from PIL import Image
+from trained_checkpoints import CLASS_NAMES, CLASSES, write_checkpoint
+
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.explain import main
+from bagnet_lightning.explanation.inputs import Picture
+from bagnet_lightning.explanation.keypoint_drawing import DPI, GAP, OUTLINED, SIDE, cut_out, draw, scale_end, strongest
+from bagnet_lightning.explanation.keypoint_page import KeypointPage
+from bagnet_lightning.explanation.keypoints import KeypointExplanation, explain
+from bagnet_lightning.local_features.model import is_local_model, load_local_model, save_local_model
+
+SYSTEMS = [
+    ("features=sift", "features.contrast_threshold=0.01", "classifier=linear"),
+    ("features=sift", "features.contrast_threshold=0.01", "classifier=additive", "classifier.order=2"),
+    ("features=orb", "classifier=logistic"),
+    ("features=fast_brief", "classifier=additive", "classifier.kernel=intersection"),
+    ("features=dense_sift", "classifier=linear", "encoding.power=1", "encoding.norm=null"),
+]
+PICTURE = Picture("photo.png", noise(1)[0], 2)
+EMPTY = Picture("empty", np.full((40, 40, 3), 90, np.uint8), None)
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "model.safetensors"
+    save_local_model(local_model(*SYSTEMS[0]), path)
+    return path
+
+
+@pytest.mark.parametrize("choices", SYSTEMS, ids=lambda choices: "-".join(choices[::2]))
+def test_shares_and_bias_are_the_score(choices):
+    model = local_model(*choices)
+    explanation = explain(model, PICTURE, asked=5)
+    count = len(explanation.keypoints)
+    assert count > 5
+    assert explanation.shares.shape == (count, len(CLASSES))
+    scores = model.classifier.scores(model.encoding(model.features.describe(PICTURE.pixels[None])))[0]
+    assert explanation.shares.sum(0) + explanation.bias == pytest.approx(scores, abs=2e-5)
+    assert explanation.additivity_error < 2e-5
+    assert explanation.shown == list(dict.fromkeys([scores.argmax(), 2, 5]))
+    assert np.abs(explanation.shares).max() > 1e-3
+
+
+def test_of_plain_counts_a_share_is_its_words_weight():
+    model = local_model(*SYSTEMS[-1])
+    explanation = explain(model, PICTURE, None)
+    assert set(explanation.words) <= set(range(WORDS))
+    assert explanation.shares == pytest.approx(model.classifier.arrays["weight"].T[explanation.words], abs=1e-5)
+
+
+def test_keypoints_of_one_word_have_equal_shares():
+    explanation = explain(local_model(*SYSTEMS[0]), PICTURE, None)
+    for word in set(explanation.words.tolist()):
+        same = explanation.shares[explanation.words == word]
+        assert np.ptp(same, axis=0).max() < 1e-6
+
+
+def test_an_image_without_keypoints_has_its_bias():
+    model = local_model(*SYSTEMS[0])
+    explanation = explain(model, EMPTY, None)
+    assert explanation.keypoints.shape == (0, 4)
+    assert explanation.scores.tolist() == explanation.bias.tolist() == model.classifier.arrays["bias"].tolist()
+    assert explanation.additivity_error == 0
+    with Image.open(BytesIO(draw(EMPTY, explanation, "SIFT", CLASS_NAMES, patches=False))) as drawn:
+        drawn.load()
+    page = KeypointPage("SIFT", False, CLASSES, CLASS_NAMES)
+    page.add(EMPTY, explanation)
+    assert page.images[0]["shares"][0] == []
+    assert '"keypoints":[]' in page.html()
+
+
+def test_the_strongest_are_apart_and_of_their_sign():
+    keypoints = np.array([[10, 10, 8, 0], [12, 11, 8, 0], [30, 10, 8, 0], [10, 30, 20, 0], [11, 31, 4, 0]], np.float32)
+    shares = np.array([0.5, 0.4, 0.1, -0.2, 0.3], np.float32)
+    assert strongest(keypoints, shares) == ([0, 4, 2], [3])
+    assert strongest(keypoints, np.zeros(5)) == ([], [])
+
+
+def test_patches_are_cut_out_about_their_middle():
+    pixels = np.arange(10 * 10 * 3, dtype=np.uint8).reshape(10, 10, 3)
+    assert (cut_out(pixels, np.array([4, 5, 3, 0])) == pixels[4:7, 3:6]).all()
+    corner = cut_out(pixels, np.array([0, 9, 5, 0]))
+    assert (corner[:3, 2:] == pixels[7:, :3]).all()
+    assert (corner[3:] == 128).all()
+    assert (corner[:, :2] == 128).all()
+    assert cut_out(pixels, np.array([5, 5, 40, 0])).shape == (40, 40, 3)
+
+
+@pytest.mark.parametrize("patches", [False, True])
+@pytest.mark.parametrize(("height", "width"), [(40, 40), (60, 30)])
+def test_the_picture_has_the_colours_of_both_signs_where_the_keypoints_are(patches, height, width):
+    """A keypoint for the class on the left is red, one against it on the right blue."""
+    keypoints = np.array([[width / 4, height / 2, 10, 0], [3 * width / 4, height / 2, 10, 0]], np.float32)
+    explanation = KeypointExplanation(
+        scores=np.array([0.1, 0], np.float32),
+        shown=[0],
+        keypoints=keypoints,
+        shares=np.array([[0.5, 0], [-0.4, 0]], np.float32),
+        bias=np.zeros(2, np.float32),
+        words=None,
+    )
+    picture = Picture("photo", np.full((height, width, 3), 128, np.uint8), 0)
+    assert scale_end(explanation) == pytest.approx(0.5, abs=1e-2)
+    drawn = Image.open(BytesIO(draw(picture, explanation, "SIFT", ["a", "b"], patches)))
+    left, side = round((0.2 + SIDE + GAP) * DPI), round(SIDE * DPI)
+    rows = slice(round(0.85 * DPI), round((0.85 + SIDE * height / width) * DPI))
+    panel = np.array(drawn.convert("RGB")).astype(int)[rows, left : left + side]
+    red, blue = panel[..., 0] - panel[..., 2] > 50, panel[..., 2] - panel[..., 0] > 50
+    assert red[:, : side // 2].any()
+    assert not red[:, side // 2 :].any()
+    assert blue[:, side // 2 :].any()
+    assert not blue[:, : side // 2].any()
+
+
+def test_hundreds_of_keypoints_are_drawn():
+    explanation = explain(local_model(*SYSTEMS[3]), PICTURE, None)
+    assert len(explanation.keypoints) > 2 * OUTLINED
+    draw(PICTURE, explanation, "FAST", CLASS_NAMES, patches=False)
+
+
+def test_the_command_explains_files(model_file, tmp_path, capsys):
+    Image.fromarray(noise(1, 60)[0]).save(tmp_path / "photo.png")
+    asked = [f"checkpoint={model_file}", f"images={tmp_path}/photo.png", "class=goldfish", f"out={tmp_path}/out"]
+    main.__wrapped__(composed(*asked, name="explain"))
+    said = capsys.readouterr().out
+    assert "SIFT, 12 words, linear SVM says" in said
+    assert "keypoints' shares (off by" in said
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"000_photo.png", "evidence.npz", "index.html"}
+    with np.load(tmp_path / "out/evidence.npz") as held:
+        assert held["pixels_0"].shape == (40, 40, 3)  # scaled as the training images were
+        assert held["shares_0"].sum(0) + held["bias"] == pytest.approx(held["scores"][0], abs=2e-5)
+        assert held["keypoints_0"].shape == (len(held["words_0"]), 4)
+        assert 0 in held["shown_0"]
+        assert held["true"].tolist() == [-1]
+    page = (tmp_path / "out/index.html").read_text()
+    assert "{{" not in page.split("<main")[0]
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    image = data["images"][0]
+    assert [len(row) for row in image["shares"]] == [len(image["keypoints"])] * len(image["classes"])
+    shares = np.array(image["shares"]).sum(1)
+    assert shares + image["biases"] == pytest.approx(image["scores"], abs=1e-3)
+    assert data["asked"] == 0
+
+
+def test_the_command_explains_images_of_the_runs_data(model_file, tmp_path, capsys):
+    """Of other classes than the model's, which is said; the data are found by the file alone."""
+    with pytest.raises(UserError, match="of the data is not one of them"):
+        main.__wrapped__(composed(f"checkpoint={model_file}", f"out={tmp_path}/out", name="explain"))
+
+
+def test_mistakes_are_one_line(model_file, tmp_path):
+    network = write_checkpoint(tmp_path / "best.ckpt", "bagnet9")
+    (tmp_path / "cut.safetensors").write_bytes(model_file.read_bytes()[:500])
+    safetensors.numpy.save_file({"a": np.zeros(1)}, tmp_path / "other.safetensors")
+    mistakes = {
+        f"checkpoint=[{model_file},{network}]": "one by one",
+        f"checkpoint={tmp_path}/none.safetensors": "does not exist",
+        f"checkpoint={tmp_path}/cut.safetensors": "cannot be read",
+        f"checkpoint={tmp_path}/other.safetensors": "was not exported by",
+    }
+    for argument, words in mistakes.items():
+        with pytest.raises(UserError, match=words):
+            main.__wrapped__(composed(argument, f"out={tmp_path}/out", name="explain"))
+    with pytest.raises(UserError, match="nearest: goldfish"):
+        main.__wrapped__(composed(f"checkpoint={model_file}", "class=goldfsh", name="explain"))
+    assert not is_local_model(network)
+
+
+@pytest.mark.parametrize(
+    "target", ["os.system", "bagnet_lightning.local_features.model.Path", "bagnet_lightning.cli.command", "", "x"]
+)
+def test_a_file_can_name_nothing_but_parts_of_systems(tmp_path, target):
+    model = local_model(*SYSTEMS[0])
+    model.config["features"]["_target_"] = target
+    save_local_model(model, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="is refused: it names"):
+        load_local_model(tmp_path / "model.safetensors")
+    model = local_model(*SYSTEMS[0])
+    model.config["encoding"]["codebook"] = {"_target_": "pathlib.Path.touch", "self": str(tmp_path / "made")}
+    save_local_model(model, tmp_path / "model.safetensors")
+    load_local_model(tmp_path / "model.safetensors")
+    assert not (tmp_path / "made").exists()
