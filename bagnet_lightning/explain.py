@@ -30,7 +30,7 @@ def main(config: DictConfig) -> None:
     from bagnet_lightning.explanation.inputs import pictures_of_files, pictures_of_split
 
     paths = [*config.checkpoint] if isinstance(config.checkpoint, ListConfig) else [config.checkpoint]
-    explained = _load(paths, None if config["class"] is None else str(config["class"]), config.method)
+    explained = _load(paths, None if config["class"] is None else str(config["class"]), config.exact)
     out = Path(config.out or Path(paths[0]).parent / "explain")
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -61,14 +61,14 @@ def main(config: DictConfig) -> None:
     print(f"written: {out / 'index.html'}, pictures and evidence*.npz beside it")
 
 
-def _load(paths: list[str], asked: str | None, method: str) -> "Keypoints | Networks":
-    """The networks, or the system of local features, whose files these are; asked, method: of Networks."""
+def _load(paths: list[str], asked: str | None, exact: bool) -> "Keypoints | Networks":
+    """The networks, or the system of local features, whose files these are; asked, exact: of Networks."""
     from bagnet_lightning.local_features.model import check_installed, is_local_model
 
     if not any(is_local_model(path) for path in paths):
         from bagnet_lightning.explanation.networks import Networks
 
-        return Networks(paths, asked, method)
+        return Networks(paths, asked, exact)
     if len(paths) > 1:
         raise UserError("systems of local features are explained one by one: give one checkpoint")
     check_installed()
@@ -78,8 +78,8 @@ def _load(paths: list[str], asked: str | None, method: str) -> "Keypoints | Netw
 
 
 def _check(config: DictConfig) -> None:
-    if config.method not in ("all", "exact"):
-        raise UserError(f"method={config.method}: method must be all or exact")
+    if not isinstance(config.exact, bool):
+        raise UserError(f"exact={config.exact}: exact must be true or false")
     if type(config.count) is not int or config.count < 1:
         raise UserError(f"count={config.count}: count must be a whole number from 1")
     if config.size not in (None, "own") and (type(config.size) is not int or config.size < 1):

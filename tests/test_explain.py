@@ -1,5 +1,7 @@
 """The explain command as a user runs it."""
 
+import os
+
 import numpy as np
 import pytest
 from conftest import composed
@@ -46,6 +48,7 @@ def test_a_photo_by_two_networks_side_by_side(command, checkpoints, photo, tmp_p
 
 
 def test_own_size_and_exact_evidence_alone_need_no_captum(command, checkpoints, photo, tmp_path):
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     (tmp_path / "captum").mkdir()
     (tmp_path / "captum/__init__.py").write_text("raise ImportError('captum was imported')")
     done = command(
@@ -53,14 +56,14 @@ def test_own_size_and_exact_evidence_alone_need_no_captum(command, checkpoints, 
         f"checkpoint={checkpoints['bagnet9']}",
         "images=photo.png",
         "size=own",
-        "method=exact",
-        PYTHONPATH=str(tmp_path),
+        "exact=true",
+        PYTHONPATH=paths,
     )
     assert done.returncode == 0, done.stderr
     with np.load(checkpoints["bagnet9"].parent / "explain/evidence.npz") as held:
         assert held["pixels_0"].shape == (50, 60, 3)
         assert "grad_cam_0" not in held
-    refused = command("explain", f"checkpoint={checkpoints['resnet18']}", "images=photo.png", PYTHONPATH=str(tmp_path))
+    refused = command("explain", f"checkpoint={checkpoints['resnet18']}", "images=photo.png", PYTHONPATH=paths)
     assert "pip install 'bagnet-lightning[explain]'" in one_line(refused)
 
 
@@ -84,8 +87,8 @@ def test_mistakes_are_said_before_anything_is_made(checkpoints, photo, tmp_path)
         (bagnet, images, "class=goldfsh"): "nearest: goldfish",
         (bagnet, images, f"out={tmp_path}/file"): "choose another folder with out=",
         (f"checkpoint=[{checkpoints['bagnet33']},{other}]", images): "do not know the same classes",
-        (f"checkpoint={checkpoints['resnet18']}", "method=exact"): "only BagNets have exact evidence",
-        (bagnet, "method=some"): "method must be all or exact",
+        (f"checkpoint={checkpoints['resnet18']}", "exact=true"): "only BagNets have exact evidence",
+        (bagnet, "exact=some"): "exact must be true or false",
         (bagnet, "split=test"): "split must be train or val",
         (bagnet, "count=0"): "count must be",
         (bagnet, images, "size=big"): "size must be",

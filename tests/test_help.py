@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 import bagnet_lightning.config  # noqa: F401  registers resolvers
 from bagnet_lightning.paths import CONF
@@ -36,6 +37,15 @@ def test_help_tells_how_to_call_it_and_its_keys_on_one_screen(command):
     assert [
         key for key in own if not re.search(rf"^{key}:", help_text, re.M) and key not in ("recipe", "workspace")
     ] == []
+
+
+@pytest.mark.parametrize("command", sorted(CONFIG_OF))
+def test_no_key_is_also_a_group_of_choices(command):
+    """Hydra would take KEY=VALUE for a choice, and refuse it."""
+    config = OmegaConf.load(CONF / f"{CONFIG_OF[command]}.yaml")
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"}
+    chosen = {str(name).split()[-1] for default in config.defaults if not isinstance(default, str) for name in default}
+    assert {key for key in config if key in groups} <= chosen
 
 
 def test_the_citation_and_the_package_have_one_version():

@@ -70,7 +70,7 @@ def load_model(path: str | Path, exact_only: bool) -> Model:
     name = model_name(trained.config["model"]["_target_"].rpartition(".")[2])
     is_bagnet = isinstance(trained.network, BagNet)
     if exact_only and not is_bagnet:
-        raise UserError(f"method=exact: {path} is a {name}, and only BagNets have exact evidence; use method=all")
+        raise UserError(f"exact=true: {path} is a {name}, and only BagNets have exact evidence; leave it out")
     trained.network.to(best_device())
     return Model(Path(path), name, trained, trained.network.receptive_field if is_bagnet else None)
 

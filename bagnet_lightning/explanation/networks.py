@@ -11,20 +11,20 @@ from bagnet_lightning.explanation.page import Page
 
 
 class Networks:
-    """asked: a class to show besides the predicted and the true ones. method: "exact", or "all" with captum's, too.
+    """asked: a class to show besides the predicted and the true ones. exact: without captum's methods.
 
     Raises UserError if a file is no checkpoint, they do not know the same classes, or none is the one that is asked.
     """
 
-    def __init__(self, paths: list[str], asked: str | None, method: str):
-        self.models = [load_model(path, exact_only=method == "exact") for path in paths]
+    def __init__(self, paths: list[str], asked: str | None, exact: bool):
+        self.models = [load_model(path, exact_only=exact) for path in paths]
         trained = self.models[0].trained
         if any(model.trained.classes != trained.classes for model in self.models):
             raise UserError(f"{' and '.join(paths)} do not know the same classes; explain them one by one")
         self.config, self.image_size = trained.config, trained.image_size
         self.classes, self.class_names = trained.classes, trained.class_names
         self.asked = None if asked is None else find_class(asked, self.classes, self.class_names)
-        self.approximate, self.notes = method == "all", []
+        self.approximate, self.notes = not exact, []
         if self.approximate and find_spec("captum") is None and all(model.field for model in self.models):
             self.approximate = False
             self.notes.append("exact evidence alone: for others beside it, pip install 'bagnet-lightning[explain]'")
