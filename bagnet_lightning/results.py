@@ -8,6 +8,7 @@ import json
 import math
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -96,9 +97,10 @@ def _describe_related(config: DictConfig, overrides: list[str]) -> dict:
     }
 
 
-def asked_system(config: DictConfig) -> str:
+def asked_system(config: Mapping) -> str:
     """In words: "SIFT, 1,000 words, linear SVM". An empty label has nothing to say."""
-    return ", ".join(part.label for part in (config.features, config.encoding, config.classifier) if part.label)
+    labels = (config[part]["label"] for part in ("features", "encoding", "classifier"))
+    return ", ".join(label for label in labels if label)
 
 
 def write_result(run_folder: Path | str, result: dict) -> Path:

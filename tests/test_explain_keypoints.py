@@ -6,18 +6,29 @@ from io import BytesIO
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from conftest import composed
 from local_models import WORDS, local_model, noise
+from omegaconf import OmegaConf
 from PIL import Image
 from trained_checkpoints import CLASS_NAMES, CLASSES, write_checkpoint
 
+from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.evidence import contributions
 from bagnet_lightning.explain import main
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.keypoint_drawing import DPI, GAP, OUTLINED, SIDE, cut_out, draw, scale_end, strongest
 from bagnet_lightning.explanation.keypoint_page import KeypointPage
-from bagnet_lightning.explanation.keypoints import KeypointExplanation, explain
-from bagnet_lightning.local_features.model import is_local_model, load_local_model, save_local_model
+from bagnet_lightning.explanation.keypoints import KeypointExplanation, Keypoints, explain
+from bagnet_lightning.local_features.model import (
+    PARTS,
+    LocalModel,
+    is_local_model,
+    load_local_model,
+    made,
+    save_local_model,
+)
 
 SYSTEMS = [
     ("features=sift", "features.contrast_threshold=0.01", "classifier=linear"),
@@ -94,6 +105,43 @@ def test_patches_are_cut_out_about_their_middle():
     assert (corner[3:] == 128).all()
     assert (corner[:, :2] == 128).all()
     assert cut_out(pixels, np.array([5, 5, 40, 0])).shape == (40, 40, 3)
+
+
+def by_patches(folder, head):
+    """A head on the decisions of an untrained BagNet-9."""
+    checkpoint = write_checkpoint(folder / "best.ckpt", "bagnet9")
+    overrides = ["data=textures", "data.image_size=40", f"head={head}", f"checkpoint={checkpoint}"]
+    config = OmegaConf.to_container(composed(*overrides, name="classical"), resolve=True)
+    model = LocalModel(
+        **{part: made(config, part) for part in PARTS}, config=config, classes=CLASSES, class_names=CLASS_NAMES
+    )
+    model.classifier.arrays = {"bias": np.zeros(len(CLASSES), np.float32)}
+    return model
+
+
+def test_shares_of_averaged_patches_are_the_networks_own_contributions(tmp_path):
+    model = by_patches(tmp_path, "mean")
+    explanation = explain(model, PICTURE, None)
+    trained = model.features.trained
+    image = normalize(torch.tensor(PICTURE.pixels)[None], trained.mean, trained.std)
+    device = next(trained.network.parameters()).device
+    expected = contributions(trained.network, image.to(device))[0].cpu()  # (h, w, classes)
+    assert explanation.shares == pytest.approx(expected.flatten(0, 1).numpy(), abs=1e-5)
+    assert explanation.keypoints[:, 2].tolist() == [9] * 16
+    assert explanation.words is None
+    save_local_model(model, tmp_path / "model.safetensors")
+    keypoints = Keypoints(str(tmp_path / "model.safetensors"), None)
+    png, lines = keypoints.explain(PICTURE)
+    Image.open(BytesIO(png)).load()
+    assert "BagNet-9, mean logits says" in lines[0]
+    assert "16 patches' shares" in lines[0]
+    assert '"patches":true' in keypoints.files()["index.html"].decode()
+
+
+def test_what_does_not_add_is_refused(tmp_path):
+    save_local_model(by_patches(tmp_path, "svm"), tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="no sum over an image's local features"):
+        Keypoints(str(tmp_path / "model.safetensors"), None)
 
 
 @pytest.mark.parametrize("patches", [False, True])

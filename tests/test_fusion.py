@@ -118,7 +118,7 @@ def test_what_the_patches_add_is_what_the_head_decides(checkpoint, tmp_path, hea
     bag = model.features.bags(textures().val_images, None, None).read(0, 3)
     shares = keypoint_shares(model, bag)
     assert shares.shape == (3 * 16, len(CLASSES))
-    assert np.allclose(shares.reshape(3, 16, -1).sum(1), model.scores(bag), atol=1e-4)
+    assert np.allclose(shares.reshape(3, 16, -1).sum(1) + model.classifier.arrays["bias"], model.scores(bag), atol=1e-4)
 
 
 def test_em_goes_on_from_the_checkpoint_and_is_not_done_twice(checkpoint, tmp_path):

@@ -9,12 +9,13 @@ from io import BytesIO
 
 import numpy as np
 
+from bagnet_lightning.errors import UserError
 from bagnet_lightning.explanation.inputs import Picture, find_class, short_name
 from bagnet_lightning.explanation.keypoint_drawing import draw
 from bagnet_lightning.explanation.keypoint_page import KeypointPage
 from bagnet_lightning.local_features.bag import Bag
 from bagnet_lightning.local_features.encoding import BagOfWords
-from bagnet_lightning.local_features.model import LocalModel, keypoint_shares, load_local_model
+from bagnet_lightning.local_features.model import LocalModel, keypoint_shares, load_local_model, system
 
 
 @dataclass(frozen=True)
@@ -56,19 +57,20 @@ def explain(model: LocalModel, picture: Picture, asked: int | None) -> KeypointE
 class Keypoints:
     """What explain writes of pictures, as of networks (networks.py).
 
-    asked: a class to show besides the predicted and the true one. Raises UserError if the file is no system's model, or
-    it does not know that class.
+    asked: a class to show besides the predicted and the true one. Raises UserError if the file is no system's model,
+    its classifier does not add, or it does not know that class.
     """
 
     def __init__(self, path: str, asked: str | None):
         self.model = load_local_model(path)
+        if not self.model.classifier.additive:
+            raise UserError(f"what {path} decides is no sum over an image's local features: there are no exact shares")
         self.config, self.classes, self.class_names = self.model.config, self.model.classes, self.model.class_names
         self.image_size = self.config["data"].get("image_size", 64)
         self.asked = None if asked is None else find_class(asked, self.classes, self.class_names)
         self.notes: list[str] = []
-        labels = [self.config[part].get("label") for part in ("features", "encoding", "classifier")]
-        self.name = ", ".join(filter(None, labels))
-        self.patches = self.config["features"]["name"] == "bagnet"
+        self.name = system(self.config, self.model.features)
+        self.patches = self.model.features.explains == "patches"
         self.page = KeypointPage(self.name, self.patches, self.classes, self.class_names, self.asked)
         self.whole = {"classes": np.array(self.classes), "class_names": np.array(self.class_names)}
         self.each: dict[str, list] = {"images": [], "scores": [], "predicted": [], "true": []}

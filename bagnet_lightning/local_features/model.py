@@ -1,6 +1,7 @@
 """A trained system of local features, encoding and linear classifier: its file, and what it says of an image."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -14,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import write_bytes
 from bagnet_lightning.local_features.bag import Bag
+from bagnet_lightning.reporting.table import model_name
+from bagnet_lightning.results import asked_system
 
 PARTS = ("features", "encoding", "classifier")
 
@@ -38,6 +41,12 @@ class LocalModel:
     def scores(self, bag: Bag) -> np.ndarray:
         """(n, classes) float32: the scores of the images."""
         return self.classifier.scores(self.encoding(bag))
+
+
+def system(config: Mapping, features: object) -> str:
+    """What it is, in words: "SIFT, 1000 words, linear SVM"; of a BagNet's patches, with its receptive field."""
+    words = asked_system(config)
+    return words.replace("BagNet", model_name(features.model)) if hasattr(features, "model") else words
 
 
 def made(config: dict, part: str):

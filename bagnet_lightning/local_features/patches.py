@@ -81,6 +81,22 @@ class BagNetFeatures:
         """Of `images`. Raises UserError if they are smaller than a patch."""
         return Patches(self, images)
 
+    def keypoints(self, height: int, width: int) -> np.ndarray:
+        """(patches, 4) of an image, as in a Bag. Raises UserError if it is smaller than a patch."""
+        field = self.network.receptive_field
+        corners = patch_corners(self.network, height, width).flatten(0, 1)  # (patches, 2): row, column
+        if not len(corners):
+            raise UserError(f"images of {width} x {height} px are smaller than the network's patches of {field} px")
+        rest = torch.tensor([field, 0.0]).expand(len(corners), 2)  # size and angle
+        return torch.cat([corners.flip(1) + (field - 1) / 2, rest], 1).numpy()
+
+    def describe(self, images: np.ndarray) -> Bag:
+        """The patches of images (n, H, W, 3) uint8, RGB."""
+        keypoints = self.keypoints(*images.shape[1:3])
+        parts = [self(part).flatten(0, 2).cpu() for part in torch.from_numpy(images).split(BATCH)]
+        offsets = np.arange(len(images) + 1) * len(keypoints)
+        return Bag(torch.cat(parts).numpy(), np.tile(keypoints, (len(images), 1)), offsets)
+
     def __call__(self, pixels: Tensor) -> Tensor:
         """pixels: (B, H, W, 3) uint8. Returns (B, h, w, D) float32, on the best device."""
         device = self.network.conv1.weight.device
@@ -98,14 +114,7 @@ class Patches:
     without_features: ClassVar[int] = 0
 
     def __init__(self, features: BagNetFeatures, images: Images):
-        height, width = images.split.images.shape[1:3]
-        field = features.network.receptive_field
-        corners = patch_corners(features.network, height, width).flatten(0, 1)  # (patches, 2): row, column
-        if not len(corners):
-            raise UserError(f"images of {width} x {height} px are smaller than the network's patches of {field} px")
-        middles = corners.flip(1) + (field - 1) / 2
-        rest = torch.tensor([field, 0.0]).expand(len(corners), 2)  # size and angle
-        self.keypoints = torch.cat([middles, rest], 1).numpy()  # (patches, 4)
+        features.keypoints(*images.split.images.shape[1:3])  # what is too small should be said now
         self.features, self.images, self.seconds = features, images, 0.0
         self.logits = features.output == "logits"
 
@@ -114,11 +123,6 @@ class Patches:
 
     def read(self, start: int, stop: int) -> Bag:
         began = time.perf_counter()
-        chosen, pixels = self.images.chosen[start:stop], self.images.split.images
-        parts = [self.features(pixels.index_select(0, part)).flatten(0, 2).cpu() for part in chosen.split(BATCH)]
+        bag = self.features.describe(self.images.split.images.index_select(0, self.images.chosen[start:stop]).numpy())
         self.seconds += time.perf_counter() - began
-        return Bag(
-            torch.cat(parts).numpy(),
-            np.tile(self.keypoints, (len(chosen), 1)),
-            np.arange(len(chosen) + 1) * len(self.keypoints),
-        )
+        return bag

@@ -18,11 +18,10 @@ from bagnet_lightning.inference import best_device
 from bagnet_lightning.local_features.bag import Bags
 from bagnet_lightning.local_features.em import fine_tuned
 from bagnet_lightning.local_features.encoding import Encoding
-from bagnet_lightning.local_features.model import PARTS, LocalModel, made, save_local_model
+from bagnet_lightning.local_features.model import PARTS, LocalModel, made, save_local_model, system
 from bagnet_lightning.local_features.patches import BagNetFeatures
 from bagnet_lightning.machine import commit, device_name, peak_memory_mib, versions
 from bagnet_lightning.predictions import write_predictions
-from bagnet_lightning.results import asked_system
 
 AT_ONCE = 256  # images read and encoded
 
@@ -39,7 +38,7 @@ def run(config: DictConfig, folder: Path) -> dict:
         features.check(data)
         measured = {
             "model": features.model,
-            "system": asked_system(config).replace("BagNet", f"BagNet-{features.network.receptive_field}"),
+            "system": system(config, features),
             "mean_accuracy": features.mean_accuracy(images["val"], data.class_ids),
         }
     began = time.perf_counter()
