@@ -51,6 +51,7 @@ def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict]]:
         "scheduler": em["scheduler"],
         "trainer": {**em["trainer"], "max_epochs": em["rounds"]},
         "label_smoothing": 0.0,
+        "weight_average": None,
         "checkpoint": em["checkpoint"],
     }
     callback = ExpectationMaximization(em["image_percentile"], em["class_percentile"], em["sigma"])
