@@ -60,6 +60,7 @@ RULES: dict[str, Rule] = {
     "dry_run": _BOOL,
     "sweep": (lambda value: isinstance(value, str) and re.fullmatch(r"[\w.+-]+", value), "a folder's name"),
     "label_smoothing": _number(0, 1),
+    "patch_loss": _number(0, 1),
     "weight_average": _or_null(_SHARE),
     "checkpoint.every_n_steps": _or_null(_whole(1)),
     "checkpoint.every_n_minutes": _or_null(_number(0, above=True)),

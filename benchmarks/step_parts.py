@@ -54,7 +54,8 @@ class StepParts:
         self.data.setup("fit")
         self.image_size = self.data.store.splits["train"].images.shape[1]
         self.network = instantiate(config.model, num_classes=len(self.data.class_ids))
-        self.classifier = Classifier(self.network, instantiate(config.optim), None, "epoch", config.label_smoothing, {})
+        losses = {"label_smoothing": config.label_smoothing, "patch_loss": config.patch_loss}
+        self.classifier = Classifier(self.network, instantiate(config.optim), None, "epoch", **losses, about={})
         self.classifier.trainer = trainer
         self.classifier.to(self.device).train()
         self.classifier.on_train_start()

@@ -1,13 +1,17 @@
 from functools import partial
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
 import torch
 from pytorch_lightning import Trainer
 from torch import nn
+from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.models.bagnet import bagnet9
 from bagnet_lightning.training.classifier import Classifier, totals
 
 BATCHES = 5
@@ -73,6 +77,25 @@ def test_onecycle_spans_the_whole_run_in_steps():
     assert max(seen) == pytest.approx(2.0)
     assert 4 <= seen.index(max(seen)) <= 6  # at 30 % of 20 steps
     assert seen[-1] < 0.001
+
+
+def test_a_share_of_the_loss_is_of_every_patchs_own_logits():
+    torch.manual_seed(0)
+    network, images, labels = bagnet9(5, width=0.25).eval(), torch.randn(2, 3, 33, 33), torch.tensor([1, 3])
+
+    def trained(patch_loss):
+        return Classifier(network, torch.optim.SGD, StepLR, "epoch", 0.1, {}, patch_loss).cross_entropy(images, labels)
+
+    evidence = network.patch_logits(images)  # (2, h, w, 5)
+    own = [
+        F.cross_entropy(evidence[i, y, x], labels[i], label_smoothing=0.1)
+        for i, y, x in product(*map(range, evidence.shape[:3]))
+    ]
+    logits, loss = trained(0.25)
+    torch.testing.assert_close(logits, trained(0.0)[0])
+    torch.testing.assert_close(loss, 0.75 * trained(0.0)[1] + 0.25 * torch.stack(own).mean())
+    with pytest.raises(UserError, match=r"patch_loss=0\.5 is of a BagNet's patches; Linear has none"):
+        Classifier(nn.Linear(4, 4), torch.optim.SGD, StepLR, "epoch", 0.0, {}, 0.5)
 
 
 def test_totals_are_of_losses_hits_and_images():

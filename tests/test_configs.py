@@ -94,6 +94,7 @@ def test_the_modern_recipe_fits_every_model():
         "sweep=a/b",
         "label_smoothing=-0.1",
         "weight_average=1",
+        "patch_loss=2",
     ],
 )
 def test_wrong_values_are_refused_by_name(mistake):

@@ -52,7 +52,7 @@ class Pretrainer(Learner):
 
     def loss(self, tiles: Tensor) -> Tensor:
         """tiles: (kinds B, 3, h, w), normalised."""
-        loss = self.compared(self.head((self.run_network or self.network)(tiles)))
+        loss = self.compared(self.head(self.forward_pass(tiles)))
         images = torch.full_like(loss, len(tiles) // self.method.kinds)
         self.train_totals += torch.stack([loss.detach() * images, torch.zeros_like(images), images])
         return loss

@@ -214,7 +214,7 @@ def accelerate(module: Learner, data: ImageData, trainer: Trainer, compile: bool
     inputs = size * module.inputs_per_image
     if _wanted("compile", compile, _no_compiling(trainer, compile)):
         torch.compiler.reset()  # the runs of a sweep share a process, which compiles one function only so many times
-        module.run_network = Compiled(module.network.forward, inputs, compile is True)
+        module.forward_pass = Compiled(module.forward_pass, inputs, compile is True)
         if trainer.strategy.root_device.type == "cuda":
             data.augmented = Compiled(data.augmented, size, compile is True)
     if _wanted("cuda_graph", graph, _no_graph(trainer)):
@@ -228,7 +228,7 @@ def accelerate(module: Learner, data: ImageData, trainer: Trainer, compile: bool
 
 def compile_seconds(module: Learner, data: ImageData) -> float:
     """What compiling and recording took in this process, the few steps that were taken meanwhile included."""
-    parts = (module.gradients or module.run_network, module.recorded_update, data.augmented)
+    parts = (module.gradients or module.forward_pass, module.recorded_update, data.augmented)
     return sum(getattr(part, "seconds", 0.0) for part in parts)
 
 

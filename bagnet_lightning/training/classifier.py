@@ -9,11 +9,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from bagnet_lightning.data.batches import Batch
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.training.learner import Learner
 
 
 class Classifier(Learner):
-    """Trains `network` ((B, 3, H, W) -> (B, num_classes)) by cross-entropy; the other arguments are Learner's."""
+    """Trains `network` ((B, 3, H, W) -> (B, num_classes)) by cross-entropy; the other arguments are Learner's.
+
+    patch_loss: this share of the loss is the cross-entropy of every patch's own logits, of which a BagNet's are the
+    mean. Raises UserError for another network.
+    """
 
     def __init__(
         self,
@@ -23,9 +29,16 @@ class Classifier(Learner):
         interval: str,
         label_smoothing: float,
         about: dict,
+        patch_loss: float = 0.0,
     ):
         super().__init__(network, optimizer, scheduler, interval, about, figures=4)  # see `totals` below
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.patch_loss = label_smoothing, patch_loss
+        if patch_loss:
+            if not isinstance(network, BagNet):
+                raise UserError(
+                    f"patch_loss={patch_loss:g} is of a BagNet's patches; {type(network).__name__} has none"
+                )
+            self.forward_pass = network.patch_logits
         self.objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None  # if not `cross_entropy`
 
     def training_step(self, batch: Batch) -> Tensor:
@@ -41,8 +54,16 @@ class Classifier(Learner):
 
     def cross_entropy(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The logits, (B, classes), and what is minimised; another such function in `objective` takes its place."""
-        logits = (self.run_network or self.network)(images)
-        return logits, F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        if not self.patch_loss:
+            logits = self.forward_pass(images)
+            return logits, self._cross_entropy(logits, labels)
+        evidence = self.forward_pass(images).flatten(1, 2)  # (B, patches, classes)
+        logits = evidence.mean(1)
+        of_patches = self._cross_entropy(evidence.flatten(0, 1), labels.repeat_interleave(evidence.shape[1]))
+        return logits, torch.lerp(self._cross_entropy(logits, labels), of_patches, self.patch_loss)
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     @torch.inference_mode()
     def validation_step(self, batch: Batch) -> Tensor:

@@ -41,7 +41,8 @@ def fit(
         "mean": data.mean,
         "std": data.std,
     }
-    classifier = Classifier(network, **schedule(config), label_smoothing=config.label_smoothing, about=about)
+    losses = {"label_smoothing": config.label_smoothing, "patch_loss": config.patch_loss}
+    classifier = Classifier(network, **schedule(config), **losses, about=about)
     history = History(folder / "metrics.csv", FIGURES)
     callbacks = [BestPredictions(folder / "predictions.npz"), BestCheckpoint(folder), *added_callbacks]
     if config.weight_average is not None:

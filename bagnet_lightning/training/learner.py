@@ -36,7 +36,7 @@ class Learner(LightningModule, ABC):
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)
         self.optimizer, self.scheduler, self.interval, self.about = optimizer, scheduler, interval, about
-        self.run_network: Callable[[Tensor], Tensor] | None = None  # in training, if not `network` itself
+        self.forward_pass: Callable[[Tensor], Tensor] = network.forward  # in training; acceleration compiles it
         self.gradients: Callable[..., Tensor] | None = None  # loss and backward pass, if not Lightning's
         self.recorded_update: Any | None = None  # acceleration's, of an optimizer's step
         # Sums over the images of an epoch so far: on the device, and read once an epoch. No buffers, for these would be
