@@ -18,7 +18,8 @@ from bagnet_lightning.local_features.kernel_map import KernelMap
 
 LOSSES = ("squared_hinge", "logistic")
 ROWS = 8192  # images mapped and multiplied at a time
-ITERATIONS, GRADIENT = 1000, 1e-6  # at most; the largest element of the mean loss's gradient that is as good as none
+ITERATIONS = 1000  # at most
+GRADIENT, DECREASE = 1e-6, 1e-6  # the mean loss is at its minimum if no slope is steeper, or a step gains no more of it
 
 
 class LinearClassifier:
@@ -38,28 +39,34 @@ class LinearClassifier:
         self.arrays = {}
 
     def learn(self, vectors: np.ndarray, labels: np.ndarray, classes: int) -> None:
-        """vectors: (N, W) float32. labels: (N,) int64."""
+        """vectors: (N, W) float32. labels: (N,) int64, of so many classes.
+
+        Raises UserError if a kernel of histograms is to be of negative numbers.
+        """
+        if self.map and vectors.min() < 0:
+            raise UserError(
+                f"classifier.kernel={self.map.kernel} is of histograms, and these vectors have negative elements: use "
+                "classifier=linear, or encoding=bow"
+            )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        vectors, labels = torch.from_numpy(vectors).to(device), torch.from_numpy(labels).to(device)
-        features = self.mapped(vectors[:1]).shape[1]
-        shape = classes, features + 1
+        mapped = self.mapped(torch.from_numpy(vectors).to(device))  # (N, F)
+        truth = torch.from_numpy(labels).to(device)
+        count, shape = len(mapped), (classes, mapped.shape[1] + 1)
+        penalty = 1 / (self.C * count)
 
         def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-            weights = torch.from_numpy(flat).float().to(device).view(shape)
+            """The mean loss and the penalty of weights with biases as their last column, and their derivative."""
+            exact = torch.from_numpy(flat).view(shape)
+            weights = exact.float().to(device)
             value, gradient = 0.0, torch.zeros(shape, device=device)
-            for rows, truth in zip(vectors.split(ROWS), labels.split(ROWS), strict=True):
-                mapped = self.mapped(rows)
-                scores = torch.addmm(weights[:, -1], mapped, weights[:, :-1].T)
-                loss, slope = _loss(self.loss, scores, truth)
+            for rows, labels_of_rows in zip(mapped.split(ROWS), truth.split(ROWS), strict=True):
+                loss, slope = _loss(self.loss, torch.addmm(weights[:, -1], rows, weights[:, :-1].T), labels_of_rows)
                 value += loss
-                gradient[:, :-1] += slope.T @ mapped
+                gradient[:, :-1].addmm_(slope.T, rows)
                 gradient[:, -1] += slope.sum(0)
-            count = len(labels)
-            penalty = 1 / (self.C * count)
-            gradient = gradient.double().cpu() / count
-            flat = torch.from_numpy(flat).view(shape)[:, :-1]
-            gradient[:, :-1] += penalty * flat
-            return value / count + penalty / 2 * flat.square().sum().item(), gradient.numpy().ravel()
+            total = gradient.double().cpu() / count
+            total[:, :-1] += penalty * exact[:, :-1]
+            return value / count + penalty / 2 * exact[:, :-1].square().sum().item(), total.numpy().ravel()
 
         with progress_bar("classifier", ITERATIONS) as advance:
             found = minimize(
@@ -68,7 +75,7 @@ class LinearClassifier:
                 jac=True,
                 method="L-BFGS-B",
                 callback=lambda _: advance(1),
-                options={"maxiter": ITERATIONS, "gtol": GRADIENT, "ftol": 1e-9},
+                options={"maxiter": ITERATIONS, "maxfun": 2 * ITERATIONS, "gtol": GRADIENT, "ftol": DECREASE},
             )
         weights = found.x.reshape(shape).astype(np.float32)
         self.arrays = {"weight": np.ascontiguousarray(weights[:, :-1]), "bias": np.ascontiguousarray(weights[:, -1])}

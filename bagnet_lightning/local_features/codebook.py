@@ -9,7 +9,7 @@ from bagnet_lightning.local_features.bag import Bags
 BLOCK = 8  # neighbouring images that a sample reads together: a network describes several as fast as one
 BLOCKS = 1000  # that it reads at most
 ROWS = 8192  # descriptors compared with all words at a time
-MAJORITY_ROUNDS = 50
+MAJORITY_ROUNDS = 10  # by then the mean distance is within 0.3 % of where it ends
 
 
 def sample(bags: Bags, count: int, seed: int) -> np.ndarray:
@@ -53,8 +53,15 @@ def nearest_word(descriptors: np.ndarray, words: np.ndarray) -> np.ndarray:
 
 def k_means(descriptors: np.ndarray, size: int, seed: int) -> np.ndarray:
     """(size, D) float32. Sculley 2010, as scikit-learn does it."""
-    learned = MiniBatchKMeans(size, batch_size=4096, n_init=1, max_iter=50, random_state=seed)
-    return learned.fit(descriptors.astype(np.float32)).cluster_centers_.astype(np.float32)
+    learner = MiniBatchKMeans(
+        size,
+        init_size=3 * size,  # by default 3 * batch_size, which takes minutes for the same error
+        batch_size=4096,
+        n_init=1,
+        max_iter=50,
+        random_state=seed,
+    )
+    return learner.fit(descriptors.astype(np.float32)).cluster_centers_.astype(np.float32)
 
 
 def k_majority(descriptors: np.ndarray, size: int, seed: int) -> np.ndarray:

@@ -4,10 +4,16 @@ Every encoding is a sum of one vector a local feature, then a power of each elem
 classifier makes of it is divided exactly among the local features (model.py).
 """
 
+import itertools
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
+from scipy.special import softmax
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
 
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.local_features.bag import Bag, Bags
@@ -112,3 +118,77 @@ class BagOfWords(Encoding):
         size = len(self.arrays["words"])
         places = bag.images * size + self.words(bag)
         return np.bincount(places, minlength=len(bag) * size).reshape(len(bag), size).astype(np.float32)
+
+
+class FisherVectors(Encoding):
+    """How a mixture of Gaussians would have to change to fit an image's local features (Perronnin et al. 2010).
+
+    gaussians: of diagonal covariance, over the first `dimensions` principal components of the descriptors, learned from
+    `sample` of them. Of every Gaussian the gradient by its means and by its deviations, W = 2 * gaussians * dimensions.
+    """
+
+    def __init__(self, gaussians: int, dimensions: int, sample: int, power: float, norm: str | None):
+        super().__init__(power, norm)
+        self.gaussians, self.dimensions, self.sample = gaussians, dimensions, sample
+
+    def learn(self, bags: Bags, seed: int) -> None:
+        if bags.binary:
+            raise UserError("encoding=fisher is of real descriptors, and these are bits: use encoding=bow")
+        descriptors = sample(bags, self.sample, seed).astype(np.float32)
+        least = max(self.gaussians, self.dimensions)
+        if len(descriptors) <= least or descriptors.shape[1] < self.dimensions:
+            raise UserError(
+                f"encoding=fisher: {len(descriptors)} descriptors of {descriptors.shape[1]} numbers are too few for "
+                f"encoding.gaussians={self.gaussians} over encoding.dimensions={self.dimensions}; ask for less"
+            )
+        projection = PCA(self.dimensions, svd_solver="covariance_eigh").fit(descriptors)
+        mixture = GaussianMixture(self.gaussians, covariance_type="diag", max_iter=50, random_state=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # more rounds change little
+            mixture.fit(projection.transform(descriptors))
+        learned = {
+            "mean": projection.mean_,
+            "components": projection.components_,
+            "weights": mixture.weights_,
+            "means": mixture.means_,
+            "deviations": np.sqrt(mixture.covariances_),
+        }
+        self.arrays = {name: array.astype(np.float32) for name, array in learned.items()}
+
+    def parts(self, bag: Bag) -> np.ndarray:
+        """As it is defined: by an array of (M, gaussians, dimensions)."""
+        projected = self._projected(bag)
+        weights = self.arrays["weights"][:, None]
+        posteriors = self._posteriors(projected)[:, :, None]
+        standard = (projected[:, None] - self.arrays["means"]) / self.arrays["deviations"]
+        gradients = [posteriors * standard / np.sqrt(weights), posteriors * (standard**2 - 1) / np.sqrt(2 * weights)]
+        counts = np.diff(bag.offsets)[bag.images]
+        return np.stack(gradients, 1).reshape(len(projected), -1) / counts[:, None]
+
+    def sums(self, bag: Bag) -> np.ndarray:
+        """The same without that array: from the moments of an image's features, weighted by their posteriors."""
+        projected = self._projected(bag)
+        posteriors = self._posteriors(projected)
+        shape = len(bag), self.gaussians, self.dimensions
+        zeroth, first, second = np.zeros((*shape[:2], 1), np.float32), np.zeros(shape, np.float32), np.zeros(shape)
+        for image, (start, stop) in enumerate(itertools.pairwise(bag.offsets)):
+            if stop > start:
+                x, gamma = projected[start:stop], posteriors[start:stop].T / (stop - start)
+                zeroth[image], first[image], second[image] = gamma.sum(1, keepdims=True), gamma @ x, gamma @ x**2
+        weights = self.arrays["weights"][:, None]
+        means, deviations = self.arrays["means"], self.arrays["deviations"]
+        by_means = (first - means * zeroth) / deviations / np.sqrt(weights)
+        squares = (second - 2 * means * first + means**2 * zeroth) / deviations**2
+        by_deviations = (squares - zeroth) / np.sqrt(2 * weights)
+        return np.stack([by_means, by_deviations], 1).reshape(len(bag), -1).astype(np.float32)
+
+    def _projected(self, bag: Bag) -> np.ndarray:
+        """(M, dimensions) float32: the principal components of the descriptors."""
+        return (bag.descriptors.astype(np.float32) - self.arrays["mean"]) @ self.arrays["components"].T
+
+    def _posteriors(self, projected: np.ndarray) -> np.ndarray:
+        """(M, gaussians): the probability of every Gaussian, given the feature."""
+        means, deviations = self.arrays["means"], self.arrays["deviations"]
+        precisions = 1 / deviations**2
+        constants = np.log(self.arrays["weights"]) - np.log(deviations).sum(1) - (means**2 * precisions).sum(1) / 2
+        return softmax(projected @ (means * precisions).T - projected**2 @ precisions.T / 2 + constants, axis=1)
