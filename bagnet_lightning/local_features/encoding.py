@@ -43,7 +43,9 @@ class Encoding(ABC):
         """(n, W) float32; zeros for an image without local features."""
         parts = self.parts(bag)
         sums = np.zeros((len(bag), parts.shape[1]), np.float32)
-        np.add.at(sums, bag.images, parts)
+        present = np.diff(bag.offsets) > 0
+        if present.any():
+            sums[present] = np.add.reduceat(parts, bag.offsets[:-1][present])
         return sums
 
     def normalized(self, sums: np.ndarray) -> np.ndarray:
