@@ -11,7 +11,7 @@ key=value arguments are of every run; a setting given so is not tuned.
 choose: short runs (--epochs). From the recipe's own settings on, one of GRID after the other takes the best of its
 values; for the networks after the first, which go on from the first one's choice, only the rate. tuned.txt has a line a
 network, written once all of its settings are chosen: the overrides of recipe=modern for it.
-ablate: one network (--network) as tuned.txt says, for the recipe's 15 epochs, without each part in turn.
+ablate: one network (--network) as tuned.txt says, for the recipe's 15 epochs, and the same with one part otherwise.
 """
 
 import argparse
@@ -26,8 +26,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from bagnet_lightning.config import digest
 from bagnet_lightning.files import write_text
 from bagnet_lightning.paths import CONF
 from bagnet_lightning.results import read_runs
@@ -40,37 +41,48 @@ NETWORKS = {
     "resnet18": ["model=resnet18"],
     "resnet18_small": ["model=resnet18", "model.stem=small"],
 }
-GRID: dict[str, Callable[[float], list]] = {  # from the value so far to those that are tried
-    "optim.lr": lambda rate: [rate / 2, rate, rate * 2],
-    "data.batch_size": lambda size: [size // 2, size, size * 2],
-    "optim.weight_decay": lambda decay: [decay / 4, decay, decay * 4],
+GRID: dict[str, Callable] = {  # from the value so far to those that are tried; of equals, the first is kept
+    "optim.lr": lambda rate: [rate, rate / 2, rate * 2],
+    "data.batch_size": lambda size: [size, size // 2, size * 2],
+    "optim.weight_decay": lambda decay: [decay, decay / 4, decay * 4],
+    "weight_average": lambda decay: [decay, *({None, 0.999} - {decay})],
+    "data.flip": lambda flip: [flip, *({True, "alternating"} - {flip})],
 }
 OF_THE_OTHERS = ("optim.lr",)
 WHOLE = "recipe=modern"
-PARTS = {  # what a run goes without -> the overrides that make it so
+PARTS = {  # what differs from the whole -> the overrides that make it so; what makes no difference is left out
     WHOLE: [],
-    "Muon: Nesterov SGD at 0.1": ["optim=sgd", "optim.lr=0.1", "optim.nesterov=true", "optim.weight_decay=5e-4"],
-    "one cycle: a tenth every 7 epochs": ["scheduler=step"],
-    "blocks that start as their shortcuts": ["model.zero_init=false"],
-    "label smoothing": ["label_smoothing=0"],
-    "weight decay": ["optim.weight_decay=0"],
-    "crops": ["data.crop_padding=0"],
-    "normalised pixels": ["data.normalize=false"],
-    "the padded pixel": ["model.pad=0"],
-    "stem momentum 0.1: 0.001": ["model.stem_momentum=0.001"],
-    "all: recipe=paper optim=adam": None,
+    "Nesterov SGD at 0.1 instead of Muon": [
+        "optim=sgd",
+        "optim.lr=0.1",
+        "optim.nesterov=true",
+        "optim.weight_decay=5e-4",
+    ],
+    "a tenth every 7 epochs instead of one cycle": ["scheduler=step"],
+    "without blocks that start as their shortcuts": ["model.zero_init=false"],
+    "without label smoothing": ["label_smoothing=0"],
+    "without weight decay": ["optim.weight_decay=0"],
+    "without crops": ["data.crop_padding=0"],
+    "without normalised pixels": ["data.normalize=false"],
+    "without the padded pixel": ["model.pad=0"],
+    "stem momentum 0.001 instead of 0.1": ["model.stem_momentum=0.001"],
+    "without a moving average": ["weight_average=null"],
+    "with a moving average": ["weight_average=0.999"],
+    "flips at random": ["data.flip=true"],
+    "alternating flips": ["data.flip=alternating"],
+    "without the patches' own loss": ["patch_loss=0.0"],
+    "with 0.3 of the loss the patches' own": ["patch_loss=0.3"],
 }
+PAPER = "recipe=paper optim=adam"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("choose", "ablate", "show"))
     parser.add_argument("results", type=Path, help="folder of what is written")
-    parser.add_argument("--epochs", type=int, default=5, help="of a run that chooses")
+    parser.add_argument("--epochs", type=int, default=5, help="of a run of choose")
     parser.add_argument("--networks", default=",".join(NETWORKS), help="that are tuned, in this order")
-    parser.add_argument(
-        "--network", default="bagnet17", choices=("bagnet9", "bagnet17", "bagnet33"), help="whose parts are left out"
-    )
+    parser.add_argument("--network", default="bagnet17", choices=("bagnet9", "bagnet17", "bagnet33"), help="of ablate")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     asked = parser.parse_intermixed_args()
@@ -113,27 +125,25 @@ def choose(networks: list[str], epochs: int, fixed: list[str], jobs: int, result
 
 def ablate(network: str, fixed: list[str], jobs: int, results: Path) -> None:
     base = tuned_line(results / "tuned.txt", network)
-    without = {
-        part: [WHOLE, *base, HELD_OUT, *overrides, *fixed]
-        if overrides is not None
-        else ["recipe=paper", *NETWORKS[network], "optim=adam", HELD_OUT, *fixed]
-        for part, overrides in PARTS.items()
-    }
-    found = dict(zip(without, accuracies("ablation", list(without.values()), jobs), strict=True))
+    runs = {part: [WHOLE, *base, HELD_OUT, *overrides, *fixed] for part, overrides in PARTS.items()}
+    whole = digest(_composed(runs[WHOLE]))
+    runs = {part: run for part, run in runs.items() if part == WHOLE or digest(_composed(run)) != whole}
+    runs[PAPER] = [*PAPER.split(), *NETWORKS[network], HELD_OUT, *fixed]
+    found = dict(zip(runs, accuracies("ablation", list(runs.values()), jobs), strict=True))
     rows = [
         {
             "network": network,
-            "without": "" if part == WHOLE else part,
+            "what": part,
             "holdout_accuracy": accuracy,
             "difference": accuracy - found[WHOLE],
             "n": 1,
-            "overrides": " ".join(without[part]),
+            "overrides": " ".join(runs[part]),
         }
         for part, accuracy in found.items()
     ]
     _write_table(results / "ablation.csv", rows)
     for row in rows:
-        print(f"{row['holdout_accuracy']:.4f} {row['difference']:+.4f} {row['without'] or WHOLE}", flush=True)
+        print(f"{row['holdout_accuracy']:.4f} {row['difference']:+.4f} {row['what']}", flush=True)
     if math.isnan(sum(found.values())):
         sys.exit("not all runs have finished; see multirun_outputs/ablation")
 
@@ -183,13 +193,21 @@ def tuned_line(file: Path, network: str) -> list[str]:
 
 def _recipe(network: str, keys: list[str]) -> dict:
     """What recipe=modern says of `keys`."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", [WHOLE, *NETWORKS[network]])
+    config = _composed([WHOLE, *NETWORKS[network]])
     return {key: OmegaConf.select(config, key) for key in keys}
 
 
+def _composed(overrides: list[str]) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides)
+
+
 def _overrides(settings: dict) -> list[str]:
-    return [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in settings.items()]
+    words = {None: "null", True: "true", False: "false"}
+    return [
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={words.get(value, value)}"
+        for key, value in settings.items()
+    ]
 
 
 def _write_table(file: Path, rows: list[dict]) -> None:
