@@ -1,10 +1,12 @@
 """A run is made once: the same command again finds it finished, and no folder mixes two configurations."""
 
+import json
 import logging
 import os
+import socket
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -26,7 +28,13 @@ def once(config: DictConfig, files: Sequence[str], work: Callable[[Path], dict])
     """
 
     def run(folder: Path, asked: dict) -> dict:
-        result = outcome(asked, folder, lambda: work(folder))
+        progress = folder / "progress.json"  # tells those who watch that it goes on; how far, it cannot know
+        with suppress(OSError):
+            write_text(progress, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
+        try:
+            result = outcome(asked, folder, lambda: work(folder))
+        finally:
+            progress.unlink(missing_ok=True)
         write_result(folder, result)
         return result
 

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import time
 
 import pytest
 import yaml
@@ -10,7 +12,9 @@ from PIL import Image
 from rich.console import Console
 from sweep_folders import write_related, write_run
 
+from bagnet_lightning import runs
 from bagnet_lightning.reporting.notes import notes
+from bagnet_lightning.reporting.page.runs import state
 from bagnet_lightning.reporting.report import write_report
 from bagnet_lightning.reporting.table import read_table
 from bagnet_lightning.reporting.text import markdown, print_table, related_csv_text
@@ -209,6 +213,20 @@ def test_a_row_of_table_1_is_only_of_tiny_imagenet(tmp_path):
     write_run(tmp_path / "c", "bagnet17", "adam", status=None, config={"data.name": "textures"})
     found = {line.runs[0]["folder"].name: (line.row, line.paper.row) for line in read_table(tmp_path).lines}
     assert found == {"a": (3, 3), "b": (None, 3), "c": (None, 10)}
+
+
+def test_a_system_at_work_is_seen_to_be(tmp_path, monkeypatch):
+    folder = write_related(tmp_path / "a", status=None)
+    long_ago = time.time() - 9999  # in which it would count as stopped
+    os.utime(folder / "config.yaml", (long_ago, long_ago))
+    monkeypatch.setattr(
+        runs, "in_its_folder", lambda config, files, run: run(folder, {"model": "sift", "optimizer": "linear"})
+    )
+    states = []
+    result = runs.once(None, (), lambda folder: states.append(state(read_run(folder))) or {"best_val_accuracy": 0.5})
+    assert (states, result["status"], state(read_run(folder))) == (["running"], "finished", "finished")
+    (folder / "result.json").unlink()
+    assert state(read_run(folder)) == "stopped"
 
 
 def test_rubbish_in_the_fields_is_a_line_and_no_exception(tmp_path):

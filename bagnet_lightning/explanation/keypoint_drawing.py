@@ -1,5 +1,6 @@
 """The picture of one image's keypoints: circles of their size, coloured by their shares, and the strongest cut out."""
 
+import math
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,7 @@ def draw(
     axes.set_title(f"image, {len(shares)} {what}", fontsize=9)
     bare(axes)
     end = scale_end(explanation)
+    digits = min(5, max(2, 2 - math.floor(math.log10(end))))  # three significant ones at the end of the scale
     scale = ScalarMappable(Normalize(-end, end, clip=True), colormaps[COLOURS])
     for column, index in enumerate(shown, start=1):
         axes = axes_at(0.2 + column * (SIDE + GAP), below, SIDE, tall)
@@ -57,7 +59,8 @@ def draw(
         bare(axes)
         _draw_keypoints(axes, explanation.keypoints, shares[:, index], scale, end, patches)
         score, bias = explanation.scores[index], explanation.bias[index]
-        sum_ = f"score {score:.2f} = bias {bias:.2f} {'+' if score >= bias else '-'} {abs(score - bias):.2f}"
+        sign, added = "+" if score >= bias else "-", abs(score - bias)
+        sum_ = f"score {score:.{digits}f} = bias {bias:.{digits}f} {sign} {added:.{digits}f}"
         axes.set_title(f"{clipped(class_names[index])}\n{sum_}", fontsize=9)
     bar = figure.colorbar(scale, cax=axes_at(0.2 + (1 + len(shown)) * (SIDE + GAP), below, 0.1, tall), extend="both")
     bar.ax.tick_params(labelsize=7)
@@ -74,7 +77,9 @@ def draw(
                 axes.imshow(cut_out(picture.pixels, explanation.keypoints[number]))
                 bare(axes)
                 share = shares[number, index]
-                axes.set_xlabel(f"{share:+.3f}", fontsize=8, labelpad=2, color="#b2182b" if share > 0 else "#2166ac")
+                axes.set_xlabel(
+                    f"{share:+.{digits}f}", fontsize=8, labelpad=2, color="#b2182b" if share > 0 else "#2166ac"
+                )
     stream = BytesIO()
     figure.savefig(stream, format="png")
     return stream.getvalue()

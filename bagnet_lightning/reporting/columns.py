@@ -59,7 +59,7 @@ def related(table: Table) -> dict[str, list[str]]:
         "parameters": [_text(line.parameters, ",.0f") for line in lines],
         "size": [size(line.model_bytes) for line in lines],
         "without keypoints": [without_keypoints(line.without_keypoints) for line in lines],
-        "explains": [line.explains or ("nothing" if line.status == "finished" else "") for line in lines],
+        "explains": [explains(line) or "" for line in lines],
         "status": [line.status for line in lines],
     }
     return columns if any(columns["without keypoints"]) else _without(columns, "without keypoints")
@@ -108,6 +108,11 @@ def without_keypoints(counts: dict[str, float]) -> str:
     return ", ".join(f"{counts[split]:,.0f} {split}" for split in ("val", "train") if counts.get(split))
 
 
+def explains(line: RelatedLine) -> str | None:
+    """What `explain` can show; None if that is not known yet."""
+    return line.explains or ("nothing" if line.status == "finished" else None)
+
+
 def one_cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
@@ -141,6 +146,8 @@ def _duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
     minutes = round(seconds / 60)
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     return f"{seconds:.0f} s" if seconds < 99.5 else f"{minutes} min" if minutes < 100 else f"{seconds / 3600:.1f} h"
 
 

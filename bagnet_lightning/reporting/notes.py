@@ -54,10 +54,11 @@ def _provenance(table: Table) -> list[str]:
         "Related systems": [run for line in table.related for run in line.runs],
         "Pretraining": table.pretrainings,
     }
-    said = {name: _of(done) for name, runs in parts.items() if (done := [r for r in runs if r["status"] == "finished"])}
-    if len({*said.values()}) == 1:
-        return [*said.values()][:1]
-    return [f"{name}: {words}" for name, words in said.items()]
+    done = {name: [run for run in runs if run["status"] == "finished"] for name, runs in parts.items()}
+    done = {name: runs for name, runs in done.items() if runs}
+    if len({_of([{**run, "precision": None} for run in runs]) for runs in done.values()}) == 1:
+        return [_of([run for runs in done.values() for run in runs])]
+    return [f"{name}: {_of(runs)}" for name, runs in done.items()]
 
 
 def _of(finished: list[dict]) -> str:
@@ -65,7 +66,8 @@ def _of(finished: list[dict]) -> str:
         found = [run.get(name, (run.get("versions") or {}).get(name)) for run in finished]
         return " / ".join(dict.fromkeys(f"{v:,}" if isinstance(v, int) else str(v or "unknown") for v in found))
 
-    precision = f", {all_values('precision')}" if any(run.get("precision") for run in finished) else ""
+    precisions = dict.fromkeys(run["precision"] for run in finished if run.get("precision"))  # of networks
+    precision = f", {' / '.join(precisions)}" if precisions else ""
     return (
         f"Data: {all_values('data')}, {all_values('classes')} classes, {all_values('train_images')} train and "
         f"{all_values('val_images')} validation images. Device: {all_values('device')}{precision}. "

@@ -36,7 +36,12 @@ def print_table(table: Table, console: Console) -> None:
     if table.pretrainings:
         console.print(PRETRAINING, style="bold")
         states = [run["status"] for run in table.pretrainings]
-        gone += _print_part(columns.pretrainings(table), ("backbone", "status"), states, console)
+        cells = columns.pretrainings(table)
+        backbones = cells.pop("backbone")  # paths are too long for a column, and there to be copied
+        gone += _print_part(cells, ("by colour", "status"), states, console)
+        for path in filter(None, backbones):
+            console.print(path, markup=False, highlight=False, soft_wrap=True)
+        console.print()
     gone = list(dict.fromkeys(gone))
     for note in [*notes(table), *([f"No room here for {', '.join(gone)}: see table.md."] if gone else [])]:
         console.print(note, markup=False, highlight=False, soft_wrap=False)

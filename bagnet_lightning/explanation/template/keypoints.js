@@ -22,8 +22,8 @@ async function showImage(index) {
   at("badge").textContent = `exact: ${image.keypoints.length} ${image.keypoints.length === 1 ? one : many}`;
   at("verdict").textContent = `says ${data.classes[image.predicted]}`
     + (image.label === null ? "" : image.label === image.predicted ? " ✓" : ` ✗ (it is ${data.classes[image.label]})`);
-  const digits = digitsFor(image.limit), ends = document.querySelector(".ends");
-  ends.replaceChildren(...[signed(-image.limit, digits), "0", signed(image.limit, digits)].map(text => make("span", "", text)));
+  view.digits = Math.max(2, digitsFor(image.limit));
+  document.querySelector(".ends").replaceChildren(...[signed(-image.limit, view.digits), "0", signed(image.limit, view.digits)].map(text => make("span", "", text)));
   showClass(image.classes.includes(state.chosen) ? state.chosen : image.predicted);
 }
 
@@ -35,8 +35,8 @@ function showClass(chosen) {
   view.order = image.keypoints.map((_, point) => point).sort((a, b) => Math.abs(share(b)) - Math.abs(share(a)));
   const score = image.scores[view.place], bias = image.biases[view.place], count = image.keypoints.length;
   at("sum").textContent = count
-    ? `${name}: score ${signed(score, 3)}, of which the bias is ${signed(bias, 3)} and ${count} ${count === 1 ? one : many} add ${signed(score - bias, 3)} (off by ${image.error.toExponential(0)} at most, over all classes).`
-    : `${name}: score ${signed(score, 3)}. Nothing was found in this image to describe, so that all it has is the bias.`;
+    ? `${name}: score ${signed(score, view.digits)}, of which the bias is ${signed(bias, view.digits)} and ${count} ${count === 1 ? one : many} add ${signed(score - bias, view.digits)} (off by ${image.error.toExponential(0)} at most, over all classes).`
+    : `${name}: score ${signed(score, view.digits)}. Nothing was found in this image to describe, so that all it has is the bias.`;
   at("of").textContent = `for ${name}`;
   at("drawn").setAttribute("aria-label", `${many} for ${name}`);
   showStrongest(name);
@@ -51,9 +51,9 @@ function showStrongest(name) {
       const button = make("button"), canvas = make("canvas");
       cutOut(canvas, point);
       button.type = "button";
-      button.setAttribute("aria-label", `Go to ${one} ${point}: ${signed(share(point), 3)}`);
+      button.setAttribute("aria-label", `Go to ${one} ${point}: ${signed(share(point), view.digits)}`);
       button.dataset.point = point;
-      button.append(canvas, signed(share(point), 3));
+      button.append(canvas, signed(share(point), view.digits));
       button.addEventListener("click", () => show(point, true));
       return button;
     }));
@@ -86,8 +86,8 @@ function show(point, aloud = false) {
     + (word === undefined ? "" : `: word ${word}${others ? `, as ${others} more here` : ""}`);
   cutOut(at("patch"), point);
   const best = image.top[point];
-  showScores(document.querySelector(".scores"), best.some(([index]) => index === state.chosen) ? best : [...best, [state.chosen, share(point)]], state.chosen, 3);
-  if (aloud) at("spoken").textContent = `${at("where").textContent}; ${data.classes[state.chosen]} ${signed(share(point), 3)}, `
+  showScores(document.querySelector(".scores"), best.some(([index]) => index === state.chosen) ? best : [...best, [state.chosen, share(point)]], state.chosen, view.digits);
+  if (aloud) at("spoken").textContent = `${at("where").textContent}; ${data.classes[state.chosen]} ${signed(share(point), view.digits)}, `
     + `number ${view.order.indexOf(point) + 1} of ${view.order.length}.`;
 }
 

@@ -3,7 +3,7 @@
 from itertools import zip_longest
 from math import isfinite
 
-from bagnet_lightning.reporting.columns import backbone, without_keypoints
+from bagnet_lightning.reporting.columns import backbone, explains, without_keypoints
 from bagnet_lightning.reporting.settings import clipped, leaves
 from bagnet_lightning.reporting.table import Line, Table, model_name, optimizer_name
 
@@ -47,7 +47,7 @@ def related_rows(tables: list[Table], names: list[str], prefixes: list[str]) -> 
             "seconds": line.train_seconds,
             "bytes": line.model_bytes,
             "without_keypoints": without_keypoints(line.without_keypoints) or None,
-            "explains": line.explains,
+            "explains": explains(line),
             "error": line.error,
             "runs": [prefix + run_name(run, table) for run in line.runs],
         }

@@ -119,8 +119,8 @@ def _facts(run: dict) -> list[list[str]]:
         "Speed": _text(run.get("images_per_second"), ",.0f", " images/s in training"),
         "Loss": _text(run.get("loss"), ".4f"),
         "Held-out triplets whose neighbour is nearer": _text(run.get("val_triplet_accuracy"), ".4f"),
-        "Feature time": _text(run.get("feature_seconds"), ",.0f", " s"),
-        "Training time": _text(seconds, ",.0f", " s"),
+        "Feature time": _seconds(run.get("feature_seconds")),
+        "Training time": _seconds(seconds),
         "Cost": _text(seconds and seconds * devices / 3600, ".3f", " device hours"),
         "Device": _text(run.get("device")) and f"{devices} × {run['device']}",
         "Precision": _text(run.get("precision")),
@@ -173,6 +173,10 @@ def _log_tail(folder: Path) -> str | None:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else float(f"{value:.5g}")
+
+
+def _seconds(value: float | None) -> str:
+    return _text(value, ",.0f" if value is None or value >= 9.95 else ".1f", " s")
 
 
 def _text(value: object, form: str = "", unit: str = "") -> str:

@@ -36,7 +36,7 @@ function showRun(data, name) {
 const progressWords = run => known(run.progress?.epoch)
   ? `epoch ${run.progress.epoch} of ${run.progress.epochs}, step ${grouped(run.progress.step)} of ${grouped(run.progress.steps)}` +
     (known(run.progress.seconds_left) ? `, about ${duration(run.progress.seconds_left)} left` : "")
-  : "preparing";
+  : run.kind === "related" ? "at work" : "preparing";
 
 // The charts that there are values for: [canvas, what it is of, its name in metrics.csv, its unit].
 const chartsOf = run => [["run-accuracy", "accuracy (%)", "accuracy", percent], ["run-loss", run.kind ? "loss" : "loss (nats)", "loss", value => value]]

@@ -12,7 +12,7 @@ const known = value => value !== null && value !== undefined;
 const share = value => known(value) ? value.toFixed(4) : "";
 const signed = value => known(value) ? (value < 0 ? "−" : "+") + Math.abs(value).toFixed(4) : "";
 const grouped = value => known(value) ? Math.round(value).toLocaleString("en") : "";
-const duration = seconds => !known(seconds) ? "" : seconds < 99.5 ? `${Math.round(seconds)} s`
+const duration = seconds => !known(seconds) ? "" : seconds < 9.95 ? `${seconds.toFixed(1)} s` : seconds < 99.5 ? `${Math.round(seconds)} s`
   : seconds < 5970 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 const bytes = count => !known(count) ? "" : count < 2 ** 20 / 10 ? `${(count / 2 ** 10).toFixed(1)} KiB` : `${(count / 2 ** 20).toFixed(1)} MiB`;
 const runLink = (name, ...children) => Object.assign(make("a", "", ...children), { href: `#run=${encodeURIComponent(name)}` });
