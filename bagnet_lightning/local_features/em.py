@@ -26,6 +26,7 @@ from bagnet_lightning.data.batches import Batch
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import BagNet
+from bagnet_lightning.paths import CONF
 from bagnet_lightning.training.fit import fit
 
 log = logging.getLogger(__name__)
@@ -43,16 +44,15 @@ def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict]]:
     if missing := [key for key in AS_TRAINED if key not in data]:
         raise UserError(f"{config.features.checkpoint} does not tell its data.{missing[0]}: EM needs a run's best.ckpt")
     em = plain(config)["em"]
+    defaults = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))  # of train, for what EM says nothing of
     run = {
+        **{key: value for key, value in defaults.items() if key not in ("defaults", "hydra")},
         "seed": config.seed,
         "data": {**plain(config)["data"], **{key: data[key] for key in AS_TRAINED}},
         "model": {**start.config["model"], "pretrained": str(config.features.checkpoint)},
         "optim": em["optim"],
         "scheduler": em["scheduler"],
         "trainer": {**em["trainer"], "max_epochs": em["rounds"]},
-        "label_smoothing": 0.0,
-        "weight_average": None,
-        "checkpoint": em["checkpoint"],
     }
     callback = ExpectationMaximization(em["image_percentile"], em["class_percentile"], em["sigma"])
     fit(OmegaConf.create(run), folder, added_callbacks=[callback])
@@ -82,16 +82,16 @@ class ExpectationMaximization(Callback):
         self.network, self.module = module.network, module
         module.objective = self.patch_cross_entropy
 
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.discriminative = self.discriminative.to(module.device)  # from a checkpoint, for the rest of its epoch
+
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.discriminative = self.discriminative.to(module.device)
-        if (
-            self.epoch != trainer.current_epoch
-        ):  # or this epoch goes on from a checkpoint, with its own E step's patches
+        if self.epoch != trainer.current_epoch:  # else it goes on from a checkpoint, with its own E step's patches
             self._e_step(trainer)
             self.epoch = trainer.current_epoch
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        self.chosen = self.discriminative[batch[2].to(self.discriminative.device)]  # (B, h, w)
+        self.chosen = self.discriminative[batch[2]]  # (B, h, w)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.current_epoch + 1 == trainer.max_epochs:
@@ -141,7 +141,7 @@ class ExpectationMaximization(Callback):
         return torch.cat(parts), source.labels
 
     def state_dict(self) -> dict:
-        return {"epoch": self.epoch, "rounds": self.rounds, "discriminative": self.discriminative}
+        return {"epoch": self.epoch, "rounds": [*self.rounds], "discriminative": self.discriminative}
 
     def load_state_dict(self, state: dict) -> None:
         self.epoch, self.rounds, self.discriminative = state["epoch"], state["rounds"], state["discriminative"]
