@@ -65,11 +65,25 @@ smoke() { # the same losses with a plain step, with a recorded one, and with a c
     for compile in false auto; do
         for graph in false auto; do
             [ $compile$graph = autofalse ] && continue
-            train "smoke_compile-${compile}_graph-$graph" data=textures data.batch_size=50 model=bagnet9 optim=adam \
-                trainer.max_epochs=2 trainer.compile=$compile trainer.cuda_graph=$graph || code=1
+            train "smoke_compile-${compile}_graph-$graph" data=textures data.batch_size=50 model=bagnet9 \
+                optim=adam,muon weight_average=0.9 trainer.max_epochs=2 trainer.compile=$compile \
+                trainer.cuda_graph=$graph || code=1
         done
     done
-    tail -n 2 "$WORK"/multirun_outputs/smoke_*/*/metrics.csv
+    "$PYTHON" - <<'CHECK' || code=1
+from pathlib import Path
+from bagnet_lightning.results import read_metrics
+worst = 1
+for optimizer in ("adam", "muon"):
+    losses = {}
+    for folder in sorted(Path("multirun_outputs").glob(f"smoke_*/*{optimizer}*")):
+        row = read_metrics(folder)[-1]
+        losses[folder.parent.name] = row["train_loss"]
+        print(f"{optimizer}, {folder.parent.name}: train loss {row['train_loss']:.4f}, val loss {row['val_loss']:.4f}")
+    worst = max(worst, max(losses.values()) / min(losses.values()))
+print(f"train losses differ by a factor of {worst:.3f}; by more than 1.1 is a fault")
+raise SystemExit(worst > 1.1)
+CHECK
     return $code
 }
 

@@ -207,3 +207,15 @@ def test_a_compiled_function_and_its_gradients_are_those_of_the_plain_one():
     assert compiled.seconds > 0
     torch.testing.assert_close(gradients[1], gradients[0])
     assert torch.equal(gradients[2], gradients[1])
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+def test_a_sweeps_next_network_of_the_same_kind_is_not_compiled_again():
+    torch.manual_seed(0)
+    networks = [torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)]
+    compiled = [Compiled(network.forward, 4, required=True) for network in networks]
+    batch, graphs = torch.randn(4, 3), []
+    for function, network in zip(compiled, networks, strict=True):
+        torch.testing.assert_close(function(batch), network(batch))
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1] > 0

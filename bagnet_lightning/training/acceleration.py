@@ -213,7 +213,7 @@ def accelerate(module: Learner, data: ImageData, trainer: Trainer, compile: bool
     size = data.batch_size
     inputs = size * module.inputs_per_image
     if _wanted("compile", compile, _no_compiling(trainer, compile)):
-        torch.compiler.reset()  # the runs of a sweep share a process, which compiles one function only so many times
+        torch._dynamo.config.recompile_limit = 64  # models, batch sizes and precisions of a sweep, in one process
         module.forward_pass = Compiled(module.forward_pass, inputs, compile is True)
         if trainer.strategy.root_device.type == "cuda":
             data.augmented = Compiled(data.augmented, size, compile is True)
