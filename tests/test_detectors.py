@@ -125,7 +125,7 @@ def test_the_dense_grid_is_whole_centred_and_inside():
 
 
 def test_an_image_of_nothing_has_no_keypoint_and_a_place_in_the_bag(photo):
-    detectors = [Sift(1, 0.04, 10, 1.6), Orb(2, 500, 20), FastBrief(2, 500, 20)]
+    detectors = [Sift(1, 500, 0.04, 10, 1.6), Orb(2, 500, 20), FastBrief(2, 500, 20)]
     for detector in detectors:
         bag = detector.describe(np.stack([BLANK, photo[:64, :64], BLANK]))
         assert len(bag) == 3

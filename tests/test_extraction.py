@@ -69,7 +69,7 @@ def test_they_are_used_again_for_the_same_pixels_and_settings_alone(images, tmp_
     assert (folder / "manifest.json").stat().st_mtime_ns == before
     others = [
         extracted(FastBrief(upsample=1, keypoints=40, fast_threshold=21), part, tmp_path, 1),
-        extracted(Sift(1, 0.04, 10, 1.6), part, tmp_path, 1),
+        extracted(Sift(1, 500, 0.04, 10, 1.6), part, tmp_path, 1),
         extracted(FAST, some(images, list(range(1, 13))), tmp_path, 1),
         extracted(FAST, some(images, list(range(11))), tmp_path, 1),
     ]
@@ -105,7 +105,7 @@ from bagnet_lightning.local_features.detectors import Sift
 from bagnet_lightning.local_features.extraction import extracted
 split = open_store(0, 12, 6).splits["train"]
 many = torch.arange(12).repeat(2000)
-extracted(Sift(1, 0.01, 10, 1.6), Images(split, many, split.labels[many]), Path(sys.argv[1]), 1)
+extracted(Sift(1, 500, 0.01, 10, 1.6), Images(split, many, split.labels[many]), Path(sys.argv[1]), 1)
 """
 
 

@@ -16,7 +16,6 @@ from bagnet_lightning.data.pack import progress_bar
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.local_features.kernel_map import KernelMap
 
-LOSSES = ("squared_hinge", "logistic")
 ROWS = 8192  # images mapped and multiplied at a time
 ITERATIONS = 1000  # at most
 GRADIENT, DECREASE = 1e-6, 1e-6  # the mean loss is at its minimum if no slope is steeper, or a step gains no more of it

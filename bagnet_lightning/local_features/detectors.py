@@ -72,16 +72,21 @@ class Detector(ABC):
 
 @dataclass(frozen=True)
 class Sift(Detector):
-    """Lowe 2004: extrema of differences of Gaussians, histograms of gradients. Arguments: cv2.SIFT_create's."""
+    """Lowe 2004: extrema of differences of Gaussians, histograms of gradients. Arguments: cv2.SIFT_create's.
+
+    keypoints: the strongest so many.
+    """
 
     descriptor_bytes: ClassVar[int] = SIFT_BYTES
 
+    keypoints: int
     contrast_threshold: float
     edge_threshold: float
     sigma: float
 
     def detect(self, grey: np.ndarray) -> tuple[Sequence[cv2.KeyPoint], np.ndarray]:
         sift = cv2.SIFT_create(
+            nfeatures=self.keypoints,
             contrastThreshold=self.contrast_threshold,
             edgeThreshold=self.edge_threshold,
             sigma=self.sigma,

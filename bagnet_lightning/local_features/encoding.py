@@ -19,8 +19,6 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.local_features.bag import Bag, Bags
 from bagnet_lightning.local_features.codebook import learn_words, nearest_word, sample
 
-NORMS = (None, "l1", "l2")
-
 
 class Encoding(ABC):
     """power: sign(x) |x|^power of every element; norm: "l1", "l2" or None, of the whole vector after that."""

@@ -4,7 +4,9 @@ import os
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
+import sklearn
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -28,7 +30,10 @@ AT_ONCE = 256  # images read and encoded
 
 def run(config: DictConfig, folder: Path) -> dict:
     """Makes what `config` asks for in `folder`, and returns what was measured. Raises UserError."""
-    code = {"versions": versions(), "commit": commit()}
+    code = {
+        "versions": versions() | {"opencv": cv2.__version__, "scikit_learn": sklearn.__version__},
+        "commit": commit(),
+    }
     data: ImageData = instantiate(config.data, _partial_=True, _convert_="all")()
     data.setup()
     images = chosen_images(config, data)
