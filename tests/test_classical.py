@@ -9,6 +9,7 @@ from conftest import composed
 from PIL import Image
 from test_commands import one_line
 
+from bagnet_lightning.errors import UserError
 from bagnet_lightning.local_features.model import load_local_model
 from bagnet_lightning.local_features.pipeline import run
 from bagnet_lightning.predictions import read_predictions
@@ -79,6 +80,21 @@ def test_images_without_a_keypoint_are_counted_told_and_classified(tmp_path, cap
     model = load_local_model(tmp_path / "run/model.safetensors")
     assert model.class_names == ["blank", "noise"]
     assert result["parameters"] == 20 * 128 + 2 * 20 + 2
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        (["features=orb", "encoding=fisher"], "use encoding=bow"),
+        (["features=fast_brief", "encoding=mean"], "use encoding=bow"),
+        (["features=sift", "encoding=fisher", "classifier=additive"], "use classifier=linear"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_before_the_work(tmp_path, choices, words):
+    config = composed(*SMALL[:3], *choices, f"cache={tmp_path / 'features'}", name="classical")
+    with pytest.raises(UserError, match=words):
+        run(config, tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def test_what_cannot_be_done_is_one_line(command, tmp_path):

@@ -100,7 +100,5 @@ def test_an_encoding_is_the_same_for_the_same_seed():
 
 
 def test_what_fisher_vectors_cannot_be_made_of():
-    with pytest.raises(UserError, match="use encoding=bow"):
-        FisherVectors(2, 2, 100, 0.5, "l2").learn(InMemory(random_bag(0, [20], binary=True), binary=True), seed=0)
     with pytest.raises(UserError, match=r"encoding\.dimensions=9"):
         FisherVectors(2, 9, 100, 0.5, "l2").learn(InMemory(random_bag(0, [20]), binary=False), seed=0)

@@ -67,7 +67,7 @@ class LinearClassifier:
             total[:, :-1] += penalty * exact[:, :-1]
             return value / count + penalty / 2 * exact[:, :-1].square().sum().item(), total.numpy().ravel()
 
-        with progress_bar("classifier", ITERATIONS) as advance:
+        with progress_bar("classifier", None) as advance:
             found = minimize(
                 objective,
                 np.zeros(shape).ravel(),

@@ -8,6 +8,7 @@ import itertools
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 from scipy.special import softmax
@@ -22,6 +23,9 @@ from bagnet_lightning.local_features.codebook import learn_words, nearest_word, 
 
 class Encoding(ABC):
     """power: sign(x) |x|^power of every element; norm: "l1", "l2" or None, of the whole vector after that."""
+
+    of_bits: ClassVar[bool] = False  # whether descriptors may be bits
+    signed: ClassVar[bool] = False  # whether elements are negative of whatever descriptors
 
     arrays: Mapping[str, np.ndarray]  # what was learned
 
@@ -96,6 +100,8 @@ class BagOfWords(Encoding):
     product of two vectors is Hellinger's kernel of the histograms.
     """
 
+    of_bits = True
+
     def __init__(self, codebook: dict, power: float, norm: str | None):
         super().__init__(power, norm)
         self.codebook = codebook
@@ -127,13 +133,13 @@ class FisherVectors(Encoding):
     `sample` of them. Of every Gaussian the gradient by its means and by its deviations, W = 2 * gaussians * dimensions.
     """
 
+    signed = True
+
     def __init__(self, gaussians: int, dimensions: int, sample: int, power: float, norm: str | None):
         super().__init__(power, norm)
         self.gaussians, self.dimensions, self.sample = gaussians, dimensions, sample
 
     def learn(self, bags: Bags, seed: int) -> None:
-        if bags.binary:
-            raise UserError("encoding=fisher is of real descriptors, and these are bits: use encoding=bow")
         descriptors = sample(bags, self.sample, seed).astype(np.float32)
         least = max(self.gaussians, self.dimensions)
         if len(descriptors) <= least or descriptors.shape[1] < self.dimensions:

@@ -28,6 +28,7 @@ class BagNetFeatures:
     or "logits". Raises UserError if the network is no BagNet, or has no logits.
     """
 
+    binary: ClassVar[bool] = False
     explains: ClassVar[str] = "patches"
 
     def __init__(self, checkpoint: str | None, output: str):

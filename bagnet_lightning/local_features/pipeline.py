@@ -39,6 +39,7 @@ def run(config: DictConfig, folder: Path) -> dict:
     images = chosen_images(config, data)
     settings, measured = plain(config), {}
     features, encoding, classifier = (made(settings, part) for part in PARTS)
+    check(features, encoding, classifier)
     if isinstance(features, BagNetFeatures):
         features.check(data)
         measured = {
@@ -104,6 +105,17 @@ def run(config: DictConfig, folder: Path) -> dict:
         **measured,
         **code,
     }
+
+
+def check(features: object, encoding: Encoding, classifier: object) -> None:
+    """Raises UserError for parts that do not fit together, before the work that would show it."""
+    if features.binary and not encoding.of_bits:
+        raise UserError("ORB's and BRIEF's descriptors are bits, which have no mean: use encoding=bow")
+    if encoding.signed and getattr(classifier, "map", None):
+        raise UserError(
+            f"classifier.kernel={classifier.map.kernel} is of histograms, and Fisher vectors have negative elements: "
+            "use classifier=linear"
+        )
 
 
 def chosen_images(config: DictConfig, data: ImageData) -> dict[str, Images]:
