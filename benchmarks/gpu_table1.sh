@@ -5,7 +5,7 @@
 #   BAGNET_DATA=data OUT=gpu_results benchmarks/gpu_table1.sh [STEP...]
 #
 # The machine needs Python with torch, torchvision, pytorch-lightning, torchmetrics and matplotlib; what else is missing
-# is installed from WHEELS, a folder of wheels (here: pip wheel --no-deps -w wheels hydra-core omegaconf
+# is installed from WHEELS, a folder of wheels (here: pip wheel --no-deps -w wheels hydra-core==1.3.8 omegaconf==2.3.1
 # antlr4-python3-runtime==4.9.3; safetensors, rich and requests where they are missing, too).
 #
 # A step that is done is skipped, one that was broken off goes on where it was: run the same command again. Runs live in
@@ -66,7 +66,7 @@ smoke() { # the same losses with a plain step, with a recorded one, and with a c
         for graph in false auto; do
             [ $compile$graph = autofalse ] && continue
             train "smoke_compile-${compile}_graph-$graph" data=textures data.batch_size=50 model=bagnet9 \
-                optim=adam,muon weight_average=0.9 trainer.max_epochs=2 trainer.compile=$compile \
+                optim=adam,muon optim.lr=0.001 weight_average=0.9 trainer.max_epochs=2 trainer.compile=$compile \
                 trainer.cuda_graph=$graph || code=1
         done
     done
