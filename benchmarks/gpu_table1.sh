@@ -13,7 +13,7 @@
 # results.tar.gz of an earlier one.
 #
 #   BUDGET      seconds for this call; a step gets what is left of it, at most
-#   OVERRIDES   of every training, to rehearse: OVERRIDES="+trainer.limit_train_batches=3 +trainer.limit_val_batches=1
+#   OVERRIDES   of every training instead of validation in batches of 1,000; to rehearse: OVERRIDES="+trainer.limit_train_batches=3 +trainer.limit_val_batches=1
 #               data.batch_size=8 data.classes=5 data.images_per_class=20 trainer.max_epochs=1"
 #   PATIENCE    multiplies the limits, on a slow machine
 #   ROWS        of conf/table1/, instead of all 14
@@ -29,7 +29,7 @@ OUT=$(mkdir -p "${OUT:?is the folder for the results}" && cd "$OUT" && pwd)
 export BAGNET_DATA=$(mkdir -p "${BAGNET_DATA:=$WORK/data}" && cd "$BAGNET_DATA" && pwd)
 WHEELS=${WHEELS:-$REPOSITORY/wheels}
 RESUME=${RESUME:+$(realpath "$RESUME")}
-OVERRIDES=${OVERRIDES:-}
+OVERRIDES=${OVERRIDES:-data.eval_batch_size=1000}
 SPEED=${SPEED:-}
 TUNE=${TUNE:-}
 JOBS=${JOBS:-2}

@@ -20,6 +20,7 @@ from bagnet_lightning.training import ranks
 ASKED = [word for word in SMALL if not any(key in word for key in ("images=", "batch_size", "trainer="))]
 ASKED += ["data.train_images=18", "data.batch_size=7", "data.val_images=13", "data.eval_batch_size=5"]
 ASKED += ["trainer.accelerator=cpu", "trainer.precision=64-true", "optim=adam", "optim.lr=1e-06"]
+ASKED += ["weight_average=0.9"]
 
 
 def run(cwd: Path, *arguments: str, **options) -> subprocess.Popen:
@@ -32,8 +33,8 @@ def only(paths) -> Path:
     return path
 
 
-def state(run_folder: Path) -> dict:
-    return torch.load(run_folder / "last.ckpt", weights_only=True)["state_dict"]
+def state(run_folder: Path, name: str = "last.ckpt") -> dict:
+    return torch.load(run_folder / name, weights_only=True)["state_dict"]
 
 
 def rows(run_folder: Path) -> list[dict]:
@@ -57,9 +58,10 @@ def one_and_two(tmp_path_factory) -> tuple[Path, Path, str]:
 
 def test_two_devices_train_as_one_does(one_and_two):
     one, two, _ = one_and_two
-    a, b = state(one), state(two)
-    assert a.keys() == b.keys()
-    assert all(torch.allclose(a[key], b[key], rtol=1e-6, atol=1e-9) for key in a)
+    for name in ("last.ckpt", "best.ckpt"):
+        a, b = state(one, name), state(two, name)
+        assert a.keys() == b.keys()
+        assert all(torch.allclose(a[key], b[key], rtol=1e-6, atol=1e-9) for key in a)
     assert len(rows(one)) == 2
     for x, y in zip(rows(one), rows(two), strict=True):
         for exact in ("epoch", "step", "train_accuracy", "val_accuracy", "val_top5_accuracy", "learning_rate"):
