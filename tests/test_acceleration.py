@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import SMALL, composed
+from functorch.compile import nop
+from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -188,6 +190,24 @@ def test_a_compiler_that_fails_is_done_without_unless_it_was_asked_for(monkeypat
     with pytest.raises(RuntimeError, match="compiler"):
         Compiled(torch.neg, 4, required=True)(batch)
     assert torch.equal(Compiled(torch.neg, 4, required=True)(batch[:3]), -batch[:3])
+
+
+def test_a_compiler_that_fails_at_the_backward_pass_is_done_without_too(monkeypatch):
+    def fail(graph, inputs):
+        raise RuntimeError("no code for this card")
+
+    compiler = torch.compile
+    backend = aot_autograd(fw_compiler=nop, bw_compiler=fail)
+    monkeypatch.setattr(
+        torch, "compile", lambda function, dynamic: compiler(function, dynamic=dynamic, backend=backend)
+    )
+    layer, batch = torch.nn.Linear(3, 3), torch.randn(4, 3)
+    compiled = Compiled(layer.forward, 4, required=False)
+    compiled(batch).sum().backward()
+    assert compiled.compiled is None
+    torch.testing.assert_close(layer.weight.grad, batch.sum(0).expand(3, 3))
+    with pytest.raises(Exception, match="no code for this card"):
+        Compiled(layer.forward, 4, required=True)(batch)
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")

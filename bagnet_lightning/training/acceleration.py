@@ -46,7 +46,9 @@ class Compiled:
             return self.compiled(*inputs)
         started = time.perf_counter()
         try:
-            return self.compiled(*inputs)
+            # With its backward pass, which would else be compiled, and fail, where it is called.
+            with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
+                return self.compiled(*inputs)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever the compilers of this machine lead to
