@@ -114,10 +114,13 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, marked "-dirty" if files differ from it; None for an installed package."""
+    """The checkout's commit, marked "-dirty" if files differ from it.
+
+    For a copy without its history, or an installed package, what BAGNET_COMMIT says, or None.
+    """
     root = Path(bagnet_lightning.__file__).parents[1]
     if not (root / ".git").exists():
-        return None
+        return os.environ.get("BAGNET_COMMIT")
     command = ["git", "-C", root, "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -12,6 +12,7 @@
 # WORK; OUT gets two small files after every step, results.tar.gz and summary.txt. On a new machine, RESUME=FILE is the
 # results.tar.gz of an earlier one.
 #
+#   BAGNET_COMMIT  what results say of the code, where this copy of it has no .git
 #   BUDGET      seconds for this call; a step gets what is left of it, at most
 #   OVERRIDES   of every training instead of validation in batches of 1,000; to rehearse: OVERRIDES="+trainer.limit_train_batches=3 +trainer.limit_val_batches=1
 #               data.batch_size=8 data.classes=5 data.images_per_class=20 trainer.max_epochs=1"
@@ -107,6 +108,7 @@ plain - trainer.compile=false trainer.cuda_graph=false
 graph_alone - trainer.compile=false
 compile_alone - trainer.cuda_graph=false
 from_host - data.device_resident=false
+muon - optim=muon
 max_autotune TORCHINDUCTOR_MAX_AUTOTUNE=1
 VARIANTS
     return $code

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import SMALL, composed
 
+import bagnet_lightning
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.machine import (
     check_device,
@@ -91,3 +92,11 @@ def test_a_gpu_that_is_not_there_is_asked_for(monkeypatch):
     check_device("auto")
     with pytest.raises(UserError, match=r"trainer=cpu|make k80"):
         check_device("gpu")
+
+
+def test_a_copy_without_its_history_is_told_its_commit(monkeypatch, tmp_path):
+    monkeypatch.setattr(bagnet_lightning, "__file__", str(tmp_path / "bagnet_lightning" / "__init__.py"))
+    monkeypatch.delenv("BAGNET_COMMIT", raising=False)
+    assert commit() is None
+    monkeypatch.setenv("BAGNET_COMMIT", "0123456789ab")
+    assert commit() == "0123456789ab"
