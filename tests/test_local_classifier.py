@@ -91,14 +91,15 @@ def test_a_kernel_is_of_no_negative_numbers(histograms):
 
 def model(encoding: str, classifier: str) -> LocalModel:
     """A system of 3 classes with nothing learned from images: random words, Gaussians and weights."""
-    config = composed(f"encoding={encoding}", f"classifier={classifier}", name="classical")
+    few = ["encoding.gaussians=3", "encoding.dimensions=4"] if encoding == "fisher" else []
+    config = composed(f"encoding={encoding}", f"classifier={classifier}", *few, name="classical")
     config = OmegaConf.to_container(config, resolve=True)
     parts = {part: made(config, part) for part in ("features", "encoding", "classifier")}
     draw = np.random.default_rng(0)
     if encoding == "bow":
         parts["encoding"].arrays = {"words": draw.normal(size=(6, 8)).astype(np.float32)}
     else:
-        shapes = {"mean": (8,), "components": (32, 8), "means": (32, 32), "deviations": (32, 32), "weights": (32,)}
+        shapes = {"mean": (8,), "components": (4, 8), "means": (3, 4), "deviations": (3, 4), "weights": (3,)}
         arrays = {name: draw.uniform(0.5, 1.5, shape).astype(np.float32) for name, shape in shapes.items()}
         parts["encoding"].arrays = arrays | {"weights": arrays["weights"] / arrays["weights"].sum()}
     width = parts["encoding"](random_bag(0, [1])).shape[1] * (3 if classifier == "additive" else 1)
