@@ -59,6 +59,7 @@ def test_the_files_are_arrays_that_numpy_reads(images, tmp_path):
     np.testing.assert_array_equal(np.load(bags.folder / "keypoints.npy"), whole.keypoints)
     manifest = json.loads((bags.folder / "manifest.json").read_text())
     assert (manifest["count"], manifest["features"]) == (300, len(whole.descriptors))
+    assert extracted(FAST, images, tmp_path, workers=1).seconds == bags.seconds == manifest["seconds"] > 0
 
 
 def test_they_are_used_again_for_the_same_pixels_and_settings_alone(images, tmp_path):

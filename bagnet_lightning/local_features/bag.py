@@ -35,7 +35,7 @@ class Bags(Protocol):
     binary: bool  # descriptors are bits, eight in a byte, and compared by their Hamming distance
     without_features: int  # images
     logits: bool  # descriptors are a network's scores of the classes
-    seconds: float  # that describing images has taken since they were opened
+    seconds: float  # that describing the images has taken so far, by whichever run
 
     def __len__(self) -> int: ...
 

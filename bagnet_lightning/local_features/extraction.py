@@ -7,6 +7,7 @@ Its name ends in the digest of all that decides its content, so what is there an
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,8 +37,8 @@ class Extracted:
     binary: bool
     offsets: np.ndarray  # (N + 1,) int64
     descriptor_bytes: int
+    seconds: float  # that computing them took
     logits: ClassVar[bool] = False
-    seconds: ClassVar[float] = 0.0  # all is there before
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -96,7 +97,7 @@ def extracted(detector: Detector, images: Images, cache: Path, workers: int | No
 
 def _compute(detector: Detector, images: Images, folder: Path, settings: dict, workers: int | None) -> None:
     jobs = ((detector, pixels) for pixels in _chunks(images))
-    counts, features = [0], 0
+    began, counts, features = time.perf_counter(), [0], 0
     with (
         open(folder / "descriptors.npy", "wb") as descriptors,
         open(folder / "keypoints.npy", "wb") as keypoints,
@@ -114,7 +115,8 @@ def _compute(detector: Detector, images: Images, folder: Path, settings: dict, w
         _header(keypoints, np.float32, features, 4)
     np.save(folder / "offsets.npy", np.cumsum(counts, dtype=np.int64))
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    manifest = {**settings, "count": len(images), "features": features, "bytes": sizes}
+    seconds = time.perf_counter() - began
+    manifest = {**settings, "count": len(images), "features": features, "seconds": seconds, "bytes": sizes}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
@@ -146,7 +148,8 @@ def _open(folder: Path, detector: Detector) -> Extracted | None:
         for name, size in manifest["bytes"].items():
             if (folder / name).stat().st_size != size:
                 raise ValueError(f"{name} has another size")
-        return Extracted(folder, detector.binary, np.load(folder / "offsets.npy"), detector.descriptor_bytes)
+        offsets = np.load(folder / "offsets.npy")
+        return Extracted(folder, detector.binary, offsets, detector.descriptor_bytes, manifest["seconds"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if folder.exists():
             log.info("%s is not used: %s", folder, error)
