@@ -243,5 +243,5 @@ def _read_back(file: BinaryIO, content: memoryview) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     file.seek(0)
     for start in range(0, len(content), 2**20):
-        if file.read(2**20) != content[start : start + 2**20]:
+        if file.read(2**20) != bytes(content[start : start + 2**20]):  # a memoryview compares byte by byte
             raise OSError(errno.EIO, f"it does not read back as it was written, near byte {start}")

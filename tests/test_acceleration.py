@@ -62,10 +62,11 @@ class Recording(TorchDispatchMode):
 @pytest.fixture
 def cuda(monkeypatch):
     """What acceleration.py needs of torch.cuda."""
-    stream = SimpleNamespace(wait_stream=lambda other: None)
+    streams = [SimpleNamespace(wait_stream=lambda other: None)]
     simulated = SimpleNamespace(
-        Stream=lambda: stream,
-        current_stream=lambda: stream,
+        Stream=lambda: SimpleNamespace(wait_stream=lambda other: None),
+        current_stream=lambda: streams[-1],
+        set_stream=streams.append,
         stream=lambda of: contextlib.nullcontext(),
         synchronize=lambda: None,
         CUDAGraph=SimulatedGraph,
@@ -94,6 +95,7 @@ def test_a_recorded_step_trains_the_same_weights_through_smaller_batches_and_val
     plain = fit(composed(*RUN, *overrides, "trainer.cuda_graph=false"), tmp_path / "plain")
     graphed = fit(composed(*RUN, *overrides, "trainer.cuda_graph=true"), tmp_path / "graphed")
     assert graphed["compile_seconds"] > 0 == plain["compile_seconds"]
+    assert [(run["compiled"], run["cuda_graph"]) for run in (plain, graphed)] == [(False, False), (False, True)]
     assert graphed["final_val_accuracy"] == plain["final_val_accuracy"]
     for expected, trained in zip(weights(tmp_path / "plain"), weights(tmp_path / "graphed"), strict=True):
         torch.testing.assert_close(trained, expected, rtol=1e-5, atol=1e-6)
@@ -141,17 +143,27 @@ def test_a_recorded_step_goes_on_from_a_checkpoint(tmp_path, cuda, monkeypatch, 
         torch.testing.assert_close(continued, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_graph_that_cannot_be_recorded_is_done_without_unless_it_was_asked_for(tmp_path, cuda, monkeypatch):
-    def fail(graph, stream):
-        raise RuntimeError("operation not permitted when stream is capturing")
+def test_a_graph_that_cannot_be_recorded_is_done_without_unless_it_was_asked_for(tmp_path, cuda, monkeypatch, caplog):
+    torch_cuda = acceleration.torch.cuda
+    stream = torch_cuda.current_stream()
 
-    monkeypatch.setattr(acceleration.torch.cuda, "graph", fail)
+    def fail(graph, stream):  # as torch's own: where the recording cannot be ended, its stream stays the current one
+        torch_cuda.set_stream(stream)
+        try:
+            raise NotImplementedError("no such operation while a stream is recorded")
+        except NotImplementedError:
+            raise RuntimeError("previous error during capture")  # noqa: B904
+
+    monkeypatch.setattr(torch_cuda, "graph", fail)
     fit(composed(*RUN, "trainer.cuda_graph=false"), tmp_path / "plain")
-    fit(composed(*RUN), tmp_path / "auto")
+    assert not fit(composed(*RUN), tmp_path / "auto")["cuda_graph"]
+    assert "NotImplementedError: no such operation" in caplog.text
+    assert torch_cuda.current_stream() is stream
     for expected, trained in zip(weights(tmp_path / "plain"), weights(tmp_path / "auto"), strict=True):
         assert torch.equal(expected, trained)
-    with pytest.raises(RuntimeError, match="capturing"):
+    with pytest.raises(RuntimeError, match="capture"):
         fit(composed(*RUN, "trainer.cuda_graph=true"), tmp_path / "asked")
+    assert torch_cuda.current_stream() is stream
 
 
 def test_divergence_is_noticed_late_but_before_anything_is_saved(tmp_path, cuda, monkeypatch):
@@ -171,11 +183,14 @@ def test_divergence_is_noticed_late_but_before_anything_is_saved(tmp_path, cuda,
     assert all(torch.isfinite(value).all() for value in checkpoint["state_dict"].values())
 
 
-def test_what_is_not_possible_is_off_or_refused(tmp_path):
+def test_what_is_not_possible_is_off_or_refused(tmp_path, monkeypatch):
     result = fit(composed(*RUN, "trainer.max_epochs=1"), tmp_path)
-    assert result["compile_seconds"] == 0
+    assert (result["compile_seconds"], result["compiled"], result["cuda_graph"]) == (0, False, False)
     with pytest.raises(UserError, match=r"trainer\.cuda_graph=true is not possible without an NVIDIA GPU; leave it at"):
         fit(composed(*RUN, "trainer.cuda_graph=true"), tmp_path / "graph")
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.0.1+cu117"))
+    with pytest.raises(UserError, match=r"trainer\.compile=true is not possible before torch 2\.5"):
+        fit(composed(*RUN, "trainer.compile=true"), tmp_path / "compile")
 
 
 def test_a_compiler_that_fails_is_done_without_unless_it_was_asked_for(monkeypatch):

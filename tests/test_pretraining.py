@@ -153,8 +153,9 @@ def test_unlabelled_test_images_are_trained_on_too(tmp_path):
         ("model=bagnet33", r"tiles\.size=17: the network's patches have 33 px"),
         ("data.batch_size=35", r"data\.batch_size=35: a batch of the 36 images would be a single one"),
         ("data.batch_size=1", r"data\.batch_size=1: a batch"),
+        ("data.flip=alternating", r"data\.flip=alternating: tiles are mirrored at random or not at all"),
     ],
 )
-def test_what_gives_no_triplets_is_refused(tmp_path, override, words):
+def test_what_cannot_be_cut_into_tiles_and_triplets_is_refused(tmp_path, override, words):
     with pytest.raises(UserError, match=words):
         fit(small(override), tmp_path)

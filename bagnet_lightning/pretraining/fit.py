@@ -38,7 +38,9 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
     network = instantiate(config.model, _partial_=True)(num_classes=1)
     features, network.fc = network.fc.in_features, nn.Identity()
     method: Method = instantiate(config.method)
-    tiles = Tiles(**config.tiles, flip=data.flip is not False)
+    if data.flip == "alternating":
+        raise UserError("data.flip=alternating: tiles are mirrored at random or not at all; ask for true or false")
+    tiles = Tiles(**config.tiles, flip=data.flip)
     tiles.check(*data.store.splits["train"].images.shape[1:3], getattr(network, "receptive_field", 1))
     _cut_into_tiles(data, tiles, method.kinds)
     about = {"config": plain(config), "classes": [], "class_names": [], "mean": data.mean, "std": data.std}

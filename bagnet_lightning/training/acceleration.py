@@ -26,6 +26,7 @@ from bagnet_lightning.training.muon import Muon
 
 log = logging.getLogger(__name__)
 WARM_UP = 3  # calls before one is recorded: libraries allocate and choose algorithms in the first ones
+OLDEST_TORCH = "2.5"  # has torch.get_autocast_dtype and torch.OutOfMemoryError
 
 
 class Compiled:
@@ -105,17 +106,17 @@ class Graphed:
 
     def _record(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
         """Recording computes nothing. Where it fails and is not `required`, all calls are plain from now on."""
-        graph = torch.cuda.CUDAGraph()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         self.inputs = [given.clone() for given in inputs]
         try:
             with torch.cuda.graph(graph, stream=self.stream):
                 self.result = self.function(*self.inputs)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
-            if self.required:
+            torch.cuda.set_stream(current)  # torch leaves its own in place where the recording cannot be ended
+            if self.required or isinstance(error, torch.OutOfMemoryError):
                 raise
-            log.warning("no CUDA graph (trainer.cuda_graph=false): %s", _one_line(error))
+            # What ends a recording complains too, after what made it fail.
+            log.warning("no CUDA graph (trainer.cuda_graph=false): %s", _one_line(error.__context__ or error))
             self.failed = True
             return self.function(*inputs)
         self.graph = graph
@@ -215,7 +216,8 @@ def accelerate(module: Learner, data: ImageData, trainer: Trainer, compile: bool
     size = data.batch_size
     inputs = size * module.inputs_per_image
     if _wanted("compile", compile, _no_compiling(trainer, compile)):
-        torch._dynamo.config.recompile_limit = 64  # models, batch sizes and precisions of a sweep, in one process
+        # Models, batch sizes and precisions of a sweep, in one process. (recompile_limit is its name in newer torch.)
+        torch._dynamo.config.cache_size_limit = 64
         module.forward_pass = Compiled(module.forward_pass, inputs, compile is True)
         if trainer.strategy.root_device.type == "cuda":
             data.augmented = Compiled(data.augmented, size, compile is True)
@@ -234,6 +236,17 @@ def compile_seconds(module: Learner, data: ImageData) -> float:
     return sum(getattr(part, "seconds", 0.0) for part in parts)
 
 
+def accelerated(module: Learner, data: ImageData) -> dict[str, bool]:
+    """Whether the training in this process ran compiled and from CUDA graphs, none of which failed."""
+    forward, graphs = module.forward_pass, (data.augmented, module.gradients, module.recorded_update)
+    return {
+        "compiled": isinstance(forward, Compiled) and forward.compiled is not None and forward.seconds > 0,
+        "cuda_graph": isinstance(module.gradients, Graphed)
+        and module.gradients.graph is not None
+        and not any(graph.failed for graph in graphs),
+    }
+
+
 def _wanted(name: str, asked: bool | str, hindrance: str | None) -> bool:
     if asked is True and hindrance:
         raise UserError(f"trainer.{name}=true is not possible {hindrance}; leave it at auto")
@@ -245,6 +258,8 @@ def _wanted(name: str, asked: bool | str, hindrance: str | None) -> bool:
 def _no_compiling(trainer: Trainer, asked: bool | str) -> str | None:
     if trainer.world_size > 1:
         return "with several processes"
+    if torch.__version__ < OLDEST_TORCH:
+        return f"before torch {OLDEST_TORCH}"
     if asked == "auto":  # what can be done, but does not pay or is not exactly repeatable
         if trainer.strategy.root_device.type != "cuda":
             return "on the CPU, where it gains little"
@@ -260,6 +275,8 @@ def _no_graph(trainer: Trainer) -> str | None:
         return "without an NVIDIA GPU"
     if torch.cuda.get_device_capability() < (7, 0):
         return "below compute capability 7.0"
+    if torch.__version__ < OLDEST_TORCH:
+        return f"before torch {OLDEST_TORCH}"
     if trainer.world_size > 1:
         return "with several processes"
     if trainer.accumulate_grad_batches > 1:

@@ -18,7 +18,7 @@ from bagnet_lightning.checkpoint import LastCheckpoint
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.machine import check_device, chosen_precision, commit, device_name, peak_memory_mib, versions
-from bagnet_lightning.training.acceleration import NoProfiler, accelerate, compile_seconds
+from bagnet_lightning.training.acceleration import NoProfiler, accelerate, accelerated, compile_seconds
 from bagnet_lightning.training.batch_norm import SyncBatchNorm
 from bagnet_lightning.training.checkpoint_writer import CheckpointWriter
 from bagnet_lightning.training.divergence import StopOnDivergence
@@ -108,6 +108,7 @@ def train(
     images_per_epoch = min(len(data.train_images), trainer.num_training_batches * data.batch_size)
     return {
         **history.timing(images_per_epoch, compile_seconds(module, data)),
+        **accelerated(module, data),
         "checkpoint_seconds": trainer.strategy.checkpoint_io.seconds,  # waited for in this process
         "train_images": len(data.train_images),
         "val_images": len(data.val_images),
