@@ -120,7 +120,7 @@ class StepParts:
     def profile(self, file: Path) -> dict[str, float]:
         """Milliseconds of a step's kernels (operators on a CPU) by KINDS, longest first, the optimizer's as one.
 
-        Appends both lists of kernels to `file`.
+        Writes both lists of kernels to `file`.
         """
         batch = self.batch()
         for _ in range(PROFILED):  # until all is recorded
@@ -129,10 +129,10 @@ class StepParts:
         step = self._kernels(lambda: self.gradients(*self.batch()))
         self.gradients(*batch)
         update = self._kernels(self.optimizer.step)
-        with file.open("a") as text:
+        with file.open("w") as text:
             for title, rows in (("without the optimizer", step), ("the optimizer", update)):
                 total, count = sum(row[0] for row in rows), sum(row[1] for row in rows)
-                text.write(f"\n{type(self.network).__name__}, a step {title}: {total:.3f} ms, {count:.0f} kernels\n")
+                text.write(f"{type(self.network).__name__}, a step {title}: {total:.3f} ms, {count:.0f} kernels\n")
                 for milliseconds, count, name in rows[:60]:
                     text.write(f"{milliseconds:9.4f} ms {count:6.0f} x  {kind(name):22} {name[:120]}\n")
         return by_kind(step) | {"optimizer": sum(row[0] for row in update)}
@@ -146,7 +146,8 @@ class StepParts:
             wait()
         rows = []
         for event in profiler.key_averages():
-            on_gpu = event.device_type == torch.autograd.DeviceType.CUDA
+            # Annotations, such as an optimizer's step, last as long as the kernels within them, which count already.
+            on_gpu = event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
             if on_gpu or self.device.type == "cpu":
                 microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
                 rows.append((microseconds / 1000 / PROFILED, event.count / PROFILED, event.key))

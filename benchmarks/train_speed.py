@@ -57,22 +57,32 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=1.0, help="of BagNets")
     parser.add_argument("--epochs", type=int, default=3, help="of ours; the first one compiles")
     parser.add_argument("--plain-steps", type=int, default=200, help="0: no plain run")
-    parser.add_argument("--out", type=Path, help="all numbers as JSON")
-    parser.add_argument("--profile", type=Path, help="the kernels of a step, as text")
+    parser.add_argument("--out", type=Path, help="all numbers as JSON; models that it holds are not measured again")
+    parser.add_argument("--profile", type=Path, help="folder of the kernels of a step, a text file a model")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of ours")
     asked = parser.parse_intermixed_args()
     keep_freed_memory()
     os.environ["BAGNET_DATA"] = asked.root
     print(f"{device_name(best_device())}, torch {torch.__version__}, pytorch-lightning {pytorch_lightning.__version__}")
     print(f"target for the 14 from-scratch rows of Table 1 on one H200: {TABLE1_SECONDS} s (gpu_table1.sh table1)\n")
-    measured = {"device": device_name(best_device()), "torch": torch.__version__}
+    here = {"device": device_name(best_device()), "torch": torch.__version__}
+    measured = measured_before(asked.out, here)
     for model in asked.models.split(","):
+        if model in measured:
+            report(model, measured[model])
+            continue
         width = [f"model.width={asked.width}"] if model != "resnet18" else []
         config = composed(asked, f"model={model}", *width)
-        measured[model] = measure(config, asked)
+        measured[model] = measure(config, asked.plain_steps, asked.profile and asked.profile / f"{model}.txt")
         report(model, measured[model])
         if asked.out:  # after each, in case the next does not end
             asked.out.write_text(json.dumps(measured, indent=2) + "\n")
+
+
+def measured_before(out: Path | None, here: dict) -> dict:
+    """What `out` holds of an earlier call `here`, the device and torch; otherwise `here` alone."""
+    found = json.loads(out.read_text()) if out and out.exists() else {}
+    return found if found.items() >= here.items() else here
 
 
 def composed(asked: argparse.Namespace, *overrides: str) -> DictConfig:
@@ -81,7 +91,7 @@ def composed(asked: argparse.Namespace, *overrides: str) -> DictConfig:
         return compose("config", [*overrides, *ours])
 
 
-def measure(config: DictConfig, asked: argparse.Namespace) -> dict:
+def measure(config: DictConfig, plain_steps: int, profile: Path | None) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         result = fit(config, Path(folder))
         with (Path(folder) / "metrics.csv").open() as file:
@@ -98,16 +108,17 @@ def measure(config: DictConfig, asked: argparse.Namespace) -> dict:
         "tflops": tflop * result["images_per_second"],
         "matmul_tflops": peak,
         "share_of_matmul": tflop * result["images_per_second"] / peak,
-        "compile_seconds": result["compile_seconds"],
+        **{key: result[key] for key in ("compiled", "cuda_graph", "compile_seconds")},
         "epoch_seconds": statistics.median(epochs[1:] or epochs),
         "peak_memory_mib": result["peak_memory_mib"],
         "precision": result["precision"],
         "split_ms": {**split, "checkpoints": checkpoint_ms},
     }
-    if asked.profile:
-        measured["kernels_ms"] = parts.profile(asked.profile)
-    if asked.plain_steps:
-        measured["plain_images_per_second"] = plain_rate(config, parts.data, asked.plain_steps)
+    if profile:
+        profile.parent.mkdir(parents=True, exist_ok=True)
+        measured["kernels_ms"] = parts.profile(profile)
+    if plain_steps:
+        measured["plain_images_per_second"] = plain_rate(config, parts.data, plain_steps)
         measured["ratio"] = result["images_per_second"] / measured["plain_images_per_second"]
     return measured
 
@@ -144,7 +155,7 @@ def matmul_tflops(dtype: torch.dtype) -> float:
 def step_tflop(network: nn.Module, side: int) -> float:
     """Operations of a training step per image, a multiplication and an addition being two."""
     with FlopCounterMode(display=False) as counter:
-        network(torch.randn(2, 3, side, side)).sum().backward()
+        network(next(network.parameters()).new_empty(2, 3, side, side).normal_()).sum().backward()
     return counter.get_total_flops() / 2
 
 

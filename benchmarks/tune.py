@@ -21,6 +21,7 @@ import math
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -74,6 +75,7 @@ PARTS = {  # what differs from the whole -> the overrides that make it so; what 
     "with 0.3 of the loss the patches' own": ["patch_loss=0.3"],
 }
 PAPER = "recipe=paper optim=adam"
+stopped = threading.Event()  # from outside: no further run is started
 
 
 def main() -> None:
@@ -86,7 +88,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     asked = parser.parse_intermixed_args()
-    signal.signal(signal.SIGTERM, lambda *_: None)  # the runs get it too, save themselves, and end this
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())  # the runs get it too, save themselves, and end this
     if asked.action == "choose":
         choose(asked.networks.split(","), asked.epochs, asked.overrides, asked.jobs, asked.results)
     elif asked.action == "ablate":
@@ -154,8 +156,8 @@ def accuracies(sweep: str, runs: list[list[str]], jobs: int) -> list[float]:
     done = ended(sweep)
     with ThreadPoolExecutor(jobs) as pool:
         codes = list(pool.map(train, [run for run in asked if frozenset(run) not in done]))
-    if stopped := [code for code in codes if code not in (0, 1)]:
-        sys.exit(abs(stopped[0]))  # by a signal, say; what is done is kept
+    if stopped.is_set():
+        sys.exit(next((abs(code) for code in codes if code not in (0, 1)), 143))  # what is done is kept
     done = ended(sweep)
     return [done.get(frozenset(run), math.nan) for run in asked]
 
@@ -172,7 +174,13 @@ def ended(sweep: str) -> dict[frozenset[str], float]:
 
 
 def train(overrides: list[str]) -> int:
-    return subprocess.run([sys.executable, "-m", "bagnet_lightning.train", *overrides], check=False).returncode
+    """The exit code of a run, 143 (SIGTERM) without one once `stopped`; one that neither ends nor fails stops all."""
+    if stopped.is_set():
+        return 143
+    code = subprocess.run([sys.executable, "-m", "bagnet_lightning.train", *overrides], check=False).returncode
+    if code not in (0, 1):
+        stopped.set()
+    return code
 
 
 def best(accuracies: list[float]) -> int:

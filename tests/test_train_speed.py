@@ -1,12 +1,16 @@
 """The benchmark of training, on a CPU and few images: what it makes of its measurements."""
 
+import json
 import runpy
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import SMALL, composed
+from hydra.utils import instantiate
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -81,7 +85,7 @@ def test_the_peak_is_that_of_the_runs_own_precision_and_the_targets_stand_beside
     monkeypatch.setitem(names, "matmul_tflops", lambda dtype: asked.append(dtype) or 2.0)
     monkeypatch.setitem(names, "plain_rate", lambda *rest: 10.0)
     config = composed(*SMALL, "trainer.precision=bf16-mixed", "+trainer.limit_train_batches=2")
-    measured = train_speed["measure"](config, SimpleNamespace(profile=None, plain_steps=1))
+    measured = train_speed["measure"](config, 1, None)
     assert asked == [torch.bfloat16]
     assert measured["precision"] == "bf16-mixed"
     assert measured["share_of_matmul"] == measured["tflops"] / 2.0
@@ -90,3 +94,44 @@ def test_the_peak_is_that_of_the_runs_own_precision_and_the_targets_stand_beside
     printed = capsys.readouterr().out
     assert "target 60 s on one H200" in printed
     assert "(target 6)" in printed
+
+
+def test_operations_are_counted_on_the_networks_own_device(train_speed):
+    network = instantiate(composed(*SMALL).model, num_classes=4)
+    on_cpu = train_speed["step_tflop"](network, 33)
+    assert train_speed["step_tflop"](network.to("meta"), 33) == on_cpu > 0
+
+
+def test_a_second_call_measures_only_what_the_first_has_not(train_speed, monkeypatch, tmp_path):
+    asked, names = [], train_speed["main"].__globals__
+    monkeypatch.setitem(
+        names, "measure", lambda config, *rest: asked.append(config.model._target_) or {"n": len(asked)}
+    )
+    monkeypatch.setitem(names, "report", lambda model, measured: None)
+    monkeypatch.setenv("BAGNET_DATA", "")
+    out = tmp_path / "speed.json"
+    for models in ("bagnet9", "bagnet9,resnet18"):
+        monkeypatch.setattr(sys, "argv", ["train_speed.py", str(tmp_path), "--models", models, "--out", str(out)])
+        train_speed["main"]()
+    measured = json.loads(out.read_text())
+    assert len(asked) == 2
+    assert (measured["bagnet9"], measured["resnet18"]) == ({"n": 1}, {"n": 2})
+    out.write_text(json.dumps({**measured, "torch": "0.1"}))  # what another torch has done says nothing of this one
+    train_speed["main"]()
+    assert len(asked) == 4
+
+
+def test_annotations_on_the_gpu_do_not_count_their_kernels_again(step_parts, monkeypatch):
+    cuda = torch.autograd.DeviceType.CUDA
+
+    def event(key, annotation):
+        fields = {"device_type": cuda, "is_user_annotation": annotation, "self_device_time_total": 2e4, "count": 10}
+        return SimpleNamespace(key=key, self_cpu_time_total=0, **fields)
+
+    events = [event("gemm", False), event("Optimizer.step#Muon.step", True)]
+    profiler = nullcontext(SimpleNamespace(key_averages=lambda: events))
+    kernels = step_parts["StepParts"]._kernels
+    monkeypatch.setattr(torch.profiler, "profile", lambda: profiler)
+    parts = SimpleNamespace(device=torch.device("cuda"))
+    steps = step_parts["PROFILED"]
+    assert kernels(parts, lambda: None) == [(20 / steps, 10 / steps, "gemm")]

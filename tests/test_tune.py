@@ -5,6 +5,7 @@ import json
 import math
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import composed
@@ -77,6 +78,19 @@ def test_each_part_is_changed_in_the_chosen_settings(runs, tmp_path):
     assert float(rows["without crops"]["difference"]) == 0
     assert float(rows["without a moving average"]["difference"]) == pytest.approx(-0.01)
     assert rows["without the padded pixel"]["difference"] == "nan"
+
+
+@pytest.mark.parametrize("codes", [[0, 1, -15], [0, 1, 143]])
+def test_once_a_run_is_stopped_no_other_is_started(tmp_path, monkeypatch, codes):
+    script = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "tune.py"))
+    ends = iter(codes)
+    simulated = SimpleNamespace(run=lambda *words, check: SimpleNamespace(returncode=next(ends)))
+    monkeypatch.setitem(script["train"].__globals__, "subprocess", simulated)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        script["accuracies"]("tune", [[f"seed={seed}"] for seed in range(6)], 1)
+    assert stop.value.code == abs(codes[-1])
+    assert next(ends, None) is None
 
 
 def test_a_network_has_its_own_line_or_the_recipes_settings(tmp_path):
