@@ -89,6 +89,15 @@ def evidence() -> str:
     return markdown(["", *names], rows)
 
 
+def related() -> str:
+    """The systems that the paper stands on: results/related/related.csv."""
+    rows = [
+        [run["system"], *accuracy(run), f"{float(run['model_bytes']) / 2**20:.1f} MiB", run["explains"] or "nothing"]
+        for run in finished("related/related.csv")
+    ]
+    return markdown(["system", "accuracy", "n", "size", "explains"], rows)
+
+
 def cell(network: dict, path: tuple) -> str:
     """The number at `path` of an analysis, with its standard error if it has one; "-" where this network has none."""
     found = network
@@ -99,7 +108,7 @@ def cell(network: dict, path: tuple) -> str:
     return f"{found['mean']:.3f} ± {found['se']:.3f}" if isinstance(found, dict) else f"{found:.1e}"
 
 
-TABLES = {"table1": table1, "modern": modern, "subset": subset, "evidence": evidence}
+TABLES = {"table1": table1, "modern": modern, "subset": subset, "evidence": evidence, "related": related}
 
 
 def finished(name: str) -> list[dict[str, str]]:
