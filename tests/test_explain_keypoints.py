@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from trained_checkpoints import CLASS_NAMES, CLASSES, write_checkpoint
 
+from bagnet_lightning.checkpoint import load_trained
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import contributions
@@ -204,6 +205,11 @@ def test_the_command_explains_images_of_the_runs_data(model_file, tmp_path, caps
     """Of other classes than the model's, which is said; the data are found by the file alone."""
     with pytest.raises(UserError, match="of the data is not one of them"):
         main.__wrapped__(composed(f"checkpoint={model_file}", f"out={tmp_path}/out", name="explain"))
+
+
+def test_a_system_is_no_network(model_file):
+    with pytest.raises(UserError, match=r"is a system of bagnet_lightning\.classical.*use explain"):
+        load_trained(model_file)
 
 
 def test_mistakes_are_one_line(model_file, tmp_path):

@@ -93,6 +93,21 @@ def test_the_gaussian_svm_scores_as_libsvms(classes):
         assert np.allclose(ours.scores(others), reference.decision_function(others), atol=1e-4)
 
 
+def test_the_gaussian_svm_needs_train_images_of_all_its_classes():
+    points = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
+    for labels, classes in ((np.arange(30) % 2 * 2, 3), (np.zeros(30, int), 1)):  # the second of three has none
+        with pytest.raises(UserError, match="two classes or more, all with train images"):
+            GaussianSvm(C=1.0).learn(points, labels, classes)
+
+
+def test_the_gaussian_svm_of_vectors_that_are_all_the_same_decides_for_the_larger_class():
+    points, labels = np.ones((30, 5), np.float32), np.repeat([0, 1], [10, 20])
+    svm = GaussianSvm(C=1.0)
+    svm.learn(points, labels, 2)
+    assert svm.arrays["gamma"].tolist() == [1]
+    assert (svm.scores(points).argmax(1) == 1).all()
+
+
 def test_each_head_is_measured_beside_plain_averaging_which_is_what_evaluate_measures(
     checkpoint, command, tmp_path, capsys
 ):

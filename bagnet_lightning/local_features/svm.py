@@ -7,11 +7,14 @@ import torch
 from sklearn.svm import SVC
 from torch import Tensor
 
+from bagnet_lightning.errors import UserError
+
 ROWS = 1024  # images scored at a time
 
 
 class GaussianSvm:
-    """Every class against every other by exp(-gamma |x - y|^2); gamma is 1 / (features * variance), as scikit-learn's.
+    """Every class against every other by exp(-gamma |x - y|^2); gamma is 1 / (features * variance), as scikit-learn's,
+    and 1 if nothing varies.
 
     C: weight of the sum of losses. A class's score is the number of other classes it wins against, and to break ties,
     less than half for by how much.
@@ -28,7 +31,14 @@ class GaussianSvm:
         self.arrays = {}
 
     def learn(self, vectors: np.ndarray, labels: np.ndarray, classes: int) -> None:
-        """vectors: (N, W) float32. labels: (N,) int64, of all `classes`."""
+        """vectors: (N, W) float32. labels: (N,) int64. Raises UserError unless they are of all `classes`, two or more."""
+        held = len(np.unique(labels))
+        if held < classes or classes < 2:
+            raise UserError(
+                f"the Gaussian SVM compares classes by their train images, and only {held} of {classes} have some: "
+                "choose two classes or more, all with train images"
+            )
+        variance = vectors.var(dtype=np.float64)
         learned = SVC(C=self.C, kernel="rbf", gamma="scale").fit(vectors, labels)
         sign = -1 if classes == 2 else 1  # scikit-learn turns that of two classes
         self.arrays = {
@@ -36,7 +46,7 @@ class GaussianSvm:
             "counts": learned.n_support_.astype(np.int64),
             "coefficients": (sign * learned.dual_coef_).astype(np.float32),
             "intercepts": (sign * learned.intercept_).astype(np.float32),
-            "gamma": np.array([1 / (vectors.shape[1] * vectors.var(dtype=np.float64))], np.float32),
+            "gamma": np.array([1 / (vectors.shape[1] * variance) if variance else 1], np.float32),
         }
 
     def scores(self, vectors: np.ndarray) -> np.ndarray:
