@@ -154,8 +154,10 @@ def test_unlabelled_test_images_are_trained_on_too(tmp_path):
         ("data.batch_size=35", r"data\.batch_size=35: a batch of the 36 images would be a single one"),
         ("data.batch_size=1", r"data\.batch_size=1: a batch"),
         ("data.flip=alternating", r"data\.flip=alternating: tiles are mirrored at random or not at all"),
+        ("data.eval_batch_size=1", r"data\.eval_batch_size=1: a batch of the 12 images would be a single one"),
+        ("data.eval_batch_size=2,data.val_images=9", r"eval_batch_size=2: a batch of the 9 images"),  # 2, 2, 2, 2, 1
     ],
 )
 def test_what_cannot_be_cut_into_tiles_and_triplets_is_refused(tmp_path, override, words):
     with pytest.raises(UserError, match=words):
-        fit(small(override), tmp_path)
+        fit(small(*override.split(",")), tmp_path)

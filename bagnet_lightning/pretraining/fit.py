@@ -86,11 +86,16 @@ def _cut_into_tiles(data: ImageData, tiles: Tiles, kinds: int) -> None:
     order = torch.randperm(len(data.val_images), generator=torch.Generator().manual_seed(0))
     shuffled = replace(data.val_images, chosen=data.val_images.chosen[order], labels=data.val_images.labels[order])
     data.val_images = data.val_source = shuffled
-    if len(data.train_images) % data.batch_size == 1 or data.batch_size == 1:
-        raise UserError(
-            f"data.batch_size={data.batch_size}: a batch of the {len(data.train_images):,} images would be a single "
-            "one, without another to compare it with; choose another size"
-        )
+    batches = -(-len(data.val_images) // data.eval_batch_size)  # of nearly the same size
+    for key, count, single in (
+        ("batch_size", len(data.train_images), len(data.train_images) % data.batch_size == 1 or data.batch_size == 1),
+        ("eval_batch_size", len(data.val_images), len(data.val_images) // batches == 1),
+    ):
+        if single:
+            raise UserError(
+                f"data.{key}={getattr(data, key)}: a batch of the {count:,} images would be a single one, without "
+                "another to compare it with; choose another size"
+            )
 
     def scaled(tiles_of_batch: Tensor) -> Tensor:
         row = 3 * tiles.size

@@ -32,8 +32,11 @@ class Tiles:
     colour: float
 
     def check(self, height: int, width: int, receptive_field: int) -> None:
-        """Raises UserError unless tiles fit into images of this size, and the network's patches into tiles."""
-        if self.size > min(height, width):
+        """Raises UserError unless tiles have other places in images of this size, and the network's patches fit in them.
+
+        Of a tile as large as the image, the neighbour would be the tile itself.
+        """
+        if self.size >= min(height, width):
             raise UserError(f"tiles.size={self.size}: the images have {width} x {height} px; choose smaller tiles")
         if self.size < receptive_field:
             raise UserError(
