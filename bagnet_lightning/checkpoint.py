@@ -234,7 +234,7 @@ def _read_safetensors(path: Path) -> tuple[dict, dict[str, Tensor]]:
     if not isinstance(described, dict):
         raise UserError(f"checkpoint {path} was not exported by bagnet_lightning; give it as model.pretrained=PATH")
     if "mean" not in described:
-        raise UserError(f"checkpoint {path} is a system of bagnet_lightning.classical, and no network; use explain on it")
+        raise UserError(f"checkpoint {path} is a system of bagnet_lightning.classical, not a network: use explain")
     about = {field.name: described[field.name] for field in fields(Trained) if field.name != "network"}
     return {**about, "mean": tuple(about["mean"]), "std": tuple(about["std"])}, weights
 

@@ -31,7 +31,7 @@ class GaussianSvm:
         self.arrays = {}
 
     def learn(self, vectors: np.ndarray, labels: np.ndarray, classes: int) -> None:
-        """vectors: (N, W) float32. labels: (N,) int64. Raises UserError unless they are of all `classes`, two or more."""
+        """vectors: (N, W) float32. labels: (N,) int64. Raises UserError unless they are of all `classes`, 2 or more."""
         held = len(np.unique(labels))
         if held < classes or classes < 2:
             raise UserError(

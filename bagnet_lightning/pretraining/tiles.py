@@ -32,7 +32,7 @@ class Tiles:
     colour: float
 
     def check(self, height: int, width: int, receptive_field: int) -> None:
-        """Raises UserError unless tiles have other places in images of this size, and the network's patches fit in them.
+        """Raises UserError unless tiles have other places in images of this size, and patches fit in them.
 
         Of a tile as large as the image, the neighbour would be the tile itself.
         """
