@@ -75,5 +75,8 @@ def serve() -> None:
             answer = function(*arguments)
         except Exception as error:
             answer = error
-        pickle.dump(answer, sys.stdout.buffer)
-        sys.stdout.flush()
+        try:
+            pickle.dump(answer, sys.stdout.buffer)
+            sys.stdout.flush()
+        except BrokenPipeError:  # the parent was killed
+            os._exit(1)
