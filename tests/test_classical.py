@@ -60,6 +60,18 @@ def test_a_second_run_gives_the_same_file(tmp_path, features):
     assert 0 <= result["best_val_accuracy"] <= result["val_top5_accuracy"] <= 1
 
 
+def test_features_that_are_used_again_cost_what_they_did(tmp_path):
+    results = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        results.append(run(composed(*SMALL, f"cache={tmp_path / 'features'}", name="classical"), tmp_path / name))
+        for manifest in (tmp_path / "features").glob("*/manifest.json"):  # as if they had taken two hours
+            manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"seconds": 3600.0}))
+    assert 0 < results[0]["feature_seconds"] < 3600
+    assert results[1]["feature_seconds"] == 7200
+    assert 0 < results[1]["train_seconds"] < 3600  # nothing that this run did not do is taken from it
+
+
 def test_images_without_a_keypoint_are_counted_told_and_classified(tmp_path, capsys):
     draw = np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 3)):

@@ -64,9 +64,12 @@ def test_the_files_are_arrays_that_numpy_reads(images, tmp_path):
 
 def test_they_are_used_again_for_the_same_pixels_and_settings_alone(images, tmp_path):
     part = some(images, list(range(12)))
-    folder = extracted(FAST, part, tmp_path, 1).folder
+    bags = extracted(FAST, part, tmp_path, 1)
+    folder = bags.folder
     before = (folder / "manifest.json").stat().st_mtime_ns
-    assert extracted(FAST, part, tmp_path, 2).folder == folder
+    again = extracted(FAST, part, tmp_path, 2)
+    assert again.folder == folder
+    assert again.seconds == bags.seconds > 0  # that they took once
     assert (folder / "manifest.json").stat().st_mtime_ns == before
     others = [
         extracted(FastBrief(upsample=1, keypoints=40, fast_threshold=21), part, tmp_path, 1),
@@ -95,6 +98,25 @@ def test_a_folder_that_cannot_be_made_is_a_user_error(images, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cache=FOLDER"):
         extracted(FAST, some(images, [0]), tmp_path / "file", 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_every_file_is_on_the_disk_before_the_folder_has_its_name(images, tmp_path, monkeypatch):
+    seen, fsync, rename = [], os.fsync, Path.rename
+
+    def noted_fsync(descriptor):
+        seen.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def noted_rename(path, target):
+        seen.append(path.name)
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    bags = extracted(FAST, some(images, [1, 2]), tmp_path, 1)
+    assert seen[-1] == "new"
+    assert sorted(seen[:-1]) == sorted(path.name for path in bags.folder.iterdir())
 
 
 SLOW = """

@@ -69,7 +69,7 @@ def pack(folder: Path, source: Source, workers: int | None) -> None:
             chunks[key] = chunk
             advance(len(jobs[key][0]))
             if len(chunks) % 32 == 0:  # now and then, beside the workers, so that little is left for the end
-                _sync(folder / f"{key[0]}_images.npy")
+                sync(folder / f"{key[0]}_images.npy")
     mean, std = _mean_and_std(
         [chunk for (name, _), chunk in chunks.items() if name == "train"],
         count=len(source.splits["train"].paths) * source.image_size**2,
@@ -92,7 +92,7 @@ def pack(folder: Path, source: Source, workers: int | None) -> None:
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     for path in folder.iterdir():
-        _sync(path)
+        sync(path)
 
 
 @contextlib.contextmanager
@@ -115,8 +115,8 @@ def _mean_and_std(chunks: list[PackedChunk], count: int) -> tuple[list[float], l
     return mean, std
 
 
-def _sync(path: Path) -> None:
-    """Returns once the disk has what was written: a store that is found after a power cut must not hold gaps."""
+def sync(path: Path) -> None:
+    """Returns once the disk has what was written: what is found after a power cut must not hold gaps."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from bagnet_lightning.data.batches import Images
-from bagnet_lightning.data.pack import progress_bar
+from bagnet_lightning.data.pack import progress_bar, sync
 from bagnet_lightning.data.store import one_process_at_a_time, temporary_folder
 from bagnet_lightning.data.workers import in_processes
 from bagnet_lightning.errors import UserError
@@ -118,6 +118,8 @@ def _compute(detector: Detector, images: Images, folder: Path, settings: dict, w
     seconds = time.perf_counter() - began
     manifest = {**settings, "count": len(images), "features": features, "seconds": seconds, "bytes": sizes}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    for path in folder.iterdir():
+        sync(path)
 
 
 def _chunks(images: Images) -> Iterator[np.ndarray]:
