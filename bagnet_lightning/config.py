@@ -52,6 +52,10 @@ _PRETRAINED: Rule = (
 )
 _KERNELS = ("chi2", "intersection", "jensen_shannon", None)
 _SHARE: Rule = (lambda value: _number(0, 1)[0](value) and value < 1, "a share from 0 to below 1")
+_SIZES: Rule = (
+    lambda value: isinstance(value, list) and len(value) > 0 and all(map(_number(1)[0], value)),
+    "a list of numbers from 1",
+)
 _PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "64-true")
 
 RULES: dict[str, Rule] = {
@@ -108,6 +112,7 @@ RULES: dict[str, Rule] = {
     "features.edge_threshold": _number(0, above=True),
     "features.sigma": _number(0.5, above=True),
     "features.step": _whole(1),
+    "features.bin_sizes": _SIZES,
     "features.keypoints": _whole(1),
     "features.fast_threshold": _whole(1),
     "features.output": (lambda value: value in ("features", "logits"), "features or logits"),

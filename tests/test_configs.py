@@ -113,6 +113,13 @@ def test_wrong_values_of_a_system_are_refused_by_name(mistake):
         check(composed(mistake, name="classical"))
 
 
+@pytest.mark.parametrize("sizes", ["[0]", "4", "[]", "[4,true]"])
+def test_wrong_bin_sizes_are_refused_by_name(sizes):
+    check(composed("features=dense_sift", "features.bin_sizes=[4,6.5]", name="classical"))
+    with pytest.raises(UserError, match=r"^features\.bin_sizes=.* must be a list of numbers from 1"):
+        check(composed("features=dense_sift", f"features.bin_sizes={sizes}", name="classical"))
+
+
 @pytest.mark.parametrize(
     "mistake",
     ["images=test", "tiles.size=3", "tiles.radius=0", "tiles.colour=2", "method.margin=0", "method.l2=-1"],

@@ -83,6 +83,19 @@ def test_more_images_than_are_multiplied_at_a_time(histograms, monkeypatch):
     np.testing.assert_allclose(parts.scores(vectors), whole.scores(vectors), atol=1e-2)
 
 
+def test_the_map_is_made_of_as_many_images_as_are_multiplied_at_a_time(histograms, monkeypatch):
+    vectors, labels = histograms
+    whole = LinearClassifier("squared_hinge", 1.0, "chi2", 1)
+    whole.learn(vectors, labels, 4)
+    monkeypatch.setattr(module, "ROWS", 70)
+    parts, sizes = LinearClassifier("squared_hinge", 1.0, "chi2", 1), []
+    kernel_map = parts.map
+    monkeypatch.setattr(parts, "map", lambda rows: (sizes.append(len(rows)), kernel_map(rows))[1])
+    parts.learn(vectors, labels, 4)
+    assert max(sizes) == 70
+    np.testing.assert_allclose(parts.scores(vectors), whole.scores(vectors), atol=1e-2)
+
+
 def test_a_kernel_is_of_no_negative_numbers(histograms):
     vectors, labels = histograms
     with pytest.raises(UserError, match=r"classifier\.kernel=chi2 is of histograms"):

@@ -48,7 +48,10 @@ class LinearClassifier:
                 "classifier=linear, or encoding=bow"
             )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        mapped = self.mapped(torch.from_numpy(vectors).to(device))  # (N, F)
+        blocks = torch.from_numpy(vectors).split(ROWS)
+        mapped = torch.empty(len(vectors), self.mapped(blocks[0][:1]).shape[1], device=device)  # (N, F)
+        for rows, block in zip(mapped.split(ROWS), blocks, strict=True):  # the map itself needs several times its room
+            rows.copy_(self.mapped(block.to(device)))
         truth = torch.from_numpy(labels).to(device)
         count, shape = len(mapped), (classes, mapped.shape[1] + 1)
         penalty = 1 / (self.C * count)

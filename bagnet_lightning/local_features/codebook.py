@@ -42,12 +42,12 @@ def nearest_word(descriptors: np.ndarray, words: np.ndarray) -> np.ndarray:
     """(M,) index of the word nearest to each descriptor: by Hamming distance where words are uint8, else Euclidean."""
     if words.dtype == np.uint8:
         descriptors, words = _signs(descriptors), _signs(words)
-    words = words.astype(np.float32)
+    words = words.astype(np.float32, copy=False)
     halves = np.einsum("wd,wd->w", words, words) / 2
     nearest = np.empty(len(descriptors), np.int64)
     for start in range(0, len(descriptors), ROWS):
         rows = slice(start, start + ROWS)
-        nearest[rows] = (descriptors[rows].astype(np.float32) @ words.T - halves).argmax(1)
+        nearest[rows] = (descriptors[rows].astype(np.float32, copy=False) @ words.T - halves).argmax(1)
     return nearest
 
 
@@ -61,7 +61,7 @@ def k_means(descriptors: np.ndarray, size: int, seed: int) -> np.ndarray:
         max_iter=50,
         random_state=seed,
     )
-    return learner.fit(descriptors.astype(np.float32)).cluster_centers_.astype(np.float32)
+    return learner.fit(descriptors.astype(np.float32, copy=False)).cluster_centers_.astype(np.float32)
 
 
 def k_majority(descriptors: np.ndarray, size: int, seed: int) -> np.ndarray:

@@ -140,7 +140,7 @@ class FisherVectors(Encoding):
         self.gaussians, self.dimensions, self.sample = gaussians, dimensions, sample
 
     def learn(self, bags: Bags, seed: int) -> None:
-        descriptors = sample(bags, self.sample, seed).astype(np.float32)
+        descriptors = sample(bags, self.sample, seed).astype(np.float32, copy=False)
         least = max(self.gaussians, self.dimensions)
         if len(descriptors) <= least or descriptors.shape[1] < self.dimensions:
             raise UserError(
