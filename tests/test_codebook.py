@@ -5,6 +5,7 @@ import pytest
 from local_bags import InMemory, bag_of, random_bag
 
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.local_features import codebook
 from bagnet_lightning.local_features.codebook import k_majority, k_means, learn_words, nearest_word, sample
 
 
@@ -60,15 +61,19 @@ def test_k_majority_is_as_good_as_the_best_of_all_partitions():
     assert found == best
 
 
-def test_no_step_of_k_majority_goes_up_and_no_word_is_lost():
+def test_no_step_of_k_majority_goes_up_and_no_word_is_lost(monkeypatch):
     _, noisy = planted(seed=3, words=4, each=20, flips=40)
-    words = k_majority(noisy, 12, seed=0)
-    nearest = nearest_word(noisy, words)
-    for word in set(nearest):
-        ones = np.unpackbits(noisy[nearest == word], axis=1).mean(0)
-        expected = np.packbits(ones >= 0.5)
-        own, majority = hamming(noisy[nearest == word], np.stack([words[word], expected])).sum(0)
-        assert majority <= own
+    totals = []
+    for rounds in range(8):
+        monkeypatch.setattr(codebook, "MAJORITY_ROUNDS", rounds)
+        totals.append(int(hamming(noisy, k_majority(noisy, 12, seed=0)).min(1).sum()))
+    assert totals == sorted(totals, reverse=True)
+    assert totals[-1] < totals[1] < totals[0]
+    monkeypatch.setattr(codebook, "MAJORITY_ROUNDS", 10)
+    draw = np.random.default_rng(0)
+    codes = np.concatenate([draw.integers(0, 256, (80, 4), np.uint8), np.zeros((20, 4), np.uint8)])
+    for seed in range(5):  # the first words of all are drawn from many that are the same
+        assert len(set(nearest_word(codes, k_majority(codes, 12, seed)))) == 12
     same = np.repeat(noisy[:3], 10, axis=0)  # three codes cannot keep five words busy
     assert k_majority(same, 5, seed=0).shape == (5, 16)
 

@@ -48,10 +48,12 @@ class LinearClassifier:
                 "classifier=linear, or encoding=bow"
             )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        blocks = torch.from_numpy(vectors).split(ROWS)
-        mapped = torch.empty(len(vectors), self.mapped(blocks[0][:1]).shape[1], device=device)  # (N, F)
-        for rows, block in zip(mapped.split(ROWS), blocks, strict=True):  # the map itself needs several times its room
-            rows.copy_(self.mapped(block.to(device)))
+        mapped = whole = torch.from_numpy(vectors)
+        if self.map:  # block by block: the map itself needs several times its room
+            mapped = torch.empty(len(whole), self.mapped(whole[:1]).shape[1], device=device)
+            for rows, block in zip(mapped.split(ROWS), whole.split(ROWS), strict=True):
+                rows.copy_(self.mapped(block.to(device)))
+        mapped = mapped.to(device)  # (N, F)
         truth = torch.from_numpy(labels).to(device)
         count, shape = len(mapped), (classes, mapped.shape[1] + 1)
         penalty = 1 / (self.C * count)

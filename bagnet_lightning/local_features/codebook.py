@@ -13,7 +13,10 @@ MAJORITY_ROUNDS = 10  # by then the mean distance is within 0.3 % of where it en
 
 
 def sample(bags: Bags, count: int, seed: int) -> np.ndarray:
-    """About `count` descriptors, or all if there are fewer, drawn from images all over `bags`."""
+    """About `count` descriptors, fewer where images have few.
+
+    Of at most BLOCKS blocks of neighbouring images from all over `bags` the same number each, or all that a block has.
+    """
     draw = np.random.default_rng(seed)
     starts = np.arange(0, len(bags), BLOCK)
     starts = np.sort(draw.permutation(starts)[:BLOCKS])
