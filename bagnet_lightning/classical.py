@@ -13,7 +13,6 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from bagnet_lightning.cli import command
-from bagnet_lightning.errors import Interrupted
 from bagnet_lightning.runs import once
 
 EM_FILES = ("last.ckpt", "best.ckpt", "metrics.csv", "predictions.npz")
@@ -32,10 +31,7 @@ def main(config: DictConfig) -> dict:
 
         return run(config, folder)
 
-    try:
-        return once(config, RUN_FILES, work)
-    except Interrupted as stop:  # in EM, which goes on from there
-        raise SystemExit(stop.exit_code) from stop
+    return once(config, RUN_FILES, work)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def begin(config: DictConfig, folder: Path, asked: dict, files: Sequence[str], l
             (folder / name).unlink(missing_ok=True)
     earlier = {} if config.fresh else read_run(folder)
     if earlier.get("config") and digest(OmegaConf.create(earlier["config"])) != asked["config_digest"]:
-        error = f"{folder} holds a run of another configuration; start over with fresh=true, or name another sweep=NAME"
+        error = f"{folder} holds a run of another configuration; name another sweep=NAME, or start over with fresh=true"
         return {**asked, "status": "failed", "error": error}
     if earlier.get("status") == "finished":
         return {**earlier, "skipped": True}

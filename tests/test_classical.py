@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from test_commands import one_line
 
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.local_features.model import load_local_model
+from bagnet_lightning.local_features.model import check_installed, load_local_model
 from bagnet_lightning.local_features.pipeline import run
 from bagnet_lightning.predictions import read_predictions
 
@@ -123,3 +124,11 @@ def test_what_cannot_be_done_is_one_line(command, tmp_path):
 def test_an_additive_kernel_is_of_plain_histograms():
     assert (composed("classifier=additive", name="classical").encoding.norm) == "l1"
     assert (composed("classifier=additive", "encoding.norm=l2", name="classical").encoding.norm) == "l2"
+
+
+def test_an_opencv_that_does_not_load_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    monkeypatch.delitem(sys.modules, "cv2")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"pip install 'bagnet-lightning\[classical\]' \(libGL\.so\.1"):
+        check_installed()

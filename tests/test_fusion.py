@@ -147,11 +147,16 @@ def test_em_goes_on_from_the_checkpoint_and_is_not_done_twice(checkpoint, tmp_pa
     assert not torch.equal(before.network.fc.weight, after.network.fc.weight)
     assert after.config["data"]["batch_size"] == before.config["data"]["batch_size"]
     assert load_local_model(tmp_path / "model.safetensors").features.trained.config == after.config
+    loaded = torch.load(tmp_path / "em/last.ckpt", weights_only=True)
+    (history,) = (state for state in loaded["callbacks"].values() if "validation_seconds" in state)
+    history["rows"][0]["seconds"] += 1000  # that another process took
+    torch.save(loaded, tmp_path / "em/last.ckpt")
     written = (tmp_path / "em/last.ckpt").stat().st_mtime_ns
     again = run(config, tmp_path)
     assert (tmp_path / "em/last.ckpt").stat().st_mtime_ns == written
     for name in ("best_val_accuracy", "mean_accuracy", "em_mean_accuracy", "em"):
         assert again[name] == first[name]
+    assert 0 < first["train_seconds"] < 1000 < again["train_seconds"]
 
 
 def test_a_head_learns_from_held_out_images_if_the_network_has_not_seen_them(checkpoint, tmp_path):

@@ -38,6 +38,15 @@ def to_the_end(monkeypatch):
     monkeypatch.setattr(module, "DECREASE", 1e-12)
 
 
+def test_a_classifier_that_is_not_at_its_optimum_says_so(histograms, monkeypatch, caplog):
+    made = LinearClassifier("logistic", 1.0, None, 0)
+    made.learn(*histograms, 4)
+    assert not caplog.records
+    monkeypatch.setattr(module, "ITERATIONS", 2)
+    made.learn(*histograms, 4)
+    assert "is not at its optimum after 2 iterations" in caplog.text
+
+
 @pytest.mark.parametrize("C", [0.1, 10])
 def test_the_svm_is_scikit_learns(histograms, to_the_end, C):
     vectors, labels = histograms

@@ -4,6 +4,7 @@ Trained by L-BFGS, all classes at once. The optimum is that of scikit-learn's Li
 classes of 100,000 images take minutes: the work is products of matrices.
 """
 
+import logging
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,6 +17,7 @@ from bagnet_lightning.data.pack import progress_bar
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.local_features.kernel_map import KernelMap
 
+log = logging.getLogger(__name__)
 ROWS = 8192  # images mapped and multiplied at a time
 ITERATIONS = 1000  # at most
 GRADIENT, DECREASE = 1e-6, 1e-6  # the mean loss is at its minimum if no slope is steeper, or a step gains no more of it
@@ -81,6 +83,8 @@ class LinearClassifier:
                 callback=lambda _: advance(1),
                 options={"maxiter": ITERATIONS, "maxfun": 2 * ITERATIONS, "gtol": GRADIENT, "ftol": DECREASE},
             )
+        if not found.success:
+            log.warning("the classifier is not at its optimum after %d iterations: %s", found.nit, found.message)
         weights = found.x.reshape(shape).astype(np.float32)
         self.arrays = {"weight": np.ascontiguousarray(weights[:, :-1]), "bias": np.ascontiguousarray(weights[:, -1])}
 

@@ -33,11 +33,12 @@ log = logging.getLogger(__name__)
 AS_TRAINED = ("batch_size", "crop_padding", "flip", "normalize")  # of the data, as in the run that EM goes on from
 
 
-def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict]]:
+def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict], float]:
     """Trains the network of config.features.checkpoint as config.em asks, on config.data, in `folder`.
 
     Goes on from last.ckpt there. Returns that path, of the network after the last round, whatever it does on validation
-    images; and what ExpectationMaximization tells of the rounds. Raises UserError.
+    images; what ExpectationMaximization tells of the rounds; and the seconds they took, in all processes that went
+    on with them. Raises UserError.
     """
     start = load_trained(config.features.checkpoint)
     data = start.config["data"]
@@ -55,8 +56,8 @@ def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict]]:
         "trainer": {**em["trainer"], "max_epochs": em["rounds"]},
     }
     callback = ExpectationMaximization(em["image_percentile"], em["class_percentile"], em["sigma"])
-    fit(OmegaConf.create(run), folder, added_callbacks=[callback])
-    return folder / "last.ckpt", callback.rounds
+    result = fit(OmegaConf.create(run), folder, added_callbacks=[callback])
+    return folder / "last.ckpt", callback.rounds, result["train_seconds"]
 
 
 class ExpectationMaximization(Callback):

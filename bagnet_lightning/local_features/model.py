@@ -22,9 +22,14 @@ PARTS = ("features", "encoding", "classifier")
 
 
 def check_installed() -> None:
-    """Raises UserError without the packages that this one needs."""
-    if not all(map(find_spec, ("cv2", "sklearn"))):
-        raise UserError("local features need OpenCV and scikit-learn: pip install 'bagnet-lightning[classical]'")
+    """Raises UserError without the packages that this one needs, or if they do not load."""
+    try:
+        import cv2  # noqa: F401
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"local features need OpenCV and scikit-learn: pip install 'bagnet-lightning[classical]' ({error})"
+        ) from error
 
 
 @dataclass(frozen=True)
