@@ -64,6 +64,7 @@ PARTS = {  # what differs from the whole -> the overrides that make it so; what 
     "without label smoothing": ["label_smoothing=0"],
     "without weight decay": ["optim.weight_decay=0"],
     "without crops": ["data.crop_padding=0"],
+    "crops by 2 px instead of 4": ["data.crop_padding=2"],
     "without normalised pixels": ["data.normalize=false"],
     "without the padded pixel": ["model.pad=0"],
     "stem momentum 0.001 instead of 0.1": ["model.stem_momentum=0.001"],
