@@ -196,7 +196,7 @@ def load_backbone(path: str | Path) -> Trained:
 def write_backbone(network: nn.Module, about: dict, path: Path) -> None:
     """Writes all of `network` but its classifier, as a state dict that `load_backbone` and `load_pretrained` take.
 
-    about: config, mean and std, as of Trained; of the config the model, and the name and image size of the data.
+    about: config, mean and std, as of Trained; of the config the model, and of the data which images.
     """
     weights = {name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
     weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
@@ -204,7 +204,12 @@ def write_backbone(network: nn.Module, about: dict, path: Path) -> None:
     described = {
         "config": {
             "model": {**model, "pretrained": model["pretrained"] is not False},
-            "data": {"name": data["name"], "image_size": data.get("image_size", 64)},
+            "data": {
+                "name": data["name"],
+                "image_size": data.get("image_size", 64),
+                "classes": data.get("classes"),
+                "holdout": data.get("holdout", 0.0),
+            },
         },
         "classes": [],
         "class_names": [],

@@ -1,3 +1,6 @@
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -82,6 +85,21 @@ def test_a_backbone_has_features_and_no_logits(checkpoint, tmp_path):
     assert np.array_equal(same, bags(checkpoint, "features", images).read(0, 2).descriptors)
     with pytest.raises(UserError, match="no classifier"):
         bags(tmp_path / "backbone.safetensors", "logits", images)
+
+
+def test_a_backbone_tells_what_it_has_not_seen(checkpoint, tmp_path):
+    trained, path = load_trained(checkpoint), tmp_path / "backbone.safetensors"
+    config = {**trained.config, "data": {**trained.config["data"], "holdout": 0.2}}
+    write_backbone(trained.network, {"config": config, "mean": trained.mean, "std": trained.std}, path)
+    features = BagNetFeatures(str(path), "features")
+    for name, holdout, classes, refused in (
+        ("textures", 0.2, None, None),
+        ("textures", 0.1, None, r"held out 0\.2, and its network has seen"),
+        ("textures", 0.2, 3, r"held out 0\.2 of data\.classes=None"),
+        ("other", 0.1, 3, None),
+    ):
+        with pytest.raises(UserError, match=refused) if refused else nullcontext():
+            features.check(SimpleNamespace(name=name, holdout=holdout, classes=classes))
 
 
 def test_what_is_no_bagnet_or_too_small_is_refused(checkpoint, tmp_path):

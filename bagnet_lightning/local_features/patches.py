@@ -71,11 +71,15 @@ class BagNetFeatures:
                 f"the checkpoint decides between {len(self.trained.classes)} classes, and the data have "
                 f"{len(data.class_ids)}, or others: choose the same ones with data.classes=..."
             )
-        held_out = self.trained.config["data"].get("holdout")
-        if data.holdout and held_out != data.holdout:
+        seen = self.trained.config["data"]
+        held_out, classes = seen.get("holdout"), seen.get("classes")
+        if not data.holdout or seen.get("name") != data.name:  # of other data, it has seen no image of these
+            return
+        if (held_out, classes) != (data.holdout, data.classes):  # which images of a class depends on the others
+            of_classes = "" if classes == data.classes else f" of data.classes={classes}"
             raise UserError(
-                f"data.holdout={data.holdout}: the checkpoint's run held out {held_out or 'nothing'}, and its network "
-                "has seen these images; train one with the same data.holdout"
+                f"data.holdout={data.holdout}: the checkpoint's run held out {held_out or 'nothing'}{of_classes}, and "
+                "its network has seen these images; train one with the same data.holdout and data.classes"
             )
 
     def bags(self, images: Images, cache: Path, workers: int | None) -> "Patches":
