@@ -19,7 +19,7 @@ SMALL = ["data=textures", "data.train_images=36", "data.val_images=12", "encodin
 
 
 def test_a_sweep_is_run_once_and_reported(command, tmp_path):
-    asked = ["-m", *SMALL, "sweep=s", "features=orb", "classifier=linear,additive"]
+    asked = ["-m", *SMALL, "sweep=s", "features=orb", "classifier=linear,additive", "cache=features"]
     dry = command("classical", *asked, "dry_run=true")
     assert [line.split(": ")[1] for line in dry.stdout.splitlines()] == [
         "to do, with the whole device, one after the other"
@@ -41,7 +41,7 @@ def test_a_sweep_is_run_once_and_reported(command, tmp_path):
         assert set(done["versions"]) >= {"opencv", "scikit_learn", "torch"}
         predicted = read_predictions(folder)
         assert done["best_val_accuracy"] == pytest.approx((predicted.labels == predicted.predicted).mean())
-    assert len(list((tmp_path / "data/features").iterdir())) == 2  # one for each split, whatever becomes of them
+    assert len(list((tmp_path / "features").iterdir())) == 2  # one for each split, whatever becomes of them
 
     again = command("classical", *asked)
     assert again.returncode == 0
