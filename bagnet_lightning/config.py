@@ -168,7 +168,8 @@ HOW_FAST = (
     "cache",
     "workers",
 )
-LABELS = ("features.label", "encoding.label", "classifier.label")  # likewise
+# Likewise: names, of systems and of files. What the files hold is in the digest, by its sha256.
+NAMES = ("features.label", "encoding.label", "classifier.label", "features.checkpoint")
 NOT_IN_FOLDER = ("trainer", *NOT_IN_DIGEST, *HOW_FAST)  # of the trainer the choice only: trainer.max_epochs is in it
 CHOICES_FIRST = (
     *("related", "features", "encoding", "classifier", "head", "method"),
@@ -202,16 +203,32 @@ def digest(config: DictConfig) -> str:
     asked = OmegaConf.create(plain(config))
     for key in NOT_IN_DIGEST:
         OmegaConf.update(asked, key, None, force_add=True)
-    for key in (*HOW_FAST, *LABELS):
+    for key in (*HOW_FAST, *NAMES):
         *groups, name = key.split(".")
         holder = asked
         for group in groups:
             holder = holder.get(group, {})
         holder.pop(name, None)
+    if isinstance(config.get("model", {}).get("pretrained"), str):
+        asked.model.pretrained = None  # pretrained_sha256 says which file
     trainer = config.get("trainer", {})
     if not trainer.get("sync_batchnorm", True):  # then the statistics are of a device's part of the batch
         asked.trainer.devices = trainer.get("devices", 1) * trainer.get("num_nodes", 1)
     return hashlib.sha256(json.dumps(plain(asked), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def sha256(path: object) -> str | None:
+    """Of a file, as hex digits, or of model.safetensors in a folder (checkpoint.py); None where there is no such file.
+
+    What a configuration says of weights besides their path: others at the same path are another system.
+    """
+    if not isinstance(path, str):
+        return None
+    file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def data_of_run(run: dict, asked: DictConfig | None) -> DictConfig:
@@ -263,6 +280,5 @@ def groups(command: str) -> str:
     )
 
 
-OmegaConf.register_new_resolver("folder", folder, replace=True)
-OmegaConf.register_new_resolver("groups", groups, replace=True)
-OmegaConf.register_new_resolver("keys", keys, replace=True)
+for resolver in (folder, groups, keys, sha256):
+    OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)

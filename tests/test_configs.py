@@ -200,6 +200,14 @@ def test_digest_is_of_what_is_trained():
     assert digest(composed("model=bagnet17", "optim=sgd")) == asked
 
 
+def test_weights_that_are_started_from_count_by_their_content_and_not_their_path(tmp_path):
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (digest(composed(f"model.pretrained={tmp_path / name}")) for name in "abc")
+    assert a == b != c
+    assert len({a, digest(composed()), digest(composed("model.pretrained=true"))}) == 3
+
+
 def test_the_digest_of_a_system_is_of_what_decides_its_scores():
     asked = digest(composed(name="classical"))
     for same in ("workers=3", "cache=elsewhere", "features.label=x", "dry_run=true"):

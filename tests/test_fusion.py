@@ -11,6 +11,7 @@ from sklearn.svm import SVC
 from trained_checkpoints import write_checkpoint
 
 from bagnet_lightning.checkpoint import load_trained
+from bagnet_lightning.config import digest
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.data.module import Textures
 from bagnet_lightning.errors import UserError
@@ -157,6 +158,22 @@ def test_em_goes_on_from_the_checkpoint_and_is_not_done_twice(checkpoint, tmp_pa
     for name in ("best_val_accuracy", "mean_accuracy", "em_mean_accuracy", "em"):
         assert again[name] == first[name]
     assert 0 < first["train_seconds"] < 1000 < again["train_seconds"]
+
+
+def test_weights_are_known_by_what_their_file_holds(checkpoint, tmp_path):
+    paths = [tmp_path / name for name in ("one.ckpt", "moved.ckpt")]
+    for path in paths:
+        path.write_bytes(checkpoint.read_bytes())
+    run(asked(paths[0], "head=mean"), tmp_path)
+    before, moved = (digest(asked(path, "head=mean")) for path in paths)
+    assert before == moved
+
+    loaded = torch.load(paths[0], weights_only=True)
+    loaded["state_dict"]["network.fc.bias"] += 1
+    torch.save(loaded, paths[0])
+    assert digest(asked(paths[0], "head=mean")) != before
+    with pytest.raises(UserError, match=r"one\.ckpt has changed since"):
+        load_local_model(tmp_path / "model.safetensors")
 
 
 def test_a_head_learns_from_held_out_images_if_the_network_has_not_seen_them(checkpoint, tmp_path):

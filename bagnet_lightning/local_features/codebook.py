@@ -21,11 +21,15 @@ def sample(bags: Bags, count: int, seed: int) -> np.ndarray:
     starts = np.arange(0, len(bags), BLOCK)
     starts = np.sort(draw.permutation(starts)[:BLOCKS])
     quota = -(-count // len(starts))
-    kept = []
+    kept, filled = np.empty((0, 0)), 0
     for start in starts:
         descriptors = bags.read(int(start), min(int(start) + BLOCK, len(bags))).descriptors
-        kept.append(descriptors[np.sort(draw.permutation(len(descriptors))[:quota])])
-    return np.concatenate(kept)
+        chosen = descriptors[np.sort(draw.permutation(len(descriptors))[:quota])]
+        if not filled:  # a network's are gigabytes: written where they stay, and room that is not written costs nothing
+            kept = np.empty((quota * len(starts), chosen.shape[1]), chosen.dtype)
+        kept[filled : filled + len(chosen)] = chosen
+        filled += len(chosen)
+    return kept[:filled]
 
 
 def learn_words(descriptors: np.ndarray, size: int, binary: bool, seed: int) -> np.ndarray:

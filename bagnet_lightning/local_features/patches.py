@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bagnet_lightning.checkpoint import load_backbone
+from bagnet_lightning.config import sha256 as sha256_of
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.data.batches import Images
 from bagnet_lightning.data.module import ImageData
@@ -24,17 +25,20 @@ BATCH = 250  # images
 class BagNetFeatures:
     """What a trained BagNet says of the patches that it looks at, at its native stride.
 
-    checkpoint: of a run, an export or a backbone of `pretrain`. output: "features", the vectors before the classifier,
-    or "logits". Raises UserError if the network is no BagNet, or has no logits.
+    checkpoint: of a run, an export or a backbone of `pretrain`. sha256: of that file. output: "features", the vectors
+    before the classifier, or "logits". Raises UserError if the file is another one, its network is no BagNet, or has no
+    logits.
     """
 
     binary: ClassVar[bool] = False
     explains: ClassVar[str] = "patches"
 
-    def __init__(self, checkpoint: str | None, output: str):
+    def __init__(self, checkpoint: str | None, sha256: str | None, output: str):
         if checkpoint is None:
             raise UserError("features=bagnet needs a network: add checkpoint=PATH, of a run's best.ckpt or a backbone")
         self.trained = load_backbone(checkpoint)
+        if sha256_of(checkpoint) != sha256:
+            raise UserError(f"{checkpoint} has changed since its patches were learned from; run classical again")
         network = self.trained.network
         if not isinstance(network, BagNet):
             raise UserError(f"local features need a network of patches, a BagNet, not {type(network).__name__}")

@@ -11,7 +11,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from bagnet_lightning.config import plain
+from bagnet_lightning.config import plain, sha256
 from bagnet_lightning.data.batches import Images
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.data.pack import progress_bar
@@ -50,7 +50,7 @@ def run(config: DictConfig, folder: Path) -> dict:
     tuning_seconds = 0.0
     if config.em:
         checkpoint, measured["em"], tuning_seconds = fine_tuned(config, folder / "em")
-        settings["features"]["checkpoint"] = os.path.relpath(checkpoint)
+        settings["features"] |= {"checkpoint": os.path.relpath(checkpoint), "sha256": sha256(str(checkpoint))}
         features = made(settings, "features")
         measured["em_mean_accuracy"] = features.mean_accuracy(images["val"], data.class_ids)
 

@@ -11,6 +11,7 @@ from bagnet_lightning.reporting.seeds import deviation, mean, problem, values
 from bagnet_lightning.reporting.settings import in_words, leaves
 
 FEATURES = ("sift", "fast_brief", "orb", "dense_sift", "bagnet")  # in the table's order
+_NOT_TOLD = "features.sha256"  # tells two runs apart, but no reader what they are
 _NOT_A_SETTING = (*NOT_IN_DIGEST, *HOW_FAST, "seed", "data.seed", "data._target_")
 
 
@@ -60,7 +61,7 @@ def related_lines(runs: list[dict]) -> list[RelatedLine]:
         # A run that did not finish is never hidden among those that did.
         key = (run["status"] == "finished" or run["folder"], system(run), repr(sorted(own.items())))
         groups.setdefault(key, []).append(run)
-        settings[key] = {name: value for name, value in own.items() if name in told[system(run)]}
+        settings[key] = {name: value for name, value in own.items() if name in told[system(run)] - {_NOT_TOLD}}
     return sorted((_line(group, settings[key]) for key, group in groups.items()), key=_order)
 
 

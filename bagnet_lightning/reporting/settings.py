@@ -5,7 +5,7 @@ from bagnet_lightning.config import HOW_FAST, NOT_IN_DIGEST
 # Leaves of the config that are a column anyway, that seeds are merged over, or that do not touch the training.
 _NOT_A_SETTING = {"seed", "model._target_", "model.pretrained", "optim._target_", "trainer.max_epochs", "data._target_"}
 _NOT_A_SETTING |= {*NOT_IN_DIGEST, *HOW_FAST} - {"sweep"}
-_NOT_A_SETTING |= {"bagnet"}  # model.* repeats it
+_NOT_A_SETTING |= {"bagnet", "pretrained_sha256"}  # what model.* says already
 _CHOICES = ("model", "optim", "scheduler", "data")  # groups in which another choice has other keys and defaults
 
 

@@ -102,7 +102,8 @@ def read_table(folder: Path) -> Table:
     for run in networks:
         found = leaves(run["config"])
         # A run that did not finish is never hidden among those that did.
-        key = (run["status"] == "finished" or run["folder"], _cell(run), _pretrained(run))
+        weights = _pretrained(run), found.get("pretrained_sha256")
+        key = (run["status"] == "finished" or run["folder"], _cell(run), weights)
         key += tuple(repr(found.get(name)) for name in settings)
         groups.setdefault(key, []).append(run)
     lines = sorted((_line(group, settings) for group in groups.values()), key=_order)
