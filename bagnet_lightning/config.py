@@ -141,7 +141,10 @@ RULES: dict[str, Rule] = {
     "trainer.gradient_clip_val": _or_null(_number(0, above=True)),
     "trainer.precision": (lambda value: value in _PRECISIONS, f"one of {', '.join(_PRECISIONS)}"),
     "trainer.deterministic": _BOOL,
-    "trainer.compile": _AUTO,
+    "trainer.compile": (
+        lambda value: _AUTO[0](value) or value == "max-autotune",
+        f"{_AUTO[1].replace(' or', ',')} or max-autotune",
+    ),
     "trainer.cuda_graph": _AUTO,
 }
 

@@ -130,18 +130,18 @@ speed() {
 
 variants() { # what each part is worth on BagNet-33
     local plain="--models bagnet33 --plain-steps 0" code=0
-    while read -r name environment overrides <&3; do
+    while read -r name overrides <&3; do
         echo "== $name"
         # shellcheck disable=SC2086
-        env ${environment#-} "$PYTHON" "$REPOSITORY/benchmarks/train_speed.py" "$BAGNET_DATA" $plain $SPEED \
+        "$PYTHON" "$REPOSITORY/benchmarks/train_speed.py" "$BAGNET_DATA" $plain $SPEED \
             --out "$RESULTS/speed_$name.json" $overrides $OVERRIDES || code=1
     done 3<<'VARIANTS'
-plain - trainer.compile=false trainer.cuda_graph=false
-graph_alone - trainer.compile=false
-compile_alone - trainer.cuda_graph=false
-from_host - data.device_resident=false
-muon - optim=muon
-max_autotune TORCHINDUCTOR_MAX_AUTOTUNE=1
+plain trainer.compile=false trainer.cuda_graph=false
+graph_alone trainer.compile=false
+compile_alone trainer.cuda_graph=false
+from_host data.device_resident=false
+muon optim=muon
+max_autotune trainer.compile=max-autotune
 VARIANTS
     return $code
 }
