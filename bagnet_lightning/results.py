@@ -1,4 +1,4 @@
-"""result.json, written once by a run and read by everything else, and the rows of the paper's Table 1.
+"""result.json, written once by a run and read by everything else.
 
 Light on purpose: reading a sweep needs neither torch nor a GPU, and never fails because of one broken file.
 """
@@ -9,15 +9,13 @@ import math
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from bagnet_lightning.config import digest
 from bagnet_lightning.files import write_text
-from bagnet_lightning.paths import CONF
+from bagnet_lightning.table1 import paper_row
 
 #: Goes up when a field of result.json changes its meaning; files of a higher form are not interpreted.
 FORM = 1
@@ -189,46 +187,6 @@ def read_metrics(folder: Path | str) -> list[dict]:
         row["epoch"] = epoch
         row["step"] = None if row.get("step") is None else int(row["step"])
     return [rows[epoch] for epoch in sorted(rows)]
-
-
-@dataclass(frozen=True)
-class PaperRow:
-    """A row of Table 1; name is its file in conf/table1, accuracy the paper's best top-1 on Tiny ImageNet's val."""
-
-    row: int
-    name: str
-    model: str
-    optimizer: str
-    pretrained: bool
-    epochs: int
-    accuracy: float
-
-
-@cache
-def paper_rows() -> list[PaperRow]:
-    """The 17 rows of Table 1 in the paper's order, from conf/table1."""
-    rows = []
-    for path in (CONF / "table1").glob("*.yaml"):
-        delta = OmegaConf.to_container(OmegaConf.load(path))
-        chosen = {key: value for default in delta["defaults"] for key, value in default.items()}
-        rows.append(
-            PaperRow(
-                row=delta["paper"]["row"],
-                name=path.stem,
-                model=chosen["override /model"],
-                optimizer=chosen["override /optim"],
-                pretrained=delta.get("model", {}).get("pretrained", False),
-                epochs=delta["trainer"]["max_epochs"],
-                accuracy=delta["paper"]["accuracy"],
-            )
-        )
-    return sorted(rows, key=lambda row: row.row)
-
-
-def paper_row(model: str, optimizer: str, pretrained: bool, epochs: int) -> PaperRow | None:
-    """The row of Table 1 for "bagnet17", "adam", False, 15; None where the paper has no such row."""
-    wanted = (model, optimizer, pretrained, epochs)
-    return next((r for r in paper_rows() if (r.model, r.optimizer, r.pretrained, r.epochs) == wanted), None)
 
 
 def finite(value):

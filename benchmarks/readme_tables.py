@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bagnet_lightning.files import write_text
 from bagnet_lightning.reporting.table import model_name, model_order, optimizer_name
-from bagnet_lightning.results import paper_rows
+from bagnet_lightning.table1 import paper_rows
 
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "results"

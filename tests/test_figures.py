@@ -5,7 +5,7 @@ from sweep_folders import write_run
 
 from bagnet_lightning.reporting.figures import draw_curves, draw_figure2
 from bagnet_lightning.reporting.table import read_table
-from bagnet_lightning.results import paper_rows
+from bagnet_lightning.table1 import paper_rows
 
 
 def bars(axes) -> list[float]:

@@ -8,7 +8,7 @@ from sweep_folders import write_run
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.reporting.notes import notes
 from bagnet_lightning.reporting.table import read_table
-from bagnet_lightning.results import paper_rows
+from bagnet_lightning.table1 import paper_rows
 
 
 def only_line(folder):

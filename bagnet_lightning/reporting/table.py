@@ -11,7 +11,8 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.reporting.related import RelatedLine, related_lines
 from bagnet_lightning.reporting.seeds import deviation, mean, problem, values
 from bagnet_lightning.reporting.settings import differing_settings, in_words, leaves
-from bagnet_lightning.results import PaperRow, paper_row, paper_rows, read_runs
+from bagnet_lightning.results import read_runs
+from bagnet_lightning.table1 import PaperRow, paper_row, paper_rows
 
 TINY_IMAGENET = {"train_images": 100_000, "val_images": 10_000, "classes": 200}  # what the paper's values are of
 FILES_OF_RUNS = ("backbone.safetensors", "best.ckpt", "best.safetensors", "last.ckpt", "model.safetensors")

@@ -1,0 +1,48 @@
+"""Table 1 against numbers typed here by hand."""
+
+import pytest
+
+from bagnet_lightning.paths import CONF
+from bagnet_lightning.table1 import paper_row, paper_rows
+
+TABLE_1 = [
+    (1, "resnet18", "sgd", False, 15, 0.2594),
+    (2, "resnet18", "sgd", True, 15, 0.5714),
+    (3, "bagnet9", "sgd", False, 5, 0.0062),
+    (4, "bagnet9", "sgd", False, 15, 0.0052),
+    (5, "bagnet9", "adam", False, 15, 0.3162),
+    (6, "bagnet9", "adadelta", False, 15, 0.3170),
+    (7, "bagnet17", "sgd", False, 5, 0.0169),
+    (8, "bagnet17", "sgd", False, 15, 0.0258),
+    (9, "bagnet17", "adam", False, 5, 0.2359),
+    (10, "bagnet17", "adam", False, 15, 0.4234),
+    (11, "bagnet17", "adam", True, 5, 0.3522),
+    (12, "bagnet17", "adadelta", False, 15, 0.4065),
+    (13, "bagnet17", "adadelta", True, 5, 0.4000),
+    (14, "bagnet33", "sgd", False, 15, 0.0212),
+    (15, "bagnet33", "adam", False, 5, 0.1653),
+    (16, "bagnet33", "adam", False, 15, 0.4432),
+    (17, "bagnet33", "adadelta", False, 15, 0.4395),
+]
+
+
+def test_the_17_rows_are_the_papers():
+    assert [(r.row, r.model, r.optimizer, r.pretrained, r.epochs, r.accuracy) for r in paper_rows()] == TABLE_1
+
+
+@pytest.mark.parametrize("row", paper_rows(), ids=lambda row: row.name)
+def test_the_header_of_a_row_says_what_the_file_does(row):
+    package, *lines = (CONF / "table1" / f"{row.name}.yaml").read_text().splitlines()
+    assert package == "# @package _global_"  # Hydra reads it only above any other comment
+    assert f"row {row.row} of Table 1" in lines[0]
+    assert f" {row.epochs} epochs" in lines[0]
+    assert ("from scratch" in lines[0]) != row.pretrained
+    assert lines[1] == f"#   python -m bagnet_lightning.train table1={row.name}"
+    assert lines[2].startswith(f"# Paper {row.accuracy:.4f}.")
+    assert row.name == f"{row.model}_{row.optimizer}_{row.epochs}" + "_pretrained" * row.pretrained
+
+
+def test_paper_row_finds_the_cell_or_nothing():
+    assert paper_row("bagnet17", "adam", True, 5).accuracy == 0.3522
+    assert paper_row("bagnet17", "adam", True, 15) is None
+    assert paper_row("bagnet17", "lion", False, 15) is None
