@@ -155,7 +155,7 @@ NOT_IN_DIGEST = (
     "dry_run",
     "logger",
     "checkpoint",
-    "backbone",
+    "backbones",
     "paper",
     "data.root",
     "data.cache",

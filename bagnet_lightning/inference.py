@@ -6,14 +6,21 @@ from torch import Tensor
 from bagnet_lightning.checkpoint import Trained
 from bagnet_lightning.data.augment import normalize
 
+PIXELS = 250 * 64 * 64  # that a network is given at once: its activations take room by the pixel
+
 
 def best_device() -> torch.device:
     """The GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def batches(images: Tensor) -> tuple[Tensor, ...]:
+    """(N, H, W, 3) in parts that fit into memory whatever the images' size: 250 of 64 x 64 px, fewer of larger ones."""
+    return images.split(max(1, PIXELS // (images.shape[1] * images.shape[2])))
+
+
 @torch.inference_mode()
-def predict(trained: Trained, images: Tensor, batch_size: int = 250) -> Tensor:
+def predict(trained: Trained, images: Tensor) -> Tensor:
     """Logits in float32, since the public BagNet weights break in lower precision.
 
     images: (N, H, W, 3) uint8, in memory or memory-mapped. Returns (N, classes), on the CPU.
@@ -22,5 +29,5 @@ def predict(trained: Trained, images: Tensor, batch_size: int = 250) -> Tensor:
     network = trained.network.to(device, memory_format=torch.channels_last)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return torch.cat(
-            [network(normalize(part.to(device), trained.mean, trained.std)).cpu() for part in images.split(batch_size)]
+            [network(normalize(part.to(device), trained.mean, trained.std)).cpu() for part in batches(images)]
         )

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import composed
+from safetensors import safe_open
+from safetensors.numpy import save
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 from trained_checkpoints import write_checkpoint
@@ -174,6 +176,13 @@ def test_weights_are_known_by_what_their_file_holds(checkpoint, tmp_path):
     assert digest(asked(paths[0], "head=mean")) != before
     with pytest.raises(UserError, match=r"one\.ckpt has changed since"):
         load_local_model(tmp_path / "model.safetensors")
+    model = tmp_path / "model.safetensors"
+    with safe_open(model, "np") as file:
+        about = json.loads(file.metadata()["bagnet_lightning"])
+    del about["config"]["features"]["sha256"]
+    model.write_bytes(save({"x": np.zeros(1)}, {"bagnet_lightning": json.dumps(about)}))
+    with pytest.raises(UserError, match="written by another version"):
+        load_local_model(model)
 
 
 def test_a_head_learns_from_held_out_images_if_the_network_has_not_seen_them(checkpoint, tmp_path):

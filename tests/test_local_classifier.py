@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from conftest import composed
-from local_bags import random_bag
+from local_bags import bag_of, random_bag
 from omegaconf import OmegaConf
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
@@ -145,6 +145,17 @@ def test_the_shares_of_keypoints_and_the_bias_sum_to_the_scores(encoding, classi
             np.testing.assert_array_equal(scores[image], bias)
         else:
             np.testing.assert_allclose(shares[start:stop].sum(0) + bias, scores[image], atol=2e-4)
+
+
+def test_keypoints_have_no_more_to_share_than_there_is():
+    system = model("fisher", "linear")
+    for name in ("mean", "means"):
+        system.encoding.arrays[name][:] = 0
+    half = random_bag(5, [20]).descriptors
+    bag = bag_of(np.concatenate([half, 1e-4 - half]), [40])  # whose gradients by the means nearly cancel
+    elements = system.classifier.contributions(system.encoding(bag)[0])
+    shared = np.abs(keypoint_shares(system, bag)).sum(0)
+    assert (shared <= np.abs(elements).sum(0) * (1 + 1e-3)).all()
 
 
 def test_keypoints_of_the_same_word_have_the_same_share():

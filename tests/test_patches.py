@@ -6,12 +6,13 @@ import pytest
 import torch
 from trained_checkpoints import write_checkpoint
 
+from bagnet_lightning import inference
 from bagnet_lightning.checkpoint import load_trained, write_backbone
+from bagnet_lightning.config import sha256
 from bagnet_lightning.data.batches import Images
 from bagnet_lightning.data.store import Split
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.inference import predict
-from bagnet_lightning.local_features import patches
 from bagnet_lightning.local_features.patches import BagNetFeatures
 
 
@@ -26,8 +27,12 @@ def checkpoint(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("run") / "best.ckpt", "bagnet17")
 
 
-def bags(checkpoint, output, images):
-    return BagNetFeatures(str(checkpoint), output).bags(images, None, None)
+def features_of(path, output):
+    return BagNetFeatures(str(path), sha256(str(path)), output)
+
+
+def bags(path, output, images):
+    return features_of(path, output).bags(images, None, None)
 
 
 def means(bag):
@@ -49,7 +54,7 @@ def test_patches_mean_what_the_network_means(checkpoint):
 def test_any_images_are_read_alike(checkpoint, monkeypatch):
     source = bags(checkpoint, "features", some_images())
     whole = source.read(0, 7)
-    monkeypatch.setattr(patches, "BATCH", 2)
+    monkeypatch.setattr(inference, "PIXELS", 2 * 40 * 40)
     part = source.read(2, 5)
     assert (len(source), len(part)) == (7, 3)
     assert part.offsets.tolist() == [0, 9, 18, 27]
@@ -91,7 +96,7 @@ def test_a_backbone_tells_what_it_has_not_seen(checkpoint, tmp_path):
     trained, path = load_trained(checkpoint), tmp_path / "backbone.safetensors"
     config = {**trained.config, "data": {**trained.config["data"], "holdout": 0.2}}
     write_backbone(trained.network, {"config": config, "mean": trained.mean, "std": trained.std}, path)
-    features = BagNetFeatures(str(path), "features")
+    features = features_of(path, "features")
     for name, holdout, classes, refused in (
         ("textures", 0.2, None, None),
         ("textures", 0.1, None, r"held out 0\.2, and its network has seen"),
@@ -108,4 +113,4 @@ def test_what_is_no_bagnet_or_too_small_is_refused(checkpoint, tmp_path):
     with pytest.raises(UserError, match="16 x 16 px are smaller than the network's patches of 17 px"):
         bags(checkpoint, "features", some_images(side=16))
     with pytest.raises(UserError, match="checkpoint=PATH"):
-        BagNetFeatures(None, "features")
+        BagNetFeatures(None, None, "features")

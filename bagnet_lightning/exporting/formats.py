@@ -30,7 +30,7 @@ class Format:
 def difference(trained: Trained, run: Callable[[Tensor], Outputs]) -> float:
     """The largest difference of `run` from the network itself, over three image sizes, in units of the largest value.
 
-    Raises UserError if it is more than float noise.
+    Raises UserError if it is more than float noise, or the file takes no images of one of these sizes.
     """
     portable = Portable(trained)
     generator = torch.Generator().manual_seed(0)
@@ -38,7 +38,14 @@ def difference(trained: Trained, run: Callable[[Tensor], Outputs]) -> float:
     worst = 0.0
     for shape in ((1, 3, size, size), (3, 3, size, size), (2, 3, size + 9, size + 22)):
         images = torch.rand(shape, generator=generator)
-        expected, got = portable(images), run(images)
+        expected = portable(images)
+        try:
+            got = run(images)
+        except AssertionError as error:  # torch.export's way to refuse a size
+            raise UserError(
+                f"the written file does not take images of {shape[3]} x {shape[2]} px: not kept; another version of "
+                f"torch, or format=onnx, may do it ({str(error).splitlines()[0]})"
+            ) from error
         if expected.keys() != got.keys():
             raise UserError(f"the written file has outputs {', '.join(got)} instead of {', '.join(expected)}")
         for name, value in expected.items():

@@ -64,7 +64,9 @@ def keypoint_shares(model: LocalModel, bag: Bag) -> np.ndarray:
     """(M, classes): what each local feature adds to the scores of its image; with the bias, they sum to the scores.
 
     Each element of an encoded image is a sum over its local features, raised to a power and normalised: of what the
-    classifier makes of the element, each gets the share that it has in the sum.
+    classifier makes of the element, each gets the share that it has in the sum. Where the power is a root and a sum has
+    parts of both signs, those of its own sign share it: the root of what nearly cancels is far from nothing, and shares
+    of such a sum would be as far from the score.
     """
     shares = np.zeros((len(bag.descriptors), len(model.classes)), np.float64)
     for image in range(len(bag)):
@@ -76,6 +78,9 @@ def keypoint_shares(model: LocalModel, bag: Bag) -> np.ndarray:
         parts = model.encoding.parts(one).astype(np.float64)  # (m, W)
         sums = parts.sum(0)
         contributions = model.classifier.contributions(model.encoding.normalized(sums[None].astype(np.float32))[0])
+        if model.encoding.power != 1:
+            parts[np.sign(parts) != np.sign(sums)] = 0
+            sums = parts.sum(0)
         parts = np.divide(parts, sums, out=np.zeros_like(parts), where=sums != 0)
         shares[mine] = parts @ contributions
     return shares
@@ -104,7 +109,10 @@ def load_local_model(path: str | Path) -> LocalModel:
         target = about["config"][part].get("_target_")
         if not _is_ours(str(target)):
             raise UserError(f"{path} is refused: it names {target}, which is not of bagnet_lightning.local_features")
-    parts = {part: made(about["config"], part) for part in PARTS}
+    try:
+        parts = {part: made(about["config"], part) for part in PARTS}
+    except TypeError as error:  # other settings than these classes have
+        raise UserError(f"{path} was written by another version of bagnet_lightning: run classical again") from error
     with safe_open(path, "np") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
     for part in ("encoding", "classifier"):

@@ -15,11 +15,9 @@ from bagnet_lightning.data.batches import Images
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import patch_corners
-from bagnet_lightning.inference import best_device, predict
+from bagnet_lightning.inference import batches, best_device, predict
 from bagnet_lightning.local_features.bag import Bag
 from bagnet_lightning.models.bagnet import BagNet
-
-BATCH = 250  # images
 
 
 class BagNetFeatures:
@@ -35,7 +33,10 @@ class BagNetFeatures:
 
     def __init__(self, checkpoint: str | None, sha256: str | None, output: str):
         if checkpoint is None:
-            raise UserError("features=bagnet needs a network: add checkpoint=PATH, of a run's best.ckpt or a backbone")
+            raise UserError(
+                "features=bagnet needs a network: add checkpoint=PATH, of a run's best.ckpt or a backbone; for a row "
+                "that probes one, backbones.NAME=PATH"
+            )
         self.trained = load_backbone(checkpoint)
         if sha256_of(checkpoint) != sha256:
             raise UserError(f"{checkpoint} has changed since its patches were learned from; run classical again")
@@ -102,7 +103,7 @@ class BagNetFeatures:
     def describe(self, images: np.ndarray) -> Bag:
         """The patches of images (n, H, W, 3) uint8, RGB."""
         keypoints = self.keypoints(*images.shape[1:3])
-        parts = [self(part).flatten(0, 2).cpu() for part in torch.from_numpy(images).split(BATCH)]
+        parts = [self(part).flatten(0, 2).cpu() for part in batches(torch.from_numpy(images))]
         offsets = np.arange(len(images) + 1) * len(keypoints)
         return Bag(torch.cat(parts).numpy(), np.tile(keypoints, (len(images), 1)), offsets)
 

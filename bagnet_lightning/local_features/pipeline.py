@@ -25,7 +25,7 @@ from bagnet_lightning.local_features.patches import BagNetFeatures
 from bagnet_lightning.machine import commit, device_name, peak_memory_mib, versions
 from bagnet_lightning.predictions import write_predictions
 
-AT_ONCE = 256  # images read and encoded
+AT_ONCE = 64  # images read and encoded
 
 
 def run(config: DictConfig, folder: Path) -> dict:

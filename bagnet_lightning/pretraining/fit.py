@@ -42,7 +42,7 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
         raise UserError("data.flip=alternating: tiles are mirrored at random or not at all; ask for true or false")
     tiles = Tiles(**config.tiles, flip=data.flip)
     tiles.check(*data.store.splits["train"].images.shape[1:3], getattr(network, "receptive_field", 1))
-    _cut_into_tiles(data, tiles, method.kinds)
+    _cut_into_tiles(data, tiles, method.kinds, config.trainer.devices * config.trainer.num_nodes)
     about = {"config": plain(config), "classes": [], "class_names": [], "mean": data.mean, "std": data.std}
     module = Pretrainer(network, features, method, **schedule(config), about=about)
     history = History(folder / "metrics.csv", FIGURES)
@@ -80,21 +80,24 @@ def _add_test_images(data: ImageData) -> None:
     data.train_images = data.train_source = Images(Split(images, *nothing), everything, nothing[0])
 
 
-def _cut_into_tiles(data: ImageData, tiles: Tiles, kinds: int) -> None:
-    """Has batches of `data` hold `kinds` kinds of tiles, and in validation triplets, always the same ones."""
+def _cut_into_tiles(data: ImageData, tiles: Tiles, kinds: int, ranks: int) -> None:
+    """Has batches of `data` hold `kinds` kinds of tiles, and in validation triplets, always the same ones.
+
+    ranks: processes that share each batch.
+    """
     # In order of their classes, most of a batch would be of one class, and distant tiles too.
     order = torch.randperm(len(data.val_images), generator=torch.Generator().manual_seed(0))
     shuffled = replace(data.val_images, chosen=data.val_images.chosen[order], labels=data.val_images.labels[order])
     data.val_images = data.val_source = shuffled
     batches = -(-len(data.val_images) // data.eval_batch_size)  # of nearly the same size
-    for key, count, single in (
-        ("batch_size", len(data.train_images), len(data.train_images) % data.batch_size == 1 or data.batch_size == 1),
-        ("eval_batch_size", len(data.val_images), len(data.val_images) // batches == 1),
+    for key, count, smallest in (
+        ("batch_size", len(data.train_images), len(data.train_images) % data.batch_size or data.batch_size),
+        ("eval_batch_size", len(data.val_images), len(data.val_images) // batches),
     ):
-        if single:
+        if smallest < 2 * ranks:
             raise UserError(
-                f"data.{key}={getattr(data, key)}: a batch of the {count:,} images would be a single one, without "
-                "another to compare it with; choose another size"
+                f"data.{key}={getattr(data, key)}: a batch of the {count:,} images would have {smallest}, and on every "
+                "device a tile needs another image to be compared with; choose another size"
             )
 
     def scaled(tiles_of_batch: Tensor) -> Tensor:
