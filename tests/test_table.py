@@ -169,6 +169,7 @@ def test_the_order_is_the_papers_then_the_settings(tmp_path):
 def test_notes_tell_what_all_runs_share_and_where_they_ran(tmp_path):
     for optimizer in ("sgd", "adam"):
         overrides = [f"optim={optimizer}", "data.classes=10", "data.root=/data", "trainer.max_epochs=15"]
+        overrides += ["backbones.simclr=a/path", "logger.project=mine"]
         write_run(tmp_path / optimizer, optimizer=optimizer, overrides=overrides)
     told = notes(read_table(tmp_path))
     assert "All runs were asked for: data.classes=10." in told

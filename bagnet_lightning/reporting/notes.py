@@ -28,12 +28,16 @@ def notes(table: Table) -> list[str]:
         said.append("Images without keypoints are classified all the same, and count in the accuracy.")
     asked = [run["overrides"] for run in runs if isinstance(run.get("overrides"), list)]
     shared = [override for override in asked[0] if all(override in other for other in asked)] if asked else []
-    shared = [
-        override for override in shared if override.partition("=")[0] not in {*NOT_IN_DIGEST, *HOW_FAST, *_IN_COLUMNS}
-    ]
+    shared = [override for override in shared if _tells(override.partition("=")[0])]
     if shared:
         said.append(f"All runs were asked for: {' '.join(shared)}.")
     return said + _provenance(table)
+
+
+def _tells(key: str) -> bool:
+    """Whether an override of `key` says of a run what no column does."""
+    elsewhere = any(key == name or key.startswith(f"{name}.") for name in NOT_IN_DIGEST)
+    return not elsewhere and key not in {*HOW_FAST, *_IN_COLUMNS}
 
 
 def problems(table: Table) -> list[str]:
