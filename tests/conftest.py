@@ -33,6 +33,26 @@ def composed(*overrides: str, name: str = "config") -> DictConfig:
         return compose(name, list(overrides))
 
 
+@pytest.fixture(scope="session")
+def ten_real_classes(tmp_path_factory) -> Path:
+    """The data.root of a Tiny ImageNet of its first ten classes, from a part of the real one that holds them."""
+    name = "tiny-imagenet-200"
+    real = Path(os.environ.get("BAGNET_DATA", "")).resolve() / name
+    if not real.is_dir():
+        pytest.skip(f"BAGNET_DATA names no folder that holds {name}")
+    classes = sorted(path.name for path in (real / "train").iterdir())[:10]
+    root = tmp_path_factory.mktemp("real")
+    (root / name / "train").mkdir(parents=True)
+    (root / name / "val").mkdir()
+    for path in (*(f"train/{wnid}" for wnid in classes), "val/images", "words.txt"):
+        (root / name / path).symlink_to(real / path)
+    (root / name / "wnids.txt").write_text("\n".join(classes))
+    annotations = (real / "val" / "val_annotations.txt").read_text().splitlines(keepends=True)
+    kept = [line for line in annotations if line.split("\t")[1] in classes]
+    (root / name / "val" / "val_annotations.txt").write_text("".join(kept))
+    return root
+
+
 @pytest.fixture
 def command(tmp_path):
     """Runs `python -m bagnet_lightning.NAME ARGUMENTS` in an empty folder; returns the finished process."""

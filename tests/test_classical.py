@@ -95,6 +95,13 @@ def test_images_without_a_keypoint_are_counted_told_and_classified(tmp_path, cap
     assert result["parameters"] == 20 * 128 + 2 * 20 + 2
 
 
+@pytest.mark.parametrize("features", ["sift", "fast_brief", "orb", "dense_sift"])
+def test_ten_real_classes_are_told_apart_better_than_by_chance(ten_real_classes, tmp_path, features):
+    data = [f"data.root={ten_real_classes}", "data.images_per_class=30", "encoding.codebook.size=100", "workers=1"]
+    config = composed(f"features={features}", *data, f"cache={tmp_path}", name="classical")
+    assert run(config, tmp_path)["best_val_accuracy"] > 0.1 + 4 * 0.0134  # standard errors of 500 guesses
+
+
 @pytest.mark.parametrize(
     ("choices", "words"),
     [
