@@ -6,28 +6,24 @@ python -m bagnet_lightning.analyze checkpoint=multirun_outputs/SWEEP/RUN/best.ck
 import io
 import json
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from omegaconf import DictConfig
 
 from bagnet_lightning.cli import command
-from bagnet_lightning.config import data_of_run
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.files import write_text
+from bagnet_lightning.files import writable, write_bytes, write_text, writing
+from bagnet_lightning.rules import or_null, whole
 
 
-@command("analyze", data_of_run=True)
+@command("analyze", {"count": or_null(whole(1)), "map_count": whole(1), "seed": whole(0)}, data_of_run=True)
 def main(config: DictConfig) -> None:
-    for key in ("count", "map_count"):
-        if not (type(config[key]) is int and config[key] > 0) and (key, config[key]) != ("count", None):
-            raise UserError(f"{key}={config[key]}: {key} must be a whole number from 1")
     import torch
-    from hydra.utils import instantiate
 
     from bagnet_lightning.analysis.figures import draw_kept, draw_masked, draw_patches, draw_pointing, draw_shuffled
     from bagnet_lightning.analysis.measure import Sample, measure
     from bagnet_lightning.analysis.page import as_text, page, summary
     from bagnet_lightning.checkpoint import load_trained
+    from bagnet_lightning.data.of_run import data_of_run
 
     paths = [str(path) for path in (config.checkpoint, config.compare) if path is not None]
     all_trained = [load_trained(path) for path in paths]
@@ -37,14 +33,9 @@ def main(config: DictConfig) -> None:
             f"{paths[0]} and {paths[1]} do not know the same classes ({strange[0]!r} is not in both); compare runs "
             "of the same data.classes"
         )
-    out = Path(config.out or Path(config.checkpoint).parent / "analysis")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=out).close()  # what cannot be written should be said before minutes of measuring
-    except OSError as error:
-        raise UserError(f"cannot write to {out} ({error.strerror}); choose another folder with out=FOLDER") from error
+    out = writable(Path(config.out or Path(config.checkpoint).parent / "analysis"))
 
-    data = instantiate(data_of_run(first.config, config.get("data")), _partial_=True, _convert_="all")()
+    data = data_of_run(first.config, config.get("data"))
     data.setup()
     images = data.labelled_for(first.classes, config.split)
     some = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))[: config.count]
@@ -86,13 +77,11 @@ def main(config: DictConfig) -> None:
         stream = io.BytesIO()
         figure.savefig(stream, format="png")
         pictures[name] = stream.getvalue()
-    try:
+    with writing(out):
         write_text(out / "analysis.json", json.dumps(analysis, indent=1) + "\n")
         for name, picture in pictures.items():
-            (out / f"{name}.png").write_bytes(picture)
+            write_bytes(out / f"{name}.png", picture)
         write_text(out / "analysis.html", page(analysis, pictures))
-    except OSError as error:
-        raise UserError(f"cannot write to {out} ({error.strerror}); choose another folder with out=FOLDER") from error
 
     print(as_text(summary(networks)))
     for note in dict.fromkeys(note for network in networks for note in network["notes"]):

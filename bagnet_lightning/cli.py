@@ -18,13 +18,17 @@ from bagnet_lightning import config as _  # noqa: F401  registers the resolvers 
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.memory import keep_freed_memory
 from bagnet_lightning.paths import CONF
+from bagnet_lightning.rules import Rule, check
 
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
 
-def command(config_name: str, data_of_run: bool = False, lists: tuple[str, ...] = ()) -> Callable:
+def command(
+    config_name: str, rules: dict[str, Rule] | None = None, data_of_run: bool = False, lists: tuple[str, ...] = ()
+) -> Callable:
     """Makes `task(config)` a command whose configuration is conf/`config_name`.yaml and key=value arguments.
 
+    rules: of its own keys, where they are not checked by `task`.
     data_of_run: the data are those of a finished run, which single `data.key=value` arguments change.
     lists: keys for which KEY=A,B is short for KEY=[A,B]; Hydra takes it for a sweep.
     A UserError, and any mistake in the arguments, ends it with one line on stderr and exit code 1; Ctrl-C with 130.
@@ -32,12 +36,18 @@ def command(config_name: str, data_of_run: bool = False, lists: tuple[str, ...] 
 
     def decorate(task: Callable[[DictConfig], object]) -> Callable[[], None]:
         @functools.wraps(task)
+        def checked(config: DictConfig) -> object:
+            if rules:
+                check(config, rules)
+            return task(config)
+
+        @functools.wraps(task)
         def run(config: DictConfig) -> object:
             keep_freed_memory()
             with _mistakes_in_one_line():
-                return task(config)
+                return checked(config)
 
-        @functools.wraps(task)
+        @functools.wraps(checked)
         def main() -> None:
             if data_of_run:  # what keys there are is known only once the run's config has been read
                 sys.argv = [f"++{word}" if word.startswith("data.") else word for word in sys.argv]
@@ -65,9 +75,9 @@ def _mistakes_in_one_line() -> Iterator[None]:
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno not in OF_THE_DISK:
             raise
-        sys.exit(f"error: cannot write {error.filename} ({error.strerror}); mend that and give the same command again")
+        sys.exit(f"error: {error.filename}: {error.strerror}; mend that and give the same command again")
 
 
 def _one_line(error: Exception) -> str:

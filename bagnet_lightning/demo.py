@@ -10,13 +10,13 @@ from omegaconf import DictConfig
 
 from bagnet_lightning.cli import command
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.rules import or_null, whole
+
+RULES = {"port": or_null(whole(1, 2**16 - 1)), "max_mib": whole(1, 2**20), "max_megapixels": whole(1, 2**20)}
 
 
-@command("demo")
+@command("demo", RULES)
 def main(config: DictConfig) -> None:
-    for key, most in {"port": 2**16 - 1, "max_mib": 2**20, "max_megapixels": 2**20}.items():
-        if (key, config[key]) != ("port", None) and not (type(config[key]) is int and 0 < config[key] <= most):
-            raise UserError(f"{key}={config[key]}: {key} must be a whole number from 1 to {most}")
     if find_spec("gradio") is None:
         raise UserError("the demo needs Gradio: pip install 'bagnet-lightning[demo]'")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported; nothing is sent anywhere

@@ -15,7 +15,7 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import dense_evidence
 from bagnet_lightning.explanation.drawing import overlay, scale_end
 from bagnet_lightning.explanation.inputs import short_name
-from bagnet_lightning.inference import best_device
+from bagnet_lightning.inference import best_device, predict
 from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.prediction import TOP
 from bagnet_lightning.reporting.table import model_name
@@ -88,14 +88,14 @@ def load(path: str, size: int, max_pixels: int) -> np.ndarray:
 @torch.inference_mode()
 def look(trained: Trained, names: list[str], pixels: np.ndarray, index: int) -> tuple[dict, Image.Image | None, str]:
     """Probabilities by class, and of a BagNet the evidence for class `index` over the image, and what it shows."""
-    network = trained.network.to(best_device())
-    image = normalize(torch.tensor(pixels)[None].to(best_device()), trained.mean, trained.std)
-    logits = network(image)[0]
+    images = torch.tensor(pixels)[None]
+    logits = predict(trained, images)[0]
     said = dict(zip(names, logits.softmax(0).tolist(), strict=True))
-    if not isinstance(network, BagNet):
+    if not isinstance(trained.network, BagNet):
         return said, None, ""
     index = logits.argmax().item() if index == PREDICTED else index
-    evidence = dense_evidence(network, image, [index], stride=MAP_STRIDE)[0, :, :, 0].cpu()  # (h, w)
+    image = normalize(images.to(best_device()), trained.mean, trained.std)
+    evidence = dense_evidence(trained.network, image, [index], stride=MAP_STRIDE)[0, :, :, 0].cpu()  # (h, w)
     end = scale_end([evidence])
     caption = (
         f"Red patches speak for **{names[index]}**, blue ones against it: the logit of the patch around each pixel, "

@@ -8,12 +8,12 @@ import sys
 from omegaconf import DictConfig
 
 from bagnet_lightning.cli import command
-from bagnet_lightning.config import check, plain
+from bagnet_lightning.config import plain
+from bagnet_lightning.rules import RULES
 
 
-@command("doctor")
+@command("doctor", RULES)
 def main(config: DictConfig) -> None:
-    check(config)
     from bagnet_lightning.diagnosis import facts, problems
 
     for name, fact in facts(plain(config)).items():

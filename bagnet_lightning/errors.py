@@ -2,6 +2,8 @@
 
 import signal
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # that end a command with everything saved
+
 
 class UserError(Exception):
     """A mistake in what the user asked for or supplied: its message is one line that says what is wrong and what to do.

@@ -7,40 +7,36 @@ python -m bagnet_lightning.explain checkpoint=multirun_outputs/SWEEP/RUN/model.s
 import re
 import sys
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, ListConfig
 
 from bagnet_lightning.cli import command
-from bagnet_lightning.config import data_of_run
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.files import write_bytes
+from bagnet_lightning.files import writable, write_bytes, writing
+from bagnet_lightning.rules import BOOL, or_own, whole
 
 if TYPE_CHECKING:
     from bagnet_lightning.explanation.keypoints import Keypoints
     from bagnet_lightning.explanation.networks import Networks
 
 
-@command("explain", data_of_run=True)
+@command("explain", {"exact": BOOL, "count": whole(1), "size": or_own(whole(1))}, data_of_run=True)
 def main(config: DictConfig) -> None:
-    _check(config)
-    from hydra.utils import instantiate
-
+    if config.size is not None and config.images is None:
+        raise UserError(f"size={config.size} is of files; add images=FILE_OR_FOLDER, or leave it out")
+    if isinstance(config.checkpoint, ListConfig) and not config.checkpoint:
+        raise UserError("checkpoint=[]: give one checkpoint or more")
+    from bagnet_lightning.data.of_run import data_of_run
     from bagnet_lightning.explanation.inputs import pictures_of_files, pictures_of_split
 
     paths = [*config.checkpoint] if isinstance(config.checkpoint, ListConfig) else [config.checkpoint]
     explained = _load(paths, None if config["class"] is None else str(config["class"]), config.exact)
-    out = Path(config.out or Path(paths[0]).parent / "explain")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=out).close()  # what cannot be written should be said before the work
-    except OSError as error:
-        raise _unwritable(out, error) from error
+    out = writable(Path(config.out or Path(paths[0]).parent / "explain"))
 
     classes, notes = explained.classes, explained.notes
     if config.images is None:
-        data = instantiate(data_of_run(explained.config, config.get("data")), _partial_=True, _convert_="all")()
+        data = data_of_run(explained.config, config.get("data"))
         data.setup()
         pictures = pictures_of_split(data, config.split, config.count, classes)
     else:
@@ -55,9 +51,11 @@ def main(config: DictConfig) -> None:
         for line in lines:
             print(f"{picture.name}: {line}")
         name = re.sub(r"[^\w.+-]+", "_", str(Path(picture.name).with_suffix("")))
-        _write(out, f"{number:03d}_{name}.png", png)
-    for name, content in explained.files().items():
-        _write(out, name, content)
+        with writing(out):
+            write_bytes(out / f"{number:03d}_{name}.png", png)
+    with writing(out):
+        for name, content in explained.files().items():
+            write_bytes(out / name, content)
     print(f"written: {out / 'index.html'}, pictures and evidence*.npz beside it")
 
 
@@ -75,30 +73,6 @@ def _load(paths: list[str], asked: str | None, exact: bool) -> "Keypoints | Netw
     from bagnet_lightning.explanation.keypoints import Keypoints
 
     return Keypoints(paths[0], asked)
-
-
-def _check(config: DictConfig) -> None:
-    if not isinstance(config.exact, bool):
-        raise UserError(f"exact={config.exact}: exact must be true or false")
-    if type(config.count) is not int or config.count < 1:
-        raise UserError(f"count={config.count}: count must be a whole number from 1")
-    if config.size not in (None, "own") and (type(config.size) is not int or config.size < 1):
-        raise UserError(f"size={config.size}: size must be a whole number of px from 1, or own")
-    if config.size is not None and config.images is None:
-        raise UserError(f"size={config.size} is of files; add images=FILE_OR_FOLDER, or leave it out")
-    if isinstance(config.checkpoint, ListConfig) and not config.checkpoint:
-        raise UserError("checkpoint=[]: give one checkpoint or more")
-
-
-def _write(out: Path, name: str, content: bytes) -> None:
-    try:
-        write_bytes(out / name, content)
-    except OSError as error:
-        raise _unwritable(out, error) from error
-
-
-def _unwritable(out: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write to {out} ({error.strerror or error}); choose another folder with out=FOLDER")
 
 
 if __name__ == "__main__":

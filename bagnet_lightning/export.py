@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from bagnet_lightning.cli import command
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.files import temporary_folder
 
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 
@@ -32,7 +33,6 @@ def main(config: DictConfig) -> None:
         raise UserError(f"format={config.format} needs more packages: pip install 'bagnet-lightning[export]'")
 
     from bagnet_lightning.checkpoint import load_trained
-    from bagnet_lightning.data.store import temporary_folder
     from bagnet_lightning.exporting.formats import FORMATS, difference
     from bagnet_lightning.exporting.model_card import write_card
 

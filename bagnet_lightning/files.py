@@ -1,10 +1,20 @@
-"""Files that matter."""
+"""Files that matter: written whole or not at all, made once, and where the user says."""
 
 import contextlib
 import fcntl
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from shutil import rmtree
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import TypeVar
+
+from bagnet_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
+LEFT_OVER = ".bagnet-partial"  # ends the names of temporary folders
+Made = TypeVar("Made")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -16,13 +26,91 @@ def write_bytes(path: Path, content: bytes) -> None:
     """The same for what is no text."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the name without the content
         temporary.replace(path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk's error does not name the file
     finally:
         with contextlib.suppress(OSError):  # a folder that cannot be written
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Raises UserError where the block fails to write to `out`, what out= asks for."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write to {out} ({reason}); choose another folder with out=FOLDER") from error
+
+
+def writable(out: Path) -> Path:
+    """`out`, made if need be. Raises UserError, before the work and not after it, if nothing can be written there."""
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=out).close()
+    return out
+
+
+def made_once(
+    folder: Path, opened: Callable[[], Made | None], make: Callable[[Path], None], if_unwritable: str
+) -> Made:
+    """What `opened` finds in `folder`; where that is None, `make` first makes the folder that it is given.
+
+    By one process at a time; the new folder takes its place, and an old one's, when it is whole.
+    Raises UserError, with what `if_unwritable` says can be done, if it cannot be written.
+    """
+    found = opened()
+    if found is not None:
+        return found
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with one_process_at_a_time(folder.parent):
+            found = opened()  # somebody else may have made it while we waited
+            if found is not None:
+                return found
+            with temporary_folder(folder) as temporary:
+                make(temporary / "new")
+                if folder.exists():
+                    folder.rename(temporary / "old")
+                (temporary / "new").rename(folder)
+    except OSError as error:
+        raise UserError(f"cannot make {folder}: {error}; {if_unwritable}") from error
+    found = opened()
+    if found is None:
+        raise UserError(f"{folder} has changed while it was made; give the same command again")
+    return found
+
+
+@contextlib.contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """An empty folder beside `target`, removed with what is left in it at the end."""
+    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=LEFT_OVER) as temporary:
+        yield Path(temporary)
+
+
+@contextlib.contextmanager
+def one_process_at_a_time(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in here with the same folder, then removes what killed ones left behind."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another process is at work in %s: waiting for it", folder)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks: two processes may do the same work, and the last one's stays
+            yield
+            return
+        for left_over in folder.glob(f".*{LEFT_OVER}"):
+            rmtree(left_over, ignore_errors=True)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

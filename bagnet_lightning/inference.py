@@ -19,7 +19,7 @@ def batches(images: Tensor) -> tuple[Tensor, ...]:
     return images.split(max(1, PIXELS // (images.shape[1] * images.shape[2])))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode, whose tensors the network's weights would become
 def predict(trained: Trained, images: Tensor) -> Tensor:
     """Logits in float32, since the public BagNet weights break in lower precision.
 

@@ -8,13 +8,12 @@ import time
 from omegaconf import DictConfig
 
 from bagnet_lightning.cli import command
-from bagnet_lightning.config import check
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.rules import RULES
 
 
-@command("prepare")
+@command("prepare", RULES)
 def main(config: DictConfig) -> None:
-    check(config)
     from hydra.utils import instantiate
 
     from bagnet_lightning.data.store import verify

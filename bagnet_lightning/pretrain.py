@@ -13,7 +13,15 @@ from omegaconf import DictConfig
 from bagnet_lightning.cli import command
 from bagnet_lightning.runs import in_its_folder
 
-RUN_FILES = ("config.yaml", "metrics.csv", "last.ckpt", "backbone.safetensors", "wandb_id", "result.json")
+RUN_FILES = (
+    "config.yaml",
+    "metrics.csv",
+    "last.ckpt",
+    "backbone.safetensors",
+    "wandb_id",
+    "tensorboard",
+    "result.json",
+)
 
 
 @command("pretrain")

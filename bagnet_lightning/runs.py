@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from shutil import rmtree
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -23,8 +24,8 @@ log = logging.getLogger(__name__)
 def once(config: DictConfig, files: Sequence[str], work: Callable[[Path], dict]) -> dict:
     """The result of the run that Hydra's current job asks for, be it an earlier one.
 
-    files: what a run leaves in its folder, which fresh=true removes. work: makes the run in the folder it is given,
-    and returns what it measured.
+    files: what a run leaves in its folder, files and folders, which fresh=true removes. work: makes the run in the
+    folder it is given, and returns what it measured.
     """
 
     def run(folder: Path, asked: dict) -> dict:
@@ -66,7 +67,10 @@ def begin(config: DictConfig, folder: Path, asked: dict, files: Sequence[str], l
     """What there is to tell instead of running in `folder`; None if the run is to be made, or gone on with."""
     if config.fresh and lead:
         for name in files:
-            (folder / name).unlink(missing_ok=True)
+            if (folder / name).is_dir():
+                rmtree(folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
     earlier = {} if config.fresh else read_run(folder)
     if earlier.get("config") and digest(OmegaConf.create(earlier["config"])) != asked["config_digest"]:
         error = f"{folder} holds a run of another configuration; name another sweep=NAME, or start over with fresh=true"

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from pathlib import Path
 
 #: Colours, dark and light, and typography of all pages; a page's own style follows it.
@@ -9,11 +10,8 @@ STYLE = Path(__file__).with_name("style.css")
 
 
 def fill(template: Path, **parts: str) -> str:
-    """The text of `template` with each {{NAME}} replaced by parts["NAME"], once."""
-    html = template.read_text(encoding="utf-8")
-    for name, text in parts.items():
-        html = html.replace(f"{{{{{name}}}}}", text, 1)
-    return html
+    """The text of `template` with each {{NAME}} replaced by parts["NAME"]."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template.read_text(encoding="utf-8"))
 
 
 def embedded(data: object) -> str:

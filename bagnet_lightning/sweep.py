@@ -5,6 +5,7 @@ A Hydra callback (conf/config.yaml). Hydra turns a callback's exceptions into wa
 
 import sys
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -19,10 +20,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from bagnet_lightning.config import check
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.launching import ParallelLauncher, folder
 from bagnet_lightning.results import note_jobs, read_run
+from bagnet_lightning.rules import check
 from bagnet_lightning.training import ranks
 
 WHOLE_DEVICE = "the whole device, one after the other"
@@ -71,7 +72,7 @@ class Sweep(Callback):
         self.results.append(result)
         if ranks.rank(config) == 0:
             line = _line(result, self.results, self.total, time.monotonic() - self.began)
-            self.console.print(line, highlight=False)
+            self.console.print(line, markup=False, highlight=False)
 
     def on_run_end(self, config: DictConfig, job_return: JobReturn, **kwargs) -> None:
         result = job_return._return_value
@@ -85,6 +86,9 @@ class Sweep(Callback):
             write_report([Path(config.hydra.sweep.dir)], self.console)
         except UserError as error:
             sys.exit(f"error: {error}")
+        except Exception:  # of which Hydra would make a warning, and end as if all were well
+            traceback.print_exc()
+            sys.exit(1)
         if any(result["status"] != "finished" for result in self.results):
             sys.exit(1)
 
@@ -133,4 +137,4 @@ def _line(result: dict, results: list[dict], total: int, elapsed: float) -> str:
         trained = sum(r["status"] == "finished" and not r.get("skipped") for r in results)
         estimate = f", about {(total - done) * elapsed / trained / 60:.0f} min" if trained else ""
         left = f"; {total - done} left{estimate}"
-    return f"[{done}/{total}] {name}: {told}{left}".replace("[", r"\[", 1)
+    return f"[{done}/{total}] {name}: {told}{left}"

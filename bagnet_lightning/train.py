@@ -16,7 +16,10 @@ from bagnet_lightning.cli import command
 from bagnet_lightning.runs import in_its_folder
 from bagnet_lightning.training import ranks
 
-RUN_FILES = ("config.yaml", "metrics.csv", "best.ckpt", "last.ckpt", "predictions.npz", "wandb_id", "result.json")
+RUN_FILES = (
+    *("config.yaml", "metrics.csv", "best.ckpt", "last.ckpt", "predictions.npz", "result.json"),
+    *("wandb_id", "tensorboard"),
+)
 
 
 @command("config")

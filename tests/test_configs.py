@@ -6,9 +6,10 @@ from conftest import composed
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from bagnet_lightning.config import RULES, check, data_of_run, digest, folder
+from bagnet_lightning.config import digest, folder
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.paths import CONF
+from bagnet_lightning.rules import RULES, check
 
 
 def choices(group):
@@ -235,14 +236,3 @@ def test_folders_are_named_by_what_was_asked():
     long = folder([f"a.key{i}={i}" for i in range(60)])
     assert len(long) <= 120
     assert long != folder([f"a.key{i}={i + 1}" for i in range(60)])
-
-
-def test_a_finished_runs_data_with_some_keys_changed():
-    run = OmegaConf.to_container(composed("data.classes=10"), resolve=True)
-    data = data_of_run(run, OmegaConf.create({"root": "/elsewhere"}))
-    assert (data.root, data.classes) == ("/elsewhere", 10)
-    other = composed("data=textures").data
-    assert data_of_run(run, other) is other
-    assert data_of_run(run, None).classes == 10
-    with pytest.raises(Exception, match="rooot"):
-        data_of_run(run, OmegaConf.create({"rooot": 1}))

@@ -12,7 +12,7 @@ from bagnet_lightning.checkpoint import load_trained
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.data.module import Textures
 from bagnet_lightning.errors import Interrupted, UserError
-from bagnet_lightning.local_features.em import ExpectationMaximization, smoothed, thresholds
+from bagnet_lightning.local_features.em import ExpectationMaximization, fine_tuned, smoothed, thresholds
 from bagnet_lightning.training.fit import fit
 
 SETTINGS = [*SMALL, "optim=adam", "bagnet.stem_momentum=0.1"]
@@ -138,6 +138,19 @@ def test_em_that_is_killed_goes_on_as_if_it_had_not_been(trained, unbroken, tmp_
     assert continued.rounds == unbroken[0].rounds
     a, b = weights(tmp_path / "last.ckpt"), weights(unbroken[1])
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_em_makes_nothing_that_a_checkpoint_names(trained, tmp_path):
+    made = tmp_path / "made"
+    call = {"_target_": "pathlib.Path.touch", "_args_": [{"_target_": "pathlib.Path", "_args_": [str(made)]}]}
+    for part, key in (("model", "zero_init"), ("data", "flip")):
+        content = torch.load(trained, weights_only=True)
+        content["bagnet_lightning"]["config"][part][key] = call
+        torch.save(content, tmp_path / "best.ckpt")
+        config = composed("head=em", f"checkpoint={tmp_path / 'best.ckpt'}", "data=textures", name="classical")
+        with pytest.raises(UserError, match="more than a value"):
+            fine_tuned(config, tmp_path / "em")
+    assert not made.exists()
 
 
 def test_em_needs_patches(tmp_path):

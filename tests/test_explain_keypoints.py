@@ -231,7 +231,11 @@ def test_mistakes_are_one_line(model_file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "target", ["os.system", "bagnet_lightning.local_features.model.Path", "bagnet_lightning.cli.command", "", "x"]
+    "target",
+    [
+        *("os.system", "bagnet_lightning.cli.command", "", "x"),
+        *("bagnet_lightning.local_features.model.Path", "bagnet_lightning.local_features.model.made"),
+    ],
 )
 def test_a_file_can_name_nothing_but_parts_of_systems(tmp_path, target):
     model = local_model(*SYSTEMS[0])

@@ -224,3 +224,17 @@ def test_mistakes_are_explained(tmp_path, models):
         explain(models, small, None, False)
     with pytest.raises(UserError, match="is a ResNet-18, and only BagNets have exact evidence"):
         load_model(models[1].path, exact_only=True)
+
+
+def test_predictions_are_never_tf32(models, picture, monkeypatch):
+    """As in evidence: else the logits would be off from the sum of their shares by more than float noise."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    allowed = []
+    hooks = [
+        model.network.register_forward_hook(lambda *_: allowed.append(torch.backends.cudnn.allow_tf32))
+        for model in models
+    ]
+    explain(models, picture, None, approximate=False)
+    for hook in hooks:
+        hook.remove()
+    assert allowed == [False] * len(models)

@@ -1,4 +1,6 @@
 import csv
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,10 +44,21 @@ def test_a_run_leaves_its_measurements_and_checkpoints(tmp_path):
 
 @pytest.mark.parametrize(("limit", "images"), [([], 36), (["+trainer.limit_train_batches=2"], 24)])
 def test_the_images_of_an_epoch_are_those_it_trains_on(tmp_path, monkeypatch, limit, images):
-    monkeypatch.setattr(History, "timing", lambda self, per_epoch, compile_seconds: {"images": per_epoch})
+    monkeypatch.setattr(History, "timing", lambda self, per_epoch: {"images": per_epoch})
     result = fit(composed(*SMALL, "trainer.max_epochs=1", *limit), tmp_path)
     assert result["images"] == images
     assert result["checkpoint_seconds"] > 0
+
+
+def test_what_earlier_processes_compiled_is_not_counted_as_training():
+    first = History(Path("metrics.csv"), ())
+    first.rows, first.epoch_started, first.compiling = [{"seconds": 60.0}], time.perf_counter(), lambda: 56.0
+    second = History(Path("metrics.csv"), ())
+    second.load_state_dict({**first.state_dict(), "unfinished_seconds": 0.0})
+    second.rows = [*second.rows, {"seconds": 8.0}]
+    second.compiling = lambda: 4.0
+    timing = second.timing(1000)
+    assert (timing["compile_seconds"], timing["train_seconds"], timing["images_per_second"]) == (60, 68, 2000 / 8)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_one_others(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from conftest import composed
 from hydra.errors import HydraException
 
-from bagnet_lightning.config import check
+from bagnet_lightning.rules import check
 
 ROOT = Path(__file__).parents[1]
 

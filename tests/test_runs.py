@@ -34,7 +34,9 @@ def test_fresh_removes_what_a_run_leaves_and_nothing_else(tmp_path):
     config, described = asked("fresh=true")
     for name in (*FILES, "notes.txt"):
         (tmp_path / name).write_text("{}")
-    assert begin(config, tmp_path, described, FILES, lead=True) is None
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard/events").touch()
+    assert begin(config, tmp_path, described, (*FILES, "tensorboard"), lead=True) is None
     assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "notes.txt"}
 
 

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import composed
 
-from bagnet_lightning.config import check, folder
+from bagnet_lightning.config import folder
+from bagnet_lightning.rules import check
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "tune.py"))
 BEST = {"optim.lr": 0.1, "data.batch_size": 64, "optim.weight_decay": 0.01}

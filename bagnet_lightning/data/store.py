@@ -1,25 +1,19 @@
 """Images in memory or packed on disk: one uint8 array a split, with labels, boxes and class names."""
 
-import contextlib
-import fcntl
 import json
 import logging
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import rmtree
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bagnet_lightning.data.pack import FORMAT, Source, chunk_length, digest, pack, sha256
-from bagnet_lightning.errors import UserError
+from bagnet_lightning.files import made_once
 
 log = logging.getLogger(__name__)
-LEFT_OVER = ".bagnet-partial"  # ends the names of temporary folders
 
 
 @dataclass(frozen=True)
@@ -61,26 +55,12 @@ def packed_store(
     workers: processes that decode; by default one a core. if_unwritable: what the user can do if `folder` cannot be
     written, for the UserError that is raised then.
     """
-    store = _open(folder, fingerprint)
-    if store is not None:
-        return store
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with one_process_at_a_time(folder.parent):
-            store = _open(folder, fingerprint)  # somebody else may have packed it while we waited
-            if store is not None:
-                return store
-            source = find_source()
-            with temporary_folder(folder) as temporary:
-                pack(temporary / "new", source, workers)
-                if folder.exists():
-                    folder.rename(temporary / "old")
-                (temporary / "new").rename(folder)
-    except OSError as error:
-        raise UserError(f"cannot make {folder}: {error}; {if_unwritable}") from error
-    store = _open(folder, source.fingerprint)
-    assert store is not None, f"{folder} was packed and cannot be opened"
-    return store
+    return made_once(
+        folder,
+        lambda: _open(folder, fingerprint),
+        lambda new: pack(new, find_source(), workers),
+        if_unwritable,
+    )
 
 
 def verify(store: Store) -> bool:
@@ -92,33 +72,6 @@ def verify(store: Store) -> bool:
         chunks = [sha256(images[start : start + step]) for start in range(0, len(images), step)]
         hashes[name] = [*chunks, sha256(split.labels.numpy()), sha256(split.boxes.numpy())]
     return store.digest == digest(store.name, store.classes, store.class_names, hashes)
-
-
-@contextlib.contextmanager
-def temporary_folder(target: Path) -> Iterator[Path]:
-    """An empty folder beside `target`, removed with what is left in it at the end."""
-    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=LEFT_OVER) as temporary:
-        yield Path(temporary)
-
-
-@contextlib.contextmanager
-def one_process_at_a_time(folder: Path) -> Iterator[None]:
-    """Waits until no other process is in here with the same folder, then removes what killed ones left behind."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("another process is preparing data in %s: waiting for it", folder)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks: two processes may do the same work, and the last one's stays
-            yield
-            return
-        for left_over in folder.glob(f".*{LEFT_OVER}"):
-            rmtree(left_over, ignore_errors=True)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _open(folder: Path, fingerprint: str | None) -> Store | None:

@@ -12,7 +12,7 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import contributions, dense_evidence
 from bagnet_lightning.explanation.attribution import grad_cam, integrated_gradients
 from bagnet_lightning.explanation.inputs import Picture
-from bagnet_lightning.inference import best_device
+from bagnet_lightning.inference import best_device, predict
 from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.reporting.table import model_name
 
@@ -88,10 +88,9 @@ def explain(models: list[Model], picture: Picture, asked: int | None, approximat
                 f"{picture.name} is {width} x {height} px, smaller than the {model.field} px patches of "
                 f"{model.name}; enlarge it with size={model.field} or more"
             )
-    inputs = [normalize(torch.tensor(picture.pixels)[None], m.trained.mean, m.trained.std) for m in models]
-    inputs = [image.to(best_device()) for image in inputs]
-    with torch.no_grad():
-        logits = [model.network(image)[0].cpu() for model, image in zip(models, inputs, strict=True)]
+    pixels = torch.tensor(picture.pixels)[None]
+    logits = [predict(model.trained, pixels)[0] for model in models]
+    inputs = [normalize(pixels.to(best_device()), model.trained.mean, model.trained.std) for model in models]
     wanted = [*(values.argmax().item() for values in logits), picture.label, asked]
     shown = list(dict.fromkeys(index for index in wanted if index is not None))
 

@@ -22,7 +22,6 @@ TOLERANCE = 1e-4
 class Format:
     """write(trained, path) writes one file; load(path) gives what runs it as Portable.forward does."""
 
-    suffix: str
     write: Callable[[Trained, Path], None]
     load: Callable[[Path], Callable[[Tensor], Outputs]]
 
@@ -121,7 +120,7 @@ def _example_size(trained: Trained) -> int:
 
 
 FORMATS = {
-    "onnx": Format(".onnx", _write_onnx, _load_onnx),
-    "safetensors": Format(".safetensors", _write_safetensors, _load_safetensors),
-    "torch_export": Format(".pt2", _write_torch_export, _load_torch_export),
+    "onnx": Format(_write_onnx, _load_onnx),
+    "safetensors": Format(_write_safetensors, _load_safetensors),
+    "torch_export": Format(_write_torch_export, _load_torch_export),
 }

@@ -44,12 +44,15 @@ def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict], floa
     data = start.config["data"]
     if missing := [key for key in AS_TRAINED if key not in data]:
         raise UserError(f"{config.features.checkpoint} does not tell its data.{missing[0]}: EM needs a run's best.ckpt")
+    as_trained = {key: data[key] for key in AS_TRAINED}
+    if any(isinstance(value, (dict, list)) for value in (*as_trained.values(), *start.config["model"].values())):
+        raise UserError(f"{config.features.checkpoint} is refused: a value of its model or data is more than a value")
     em = plain(config)["em"]
     defaults = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))  # of train, for what EM says nothing of
     run = {
         **{key: value for key, value in defaults.items() if key not in ("defaults", "hydra")},
         "seed": config.seed,
-        "data": {**plain(config)["data"], **{key: data[key] for key in AS_TRAINED}},
+        "data": {**plain(config)["data"], **as_trained},
         "model": {**start.config["model"], "pretrained": str(config.features.checkpoint)},
         "optim": em["optim"],
         "scheduler": em["scheduler"],

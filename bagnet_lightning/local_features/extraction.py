@@ -18,9 +18,8 @@ import numpy as np
 
 from bagnet_lightning.data.batches import Images
 from bagnet_lightning.data.pack import progress_bar, sync
-from bagnet_lightning.data.store import one_process_at_a_time, temporary_folder
 from bagnet_lightning.data.workers import in_processes
-from bagnet_lightning.errors import UserError
+from bagnet_lightning.files import made_once
 from bagnet_lightning.local_features.bag import Bag
 from bagnet_lightning.local_features.detectors import Detector
 
@@ -73,29 +72,16 @@ def extracted(detector: Detector, images: Images, cache: Path, workers: int | No
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     folder = cache / f"{type(detector).__name__.lower()}-{digest[:16]}"
-    found = _open(folder, detector)
-    if found is not None:
-        return found
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with one_process_at_a_time(cache):
-            found = _open(folder, detector)  # somebody else may have computed it while we waited
-            if found is not None:
-                return found
-            with temporary_folder(folder) as temporary:
-                (temporary / "new").mkdir()
-                _compute(detector, images, temporary / "new", settings, workers)
-                if folder.exists():
-                    folder.rename(temporary / "old")
-                (temporary / "new").rename(folder)
-    except OSError as error:
-        raise UserError(f"cannot make {folder}: {error}; free some space, or set cache=FOLDER") from error
-    found = _open(folder, detector)
-    assert found is not None, f"{folder} was written and cannot be opened"
-    return found
+    return made_once(
+        folder,
+        lambda: _open(folder, detector),
+        lambda new: _compute(detector, images, new, settings, workers),
+        "free some space, or set cache=FOLDER",
+    )
 
 
 def _compute(detector: Detector, images: Images, folder: Path, settings: dict, workers: int | None) -> None:
+    folder.mkdir()
     jobs = ((detector, pixels) for pixels in _chunks(images))
     began, counts, features = time.perf_counter(), [0], 0
     with (

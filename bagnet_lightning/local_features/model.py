@@ -1,4 +1,4 @@
-"""A trained system of local features, encoding and linear classifier: its file, and what it says of an image."""
+"""A trained system of local features, encoding and classifier: its file, and what it says of an image."""
 
 import json
 from collections.abc import Mapping
@@ -145,8 +145,9 @@ def _about(path: str | Path) -> dict | None:
 
 
 def _is_ours(target: str) -> bool:
-    """Whether it is a class that a module of this package defines, not one that it imports."""
+    """Whether it is a class that a module of this package defines: no function of it, and nothing that it imports."""
     module, _, name = target.rpartition(".")
     if module.rpartition(".")[0] != __package__ or find_spec(module) is None:
         return False
-    return getattr(getattr(import_module(module), name, None), "__module__", None) == module
+    found = getattr(import_module(module), name, None)
+    return isinstance(found, type) and found.__module__ == module

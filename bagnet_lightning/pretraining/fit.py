@@ -42,7 +42,7 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
         raise UserError("data.flip=alternating: tiles are mirrored at random or not at all; ask for true or false")
     tiles = Tiles(**config.tiles, flip=data.flip)
     tiles.check(*data.store.splits["train"].images.shape[1:3], getattr(network, "receptive_field", 1))
-    _cut_into_tiles(data, tiles, method.kinds, config.trainer.devices * config.trainer.num_nodes)
+    _cut_into_tiles(data, tiles, method.kinds)
     about = {"config": plain(config), "classes": [], "class_names": [], "mean": data.mean, "std": data.std}
     module = Pretrainer(network, features, method, **schedule(config), about=about)
     history = History(folder / "metrics.csv", FIGURES)
@@ -65,7 +65,8 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
 
 def _by_colour(data: ImageData) -> float:
     """How many of the held-out triplets the tiles' mean colours alone tell: what takes no learning."""
-    batches = [data.unaugmented(images, indices) for images, _, indices in data.val_dataloader()]
+    device = data.scale.device  # where the images need not be
+    batches = [data.unaugmented(images.to(device), places.to(device)) for images, _, places in data.val_dataloader()]
     return torch.cat([nearer(tiles.mean((2, 3))) for tiles in batches]).double().mean().item()
 
 
@@ -80,11 +81,8 @@ def _add_test_images(data: ImageData) -> None:
     data.train_images = data.train_source = Images(Split(images, *nothing), everything, nothing[0])
 
 
-def _cut_into_tiles(data: ImageData, tiles: Tiles, kinds: int, ranks: int) -> None:
-    """Has batches of `data` hold `kinds` kinds of tiles, and in validation triplets, always the same ones.
-
-    ranks: processes that share each batch.
-    """
+def _cut_into_tiles(data: ImageData, tiles: Tiles, kinds: int) -> None:
+    """Has batches of `data` hold `kinds` kinds of tiles, and in validation triplets, always the same ones."""
     # In order of their classes, most of a batch would be of one class, and distant tiles too.
     order = torch.randperm(len(data.val_images), generator=torch.Generator().manual_seed(0))
     shuffled = replace(data.val_images, chosen=data.val_images.chosen[order], labels=data.val_images.labels[order])
@@ -94,10 +92,10 @@ def _cut_into_tiles(data: ImageData, tiles: Tiles, kinds: int, ranks: int) -> No
         ("batch_size", len(data.train_images), len(data.train_images) % data.batch_size or data.batch_size),
         ("eval_batch_size", len(data.val_images), len(data.val_images) // batches),
     ):
-        if smallest < 2 * ranks:
+        if smallest < 2:
             raise UserError(
-                f"data.{key}={getattr(data, key)}: a batch of the {count:,} images would have {smallest}, and on every "
-                "device a tile needs another image to be compared with; choose another size"
+                f"data.{key}={getattr(data, key)}: a batch of the {count:,} images would have {smallest}, and a tile "
+                "needs another image to be compared with; choose another size"
             )
 
     def scaled(tiles_of_batch: Tensor) -> Tensor:

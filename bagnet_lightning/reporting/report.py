@@ -8,7 +8,7 @@ from tempfile import TemporaryFile
 from rich.console import Console
 
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.files import write_bytes
+from bagnet_lightning.files import write_bytes, writing
 from bagnet_lightning.reporting.table import Table, read_table
 from bagnet_lightning.reporting.text import csv_text, markdown, print_table, related_csv_text
 from bagnet_lightning.standalone import data_uri
@@ -37,22 +37,15 @@ def write_report(
             console.print(f"{table.folder}\n", markup=False, highlight=False)
         if table.runs:
             print_table(table, console)
+    place = out or _writable(folders, console)
     files = _files(*tables) if len(tables) == 1 else {}
+    _write(files, place)  # before a network is loaded and run for the page
     pictures = {Path(name).stem: data_uri(png, "image/png") for name, png in files.items() if name.endswith(".png")}
     data = page_data(tables, pictures, gallery, live=False)
-    files["index.html"] = page(data).encode()
-
-    place = out or _writable(folders, console)
-    for name, content in files.items():
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            write_bytes(place / name, content)
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(
-                f"{place / name} cannot be written ({reason}); choose another folder with out=FOLDER"
-            ) from error
-        if tables[0].runs:
+    _write(html := {"index.html": page(data).encode()}, place)
+    files |= html
+    if tables[0].runs:
+        for name in files:
             console.print(str(place / name), markup=False, highlight=False, soft_wrap=True)
     if not any(table.runs for table in tables):
         raise UserError(
@@ -63,6 +56,13 @@ def write_report(
         from bagnet_lightning.reporting.wandb_report import log_report
 
         log_report(project, tables[0].folder.resolve().name, place, files, data["gallery"])
+
+
+def _write(files: dict[str, bytes], place: Path) -> None:
+    with writing(place):
+        place.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            write_bytes(place / name, content)
 
 
 def watch(folders: Sequence[Path], port: int, console: Console) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -27,6 +28,8 @@ class History(Callback):
         self.rows: list[dict[str, float]] = []
         self.validation_seconds = 0.0
         self.unfinished_seconds = 0.0  # since the last row: of an epoch that another process began
+        self.compile_seconds = 0.0  # of the processes before this one
+        self.compiling: Callable[[], float] = lambda: 0.0  # of this one so far
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.epoch_started = time.perf_counter() - self.unfinished_seconds
@@ -62,17 +65,16 @@ class History(Callback):
             "rows": self.rows,
             "validation_seconds": self.validation_seconds,
             "unfinished_seconds": time.perf_counter() - self.epoch_started,
+            "compile_seconds": self.compile_seconds + self.compiling(),
         }
 
     def load_state_dict(self, state: dict) -> None:
         self.rows, self.validation_seconds = state["rows"], state["validation_seconds"]
-        self.unfinished_seconds = state["unfinished_seconds"]
+        self.unfinished_seconds, self.compile_seconds = state["unfinished_seconds"], state["compile_seconds"]
 
-    def timing(self, images_per_epoch: int, compile_seconds: float) -> dict:
-        """The time of training, for a result.
-
-        compile_seconds: what of this time was spent once, and does not count in the images per second.
-        """
+    def timing(self, images_per_epoch: int) -> dict:
+        """The time of training, for a result. Compiling and validation do not count in the images per second."""
+        compile_seconds = self.compile_seconds + self.compiling()
         seconds = sum(row["seconds"] for row in self.rows) + self.unfinished_seconds  # of the last checkpoints
         steady = seconds - self.validation_seconds - compile_seconds
         return {

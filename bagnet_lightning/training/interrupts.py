@@ -10,9 +10,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from bagnet_lightning.checkpoint import gradients_pending
-from bagnet_lightning.errors import Interrupted
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from bagnet_lightning.errors import SIGNALS, Interrupted
 
 
 class StopOnSignal(Callback):

@@ -12,7 +12,7 @@ class RunLogger(Logger):
     """A Lightning logger that may also watch the training, and is told its result.
 
     Made by `instantiate(config.logger)(folder=..., composed=..., asked=...)`: the run's folder, its whole
-    configuration, and what train.describe says of it.
+    configuration, and what results.describe says of it.
     """
 
     callbacks: tuple[Callback, ...] = ()

@@ -22,10 +22,9 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from bagnet_lightning.config import plain
-from bagnet_lightning.errors import Interrupted, UserError
+from bagnet_lightning.errors import SIGNALS, Interrupted, UserError
 from bagnet_lightning.results import write_result
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # interrupts.py has the same, and imports torch
 GRACE_S = 10  # for ranks to end by themselves once one has failed, or rank 0 has stopped
 SERVE = "import sys; sys.path[:] = {path!r}; from bagnet_lightning.training.ranks import serve; serve({descriptor})"
 

@@ -10,6 +10,7 @@ from bagnet_lightning.config import plain
 from bagnet_lightning.errors import Interrupted
 from bagnet_lightning.results import write_result
 from bagnet_lightning.runs import outcome
+from bagnet_lightning.training.loggers import RunLogger
 from bagnet_lightning.training.ranks import rank
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ def run(config: DictConfig, folder: Path, asked: dict) -> dict:
     A configuration with a `method` asks for a pretraining.
     Raises Interrupted after a signal. Of ranks that train together each returns a result, and rank 0 writes it.
     """
-    logger = None
+    logger: RunLogger | None = None
 
     def work() -> dict:
         nonlocal logger
@@ -38,11 +39,18 @@ def run(config: DictConfig, folder: Path, asked: dict) -> dict:
         result = outcome(asked, folder, work)
     except Interrupted as stop:
         log.info("stopped by %s; the same command again goes on", stop)
-        if logger:
-            logger.close({**asked, "status": "unfinished"})
+        _close(logger, {**asked, "status": "unfinished"})
         raise
     if rank(config) == 0:
         write_result(folder, result)
-    if logger:
-        logger.close(result)
+    _close(logger, result)
     return result
+
+
+def _close(logger: RunLogger | None, result: dict) -> None:
+    """Whatever becomes of a logger at the end, the run is what it is."""
+    try:
+        if logger:
+            logger.close(result)
+    except Exception as error:
+        log.warning("the logger has failed at the end: %s: %s", type(error).__name__, str(error).partition("\n")[0])

@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -90,6 +91,7 @@ def train(
     ]
     trainer = _trainer(config, callbacks, logger)
     accelerate(module, data, trainer, config.trainer.compile, config.trainer.cuda_graph)
+    history.compiling = partial(compile_seconds, module, data)
     if trainer.precision == "64-true":
         module.double()  # Lightning does so, but only after it has loaded a checkpoint
     trainer.strategy.setup_environment()  # from here on several ranks know and hear each other
@@ -107,7 +109,7 @@ def train(
         raise _out_of_memory(module, data) from error
     images_per_epoch = min(len(data.train_images), trainer.num_training_batches * data.batch_size)
     return {
-        **history.timing(images_per_epoch, compile_seconds(module, data)),
+        **history.timing(images_per_epoch),
         **accelerated(module, data),
         "checkpoint_seconds": trainer.strategy.checkpoint_io.seconds,  # waited for in this process
         "train_images": len(data.train_images),

@@ -131,7 +131,7 @@ class WandbEvidence(Callback):
         count = min(SHOWN, len(data.val_images))
         places = torch.arange(count) * len(data.val_images) // count
         pixels, labels, _ = data.val_images[places]
-        images = normalize(pixels.to(module.device), data.mean, data.std)
+        images = normalize(pixels.to(module.device), data.mean, data.std).to(module.dtype)
         pictures = []
         for number, label in enumerate(labels.tolist()):
             image = images[number : number + 1]

@@ -130,7 +130,7 @@ def _gallery(tables: list[Table], prefixes: list[str]) -> tuple[dict | None, str
         from bagnet_lightning.reporting.page.gallery import gallery
 
         items = gallery(checkpoint, predictions)
-    except (UserError, ValueError) as error:
-        return None, f"The best BagNet, {name}: {error}."
+    except (UserError, ValueError, RuntimeError) as error:  # the last is a GPU that others use, too
+        return None, f"The best BagNet, {name}: {str(error).partition(chr(10))[0]}."
     command = f"python -m bagnet_lightning.explain checkpoint={Path(checkpoint).as_posix()} split=val"
     return {"run": name, "items": items, "command": command}, None

@@ -1,0 +1,33 @@
+"""The data that a trained network knows: those of its run, from the configuration in its checkpoint."""
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from bagnet_lightning.config import plain
+from bagnet_lightning.data.module import ImageData, ImageFolder, Textures, TinyImageNet
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.rules import check
+
+SOURCES = {f"{source.__module__}.{source.__name__}" for source in (TinyImageNet, Textures, ImageFolder)}
+
+
+def data_of_run(run: dict, asked: DictConfig | None) -> ImageData:
+    """The data of `run`, a run's configuration, not set up yet.
+
+    asked: what the user says of them, another source or some keys of the same one.
+    Raises UserError for a wrong value, or if the checkpoint names what is none of this package's sources: a checkpoint
+    is data, and must not choose what is called. What the user asks for may.
+    """
+    if asked is not None and "_target_" in asked:
+        config = asked
+    else:
+        named = run["data"].get("_target_")
+        if named is None:  # an exported network says nothing of places
+            raise UserError("the checkpoint does not say where its data are; add data=tiny_imagenet, or another source")
+        if named not in SOURCES:
+            raise UserError(f"the checkpoint names the data {named}, which are not of this package; add data=SOURCE")
+        data = OmegaConf.create(run["data"])
+        OmegaConf.set_struct(data, True)
+        config = OmegaConf.merge(data, asked or {})
+    check(OmegaConf.create({"data": plain(config)}))
+    return instantiate(config, _partial_=True, _convert_="all", _recursive_=False)()

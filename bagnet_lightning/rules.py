@@ -1,0 +1,167 @@
+"""What values the keys of a configuration may have. Imports no torch."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from bagnet_lightning.errors import UserError
+
+Rule = tuple[Callable[[Any], bool], str]
+
+
+def number(low: float, high: float = float("inf"), *, above: bool = False) -> Rule:
+    words = f"a number {'above' if above else 'from'} {low:g}" + (f" to {high:g}" if high < float("inf") else "")
+
+    def test(value: Any) -> bool:
+        return (
+            isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and (low < value if above else low <= value)
+            and value <= high
+        )
+
+    return test, words
+
+
+def whole(low: int, high: float = float("inf")) -> Rule:
+    return (
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high,
+        f"a whole number from {low}" + (f" to {high}" if high < float("inf") else ""),
+    )
+
+
+def or_null(rule: Rule) -> Rule:
+    return lambda value: value is None or rule[0](value), f"{rule[1]}, or null"
+
+
+def or_own(rule: Rule) -> Rule:
+    """For a size: the images' own, or null for the training images'."""
+    return lambda value: value in (None, "own") or rule[0](value), f"{rule[1]} px, null or own"
+
+
+BOOL: Rule = (lambda value: isinstance(value, bool), "true or false")
+_AUTO: Rule = (lambda value: isinstance(value, bool) or value == "auto", "auto, true or false")
+_CLASSES: Rule = (
+    lambda value: whole(1)[0](value) or (isinstance(value, list) and len(value) > 0),
+    "a whole number from 1, or a list of classes",
+)
+_PRETRAINED: Rule = (
+    lambda value: isinstance(value, bool) or (isinstance(value, str) and Path(value).is_file()),
+    "true, false or the path of an existing file",
+)
+_KERNELS = ("chi2", "intersection", "jensen_shannon", None)
+_SHARE: Rule = (lambda value: number(0, 1)[0](value) and value < 1, "a share from 0 to below 1")
+_SIZES: Rule = (
+    lambda value: isinstance(value, list) and len(value) > 0 and all(map(number(1)[0], value)),
+    "a list of numbers from 1",
+)
+_PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "64-true")
+
+RULES: dict[str, Rule] = {
+    "seed": whole(0),
+    "fresh": BOOL,
+    "dry_run": BOOL,
+    "sweep": (lambda value: isinstance(value, str) and re.fullmatch(r"[\w.+-]+", value), "a folder's name"),
+    "label_smoothing": number(0, 1),
+    "patch_loss": number(0, 1),
+    "weight_average": or_null(_SHARE),
+    "checkpoint.every_n_steps": or_null(whole(1)),
+    "checkpoint.every_n_minutes": or_null(number(0, above=True)),
+    "data.batch_size": whole(1),
+    "data.eval_batch_size": whole(1),
+    "data.classes": or_null(_CLASSES),
+    "data.images_per_class": or_null(whole(1)),
+    "data.holdout": _SHARE,
+    "data.crop_padding": whole(0),
+    "data.flip": (
+        lambda value: isinstance(value, bool) or value == "alternating",
+        "true, false or alternating",
+    ),
+    "data.normalize": BOOL,
+    "data.device_resident": _AUTO,
+    "data.image_size": whole(9),
+    "data.train_images": whole(1),
+    "data.val_images": whole(1),
+    "model.pretrained": _PRETRAINED,
+    "model.width": number(0.25),
+    "model.pad": whole(0),
+    "model.stem_momentum": number(0, 1, above=True),
+    "model.zero_init": BOOL,
+    "model.stem": (lambda value: value in ("imagenet", "small"), "imagenet or small"),
+    "optim.lr": number(0, above=True),
+    "optim.momentum": number(0, 1),
+    "optim.nesterov": BOOL,
+    "optim.weight_decay": number(0),
+    "scheduler.interval": (lambda value: value in ("epoch", "step"), "epoch or step"),
+    "scheduler.step_size": whole(1),
+    "scheduler.gamma": number(0, 1, above=True),
+    "scheduler.eta_min": number(0),
+    "scheduler.pct_start": number(0, 1),
+    "images": (lambda value: value in ("train", "train+test"), "train or train+test"),
+    "tiles.size": whole(9),
+    "tiles.radius": whole(1),
+    "tiles.colour": number(0, 1),
+    "method.margin": number(0, above=True),
+    "method.l2": number(0),
+    "method.temperature": number(0, above=True),
+    "method.projection": whole(1),
+    "workers": or_null(whole(1)),
+    "features.upsample": number(0.25),
+    "features.contrast_threshold": number(0),
+    "features.edge_threshold": number(0, above=True),
+    "features.sigma": number(0.5, above=True),
+    "features.step": whole(1),
+    "features.bin_sizes": _SIZES,
+    "features.keypoints": whole(1),
+    "features.fast_threshold": whole(1),
+    "features.output": (lambda value: value in ("features", "logits"), "features or logits"),
+    "fit_on": (lambda value: value in ("train", "holdout"), "train or holdout"),
+    "em.rounds": whole(1),
+    "em.image_percentile": number(0, 100),
+    "em.class_percentile": number(0, 100),
+    "em.sigma": number(0),
+    "em.optim.lr": number(0, above=True),
+    "encoding.codebook.size": whole(2),
+    "encoding.codebook.sample": whole(2),
+    "encoding.gaussians": whole(1),
+    "encoding.dimensions": whole(1),
+    "encoding.sample": whole(2),
+    "encoding.power": number(0, 1, above=True),
+    "encoding.norm": (lambda value: value in ("l1", "l2", None), "l1, l2 or null"),
+    "classifier.loss": (lambda value: value in ("squared_hinge", "logistic"), "squared_hinge or logistic"),
+    "classifier.C": number(0, above=True),
+    "classifier.kernel": (lambda value: value in _KERNELS, f"{', '.join(map(str, _KERNELS[:-1]))} or null"),
+    "classifier.order": whole(1),
+    "trainer.devices": whole(1),
+    "trainer.num_nodes": whole(1),
+    "trainer.sync_batchnorm": BOOL,
+    "trainer.max_epochs": whole(1),
+    "trainer.accumulate_grad_batches": whole(1),
+    "trainer.gradient_clip_val": or_null(number(0, above=True)),
+    "trainer.precision": (lambda value: value in _PRECISIONS, f"one of {', '.join(_PRECISIONS)}"),
+    "trainer.deterministic": BOOL,
+    "trainer.compile": (
+        lambda value: _AUTO[0](value) or value == "max-autotune",
+        f"{_AUTO[1].replace(' or', ',')} or max-autotune",
+    ),
+    "trainer.cuda_graph": _AUTO,
+}
+
+_MISSING = object()
+
+
+def check(config: DictConfig, rules: dict[str, Rule] = RULES) -> None:
+    """Raises UserError, naming the key and what it may be, for the first value of a wrong type or range."""
+    for key in sorted(OmegaConf.missing_keys(config)):
+        raise UserError(f"{key} is needed: add {key}=...")
+    for key, (test, words) in rules.items():
+        value = OmegaConf.select(config, key, default=_MISSING)
+        if value is _MISSING:
+            continue
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value, resolve=True)
+        if not test(value):
+            raise UserError(f"{key}={value}: {key} must be {words}")

@@ -1,0 +1,34 @@
+"""A checkpoint says which data its network knows, and can have nothing else made."""
+
+import pytest
+from conftest import composed
+from omegaconf import OmegaConf
+
+from bagnet_lightning.config import plain
+from bagnet_lightning.data.module import Textures
+from bagnet_lightning.data.of_run import data_of_run
+from bagnet_lightning.errors import UserError
+
+
+def test_a_finished_runs_data_with_some_keys_changed():
+    run = plain(composed("data.classes=10"))
+    data = data_of_run(run, OmegaConf.create({"root": "/elsewhere"}))
+    assert (data.root, data.classes) == ("/elsewhere", 10)
+    assert isinstance(data_of_run(run, composed("data=textures").data), Textures)
+    assert data_of_run(run, None).classes == 10
+    with pytest.raises(Exception, match="rooot"):
+        data_of_run(run, OmegaConf.create({"rooot": 1}))
+    with pytest.raises(UserError, match=r"^data\.classes=-1: data\.classes must be"):
+        data_of_run(run, OmegaConf.create({"classes": -1}))
+
+
+@pytest.mark.parametrize("target", ["pathlib.Path.touch", "bagnet_lightning.files.write_text"])
+def test_a_checkpoint_cannot_choose_what_is_called(tmp_path, target):
+    made = tmp_path / "made"
+    call = {"_target_": target, "_args_": [{"_target_": "pathlib.Path", "_args_": [str(made)]}, "text"]}
+    with pytest.raises(UserError, match=f"names the data {target}"):
+        data_of_run({"data": call}, None)
+    nested = plain(composed("data=textures"))
+    nested["data"]["name"] = call
+    data_of_run(nested, None)
+    assert not made.exists()

@@ -1,0 +1,36 @@
+"""What is told of the runs of a command, and how it ends, whatever a run or the report does."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from conftest import composed
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from bagnet_lightning.config import plain
+from bagnet_lightning.sweep import Sweep
+
+CONFIG = OmegaConf.create({**plain(composed()), "hydra": {"sweep": {"dir": "nowhere"}}})
+
+
+def ended(sweep: Sweep, **result) -> None:
+    asked = {"model": "bagnet9", "optimizer": "sgd"}
+    sweep.on_job_end(CONFIG, SimpleNamespace(_return_value={**asked, **result}))
+
+
+def test_brackets_in_a_runs_error_are_text():
+    sweep, stream = Sweep(), io.StringIO()
+    sweep.console = Console(file=stream, soft_wrap=True)
+    ended(sweep, status="failed", error="pip install 'bagnet-lightning[tensorboard]' [/tmp]")
+    assert stream.getvalue() == "[1/1] bagnet9 sgd: failed: pip install 'bagnet-lightning[tensorboard]' [/tmp]\n"
+
+
+def test_a_report_that_fails_does_not_end_the_command_as_if_all_were_well(monkeypatch, capsys):
+    def broken(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("bagnet_lightning.reporting.report.write_report", broken)
+    with pytest.raises(SystemExit, match="1"):
+        Sweep().on_multirun_end(CONFIG)
+    assert "RuntimeError: out of memory" in capsys.readouterr().err
