@@ -23,6 +23,7 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import write_bytes
 from bagnet_lightning.models.bagnet import bagnet9, bagnet17, bagnet33
 from bagnet_lightning.models.resnet import resnet18
+from bagnet_lightning.names import model_name
 from bagnet_lightning.safe_load import safe_load
 
 NETWORKS = {f"{make.__module__}.{make.__name__}": make for make in (bagnet9, bagnet17, bagnet33, resnet18)}
@@ -137,6 +138,11 @@ class Trained:
     class_names: list[str]
     mean: tuple[float, float, float]  # of pixels / 255; what the network's inputs were normalised by
     std: tuple[float, float, float]
+
+    @property
+    def name(self) -> str:
+        """ "BagNet-17"."""
+        return model_name(self.config["model"]["_target_"].rpartition(".")[2])
 
     @property
     def image_size(self) -> int:

@@ -14,11 +14,10 @@ from bagnet_lightning.data.images import load_image
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import dense_evidence
 from bagnet_lightning.explanation.drawing import overlay, scale_end
-from bagnet_lightning.explanation.inputs import short_name
 from bagnet_lightning.inference import best_device, predict
 from bagnet_lightning.models.bagnet import BagNet
+from bagnet_lightning.names import short_name
 from bagnet_lightning.prediction import TOP
-from bagnet_lightning.reporting.table import model_name
 
 THEME = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none to be fetched
 PREDICTED = -1  # the choice of whatever class is predicted
@@ -29,7 +28,7 @@ SHOWN_PX = 448  # side of the evidence map on the page
 
 def page(trained: Trained, max_pixels: int) -> gradio.Blocks:
     """The page, to be launched. max_pixels: images of more are refused before they are decoded."""
-    name = model_name(trained.config["model"]["_target_"].rpartition(".")[2])
+    name = trained.name
     names = labels(trained)
     exact = isinstance(trained.network, BagNet)
 

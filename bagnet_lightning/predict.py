@@ -24,7 +24,7 @@ def main(config: DictConfig) -> None:
     from bagnet_lightning.checkpoint import load_trained
     from bagnet_lightning.data.images import image_files
     from bagnet_lightning.data.of_run import data_of_run
-    from bagnet_lightning.explanation.inputs import short_name
+    from bagnet_lightning.names import short_name
     from bagnet_lightning.prediction import as_csv, as_json, predict_files, submission
 
     trained = load_trained(config.checkpoint)

@@ -1,9 +1,13 @@
 """HTML files that hold all they need, style, script, data and pictures, and load nothing."""
 
 import base64
+import io
 import json
 import re
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 #: Colours, dark and light, and typography of all pages; a page's own style follows it.
 STYLE = Path(__file__).with_name("style.css")
@@ -17,6 +21,13 @@ def fill(template: Path, **parts: str) -> str:
 def embedded(data: object) -> str:
     """JSON for a script element, which no "<" in it can end."""
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+
+
+def png_uri(pixels: np.ndarray) -> str:
+    """An image, (H, W, 3) uint8, as what an img shows."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return data_uri(stream.getvalue(), "image/png")
 
 
 def data_uri(content: bytes, kind: str) -> str:

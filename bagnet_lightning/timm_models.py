@@ -16,10 +16,8 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bagnet_lightning.models.bagnet import BagNet
+from bagnet_lightning.models.bagnet import WIDE_STAGES, BagNet
 from bagnet_lightning.models.pretrained import PUBLIC_WEIGHTS, state_dict_of
-
-_WIDE_STAGES = {"bagnet9": (1, 1, 0, 0), "bagnet17": (1, 1, 1, 0), "bagnet33": (1, 1, 1, 1)}
 
 default_cfgs = {
     name: {
@@ -36,7 +34,7 @@ default_cfgs = {
         "origin_url": "https://github.com/wielandbrendel/bag-of-local-features-models",
         "paper_name": "Approximating CNNs with Bag-of-local-Features models works surprisingly well on ImageNet",
     }
-    for name in _WIDE_STAGES
+    for name in WIDE_STAGES
 }
 
 
@@ -135,7 +133,7 @@ def bagnet33(pretrained: bool = False, **options) -> nn.Module:
 
 def _build(name: str, pretrained: bool, options: dict) -> nn.Module:
     features = {"feature_cls": "getter", "out_indices": (0, 1, 2, 3)}
-    options = {"wide_stages": _WIDE_STAGES[name], **options}
+    options = {"wide_stages": WIDE_STAGES[name], **options}
 
     def plain(weights: dict, network: nn.Module) -> dict[str, Tensor]:
         return state_dict_of(weights, name)  # the public ones lie in a checkpoint, under "module."

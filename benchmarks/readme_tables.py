@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from bagnet_lightning.files import write_text
-from bagnet_lightning.reporting.table import model_name, model_order, optimizer_name
+from bagnet_lightning.names import model_name, model_order, optimizer_name
 from bagnet_lightning.table1 import paper_rows
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 
 from bagnet_lightning.checkpoint import load_trained
 from bagnet_lightning.inference import predict
-from bagnet_lightning.reporting.table import model_name, optimizer_name
+from bagnet_lightning.names import model_name, optimizer_name
 from bagnet_lightning.results import read_metrics, read_runs
 
 HEADING = (

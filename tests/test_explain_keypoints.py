@@ -159,7 +159,7 @@ def test_the_picture_has_the_colours_of_both_signs_where_the_keypoints_are(patch
         words=None,
     )
     picture = Picture("photo", np.full((height, width, 3), 128, np.uint8), 0)
-    assert scale_end(explanation) == pytest.approx(0.5, abs=1e-2)
+    assert scale_end([explanation.shares[:, explanation.shown]]) == pytest.approx(0.5, abs=1e-2)
     drawn = Image.open(BytesIO(draw(picture, explanation, "SIFT", ["a", "b"], patches)))
     left, side = round((0.2 + SIDE + GAP) * DPI), round(SIDE * DPI)
     rows = slice(round(0.85 * DPI), round((0.85 + SIDE * height / width) * DPI))

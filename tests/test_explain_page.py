@@ -8,9 +8,10 @@ from PIL import Image
 from trained_checkpoints import write_checkpoint
 
 from bagnet_lightning.explanation.drawing import COLOURS, exact_limit
-from bagnet_lightning.explanation.inputs import Picture, short_name
+from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.maps import explain, load_model
 from bagnet_lightning.explanation.page import Page
+from bagnet_lightning.names import short_name
 
 pytest.importorskip("captum", reason="captum is an optional dependency: pip install 'bagnet-lightning[explain]'")
 from selenium.webdriver.common.by import By

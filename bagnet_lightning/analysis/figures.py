@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from bagnet_lightning.names import clipped, short_name
+
 DPI = 150
 GREY = "#666666"
 # Okabe & Ito's colours: told apart with any colour vision, and in grey.
@@ -49,9 +51,9 @@ def draw_patches(network: dict, class_names: dict[str, str], pixels: np.ndarray)
                 axes.imshow(patch, extent=(x, x + 0.94, y + 0.94, y), interpolation="nearest")
                 words = f"{entry['logit']:.1f}"
                 if kind == "misleading":
-                    words += f"\n{_short(class_names[entry['label']], 15)}"
+                    words += f"\n{clipped(short_name(class_names[entry['label']]), 15)}"
                 axes.text(x + 0.47, y + 0.97, words, ha="center", va="top", fontsize=5.5, color=GREY, linespacing=0.95)
-        name = textwrap.fill(_short(class_names[label], 30), 16)
+        name = textwrap.fill(clipped(short_name(class_names[label]), 30), 16)
         axes.text(-0.15, ROW * row + 0.47, name, ha="right", va="center", fontsize=8)
     for kind, words in (("correct", "in images of the class"), ("misleading", "in images of other classes (named)")):
         axes.text(starts[kind], -0.15, words, fontsize=9, va="bottom")
@@ -209,8 +211,3 @@ def _patch(image: np.ndarray, top: int, left: int, field: int) -> np.ndarray:
     columns = slice(max(left, 0), min(left + field, image.shape[1]))
     patch[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = image[rows, columns] / 255
     return patch
-
-
-def _short(name: str, length: int) -> str:
-    name = name.partition(",")[0]
-    return name if len(name) <= length else name[: length - 1] + "…"

@@ -32,7 +32,6 @@ from bagnet_lightning.evidence import patch_corners, patch_evidence
 from bagnet_lightning.explanation.attribution import grad_cam, integrated_gradients
 from bagnet_lightning.inference import best_device
 from bagnet_lightning.models.bagnet import BagNet
-from bagnet_lightning.reporting.table import model_name
 
 MASKED_TILE = 8  # px; the distance of a BagNet's patches
 MASKING_STEPS = 16  # from the whole image to none of it
@@ -68,7 +67,7 @@ def measure(trained: Trained, sample: Sample, map_count: int, seed: int) -> dict
     Raises UserError if the images are smaller than a BagNet's patches.
     """
     network = trained.network.to(best_device(), memory_format=torch.channels_last).eval()
-    name = _name(trained)
+    name = trained.name
     height, width = sample.pixels.shape[1:3]
     if isinstance(network, BagNet) and min(height, width) + network.pad < network.receptive_field:
         raise UserError(
@@ -200,13 +199,9 @@ def _summarised_curves(curves: dict[str, dict[str, list[Tensor]]]) -> dict:
 
 def _batches(trained: Trained, sample: Sample, what: str, size: int = BATCH) -> Iterator[tuple[Tensor, slice]]:
     """Normalised images (B, 3, H, W) on the network's device, and which of the sample they are."""
-    with progress_bar(f"{_name(trained)}: {what}", len(sample.pixels)) as advance:
+    with progress_bar(f"{trained.name}: {what}", len(sample.pixels)) as advance:
         for start in range(0, len(sample.pixels), size):
             at = slice(start, start + size)
             images = normalize(sample.pixels[at].to(best_device()), trained.mean, trained.std)
             yield images, at
             advance(len(images))
-
-
-def _name(trained: Trained) -> str:
-    return model_name(trained.config["model"]["_target_"].rpartition(".")[2])

@@ -1,19 +1,23 @@
 """The picture of one image's explanations: maps over the image on one scale, and the strongest patches cut out."""
 
+from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bagnet_lightning.explanation.inputs import Picture, short_name
+from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.maps import EXACT, Explanation, Model, strongest
+from bagnet_lightning.names import clipped, short_name
 
 COLOURS = "RdBu_r"  # red speaks for the class, blue against it
 OVERLAY = 0.7  # opacity of a map over its image
 PATCHES = 4  # shown of those for and of those against a class
+CLASS = 24  # characters of its name
 PANEL = 2.15  # inches
 DPI = 130
 GREY = "#666666"
@@ -50,10 +54,10 @@ def exact_limit(explanations: list[Explanation]) -> float:
     return scale_end([e.dense[..., e.shown] for e in explanations if e.dense is not None])
 
 
-def scale_end(maps: list[Tensor]) -> float:
-    """The absolute value that 99 % of the maps' pixels stay below: a few loud pixels should not hide the others."""
-    values = np.concatenate([one.abs().flatten().numpy() for one in maps]) if maps else np.zeros(1)
-    return float(np.quantile(values, 0.99)) or 1.0
+def scale_end(maps: Sequence[ArrayLike]) -> float:
+    """The absolute value that 99 % of all values in `maps` stay below: a few loud ones should not hide the others."""
+    values = np.concatenate([np.zeros(0), *(np.abs(np.asarray(one)).ravel() for one in maps)])
+    return (float(np.quantile(values, 0.99)) if values.size else 0) or 1.0
 
 
 def cut_out(picture: Picture, row: int, column: int, model: Model) -> np.ndarray:
@@ -115,7 +119,7 @@ def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: E
             mappable = _overlay(axes, picture, one, end)
             if row == 0:
                 logit = explanation.logits[index].item()
-                axes.set_title(f"{clipped(names[index])}  logit {logit:.2f}", fontsize=9)
+                axes.set_title(f"{clipped(short_name(names[index]), CLASS)}  logit {logit:.2f}", fontsize=9)
         bar = block.colorbar(mappable, cax=block.add_subplot(grid[row, -1]), extend="both")
         bar.ax.tick_params(labelsize=7)
         bar.set_label(f"{method}\n{'logit of the patch' if exact else 'an approximation'}", fontsize=7)
@@ -138,7 +142,7 @@ def _draw_patches(
     side = 0.78  # inches
     groups = (("highest", True, 0.02), ("lowest", False, 0.51))
     for word, largest, left in groups:
-        title = f"{word} scores for {clipped(model.trained.class_names[index])}"
+        title = f"{word} scores for {clipped(short_name(model.trained.class_names[index]), CLASS)}"
         block.text(left, top - 0.06 / height, title, fontsize=8.5, va="top")
         found = strongest(explanation.dense[..., index], model.field, PATCHES, largest)
         for place, (row, column, score) in enumerate(found):
@@ -156,8 +160,3 @@ def bare(axes) -> None:
     for spine in axes.spines.values():
         spine.set_color(GREY)
         spine.set_linewidth(0.5)
-
-
-def clipped(class_name: str) -> str:
-    name = short_name(class_name)
-    return name if len(name) <= 24 else f"{name[:23]}…"

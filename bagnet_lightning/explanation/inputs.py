@@ -10,6 +10,7 @@ import numpy as np
 from bagnet_lightning.data.images import load_image
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.names import short_name
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,6 @@ class Picture:
     name: str  # where it is from: a path, or "val 17"
     pixels: np.ndarray  # (H, W, 3) uint8
     label: int | None  # its true class's index, where it is known
-
-
-def short_name(class_name: str) -> str:
-    """The first of a class's synonyms: "goldfish" of "goldfish, Carassius auratus"."""
-    return class_name.partition(",")[0]
 
 
 def find_class(asked: str, classes: list[str], class_names: list[str]) -> int:

@@ -12,8 +12,9 @@ from matplotlib.collections import EllipseCollection, PolyCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from bagnet_lightning.explanation.drawing import COLOURS, DPI, GREY, LUMINANCE, PANEL, PATCHES, bare, clipped
-from bagnet_lightning.explanation.inputs import Picture, short_name
+from bagnet_lightning.explanation.drawing import CLASS, COLOURS, DPI, GREY, LUMINANCE, PANEL, PATCHES, bare, scale_end
+from bagnet_lightning.explanation.inputs import Picture
+from bagnet_lightning.names import clipped, short_name
 
 if TYPE_CHECKING:
     from bagnet_lightning.explanation.keypoints import KeypointExplanation
@@ -50,7 +51,7 @@ def draw(
     what = "patches" if patches else "keypoints"
     axes.set_title(f"image, {len(shares)} {what}", fontsize=9)
     bare(axes)
-    end = scale_end(explanation)
+    end = scale_end([explanation.shares[:, explanation.shown]])
     digits = min(5, max(2, 2 - math.floor(math.log10(end))))  # three significant ones at the end of the scale
     scale = ScalarMappable(Normalize(-end, end, clip=True), colormaps[COLOURS])
     for column, index in enumerate(shown, start=1):
@@ -61,13 +62,13 @@ def draw(
         score, bias = explanation.scores[index], explanation.bias[index]
         sign, added = "+" if score >= bias else "-", abs(score - bias)
         sum_ = f"score {score:.{digits}f} = bias {bias:.{digits}f} {sign} {added:.{digits}f}"
-        axes.set_title(f"{clipped(class_names[index])}\n{sum_}", fontsize=9)
+        axes.set_title(f"{clipped(short_name(class_names[index]), CLASS)}\n{sum_}", fontsize=9)
     bar = figure.colorbar(scale, cax=axes_at(0.2 + (1 + len(shown)) * (SIDE + GAP), below, 0.1, tall), extend="both")
     bar.ax.tick_params(labelsize=7)
     bar.set_label(f"what a {'patch' if patches else 'keypoint'} adds to the score", fontsize=7)
     for row, index in enumerate(shown):
         top = (len(shown) - row) * ROW
-        name = clipped(class_names[index])
+        name = clipped(short_name(class_names[index]), CLASS)
         found = strongest(explanation.keypoints, shares[:, index])
         for title, places, left in ((f"most for {name}", found[0], 0.2), ("most against it", found[1], width / 2)):
             if places:
@@ -83,12 +84,6 @@ def draw(
     stream = BytesIO()
     figure.savefig(stream, format="png")
     return stream.getvalue()
-
-
-def scale_end(explanation: "KeypointExplanation") -> float:
-    """Of the scale that all panels of an image share: what 99 % of the shares for shown classes stay below."""
-    shares = np.abs(explanation.shares[:, explanation.shown])
-    return (float(np.quantile(shares, 0.99)) if shares.size else 0) or 1.0
 
 
 def strongest(keypoints: np.ndarray, shares: np.ndarray) -> tuple[list[int], list[int]]:

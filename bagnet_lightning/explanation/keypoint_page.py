@@ -1,16 +1,16 @@
 """The page of keypoints: one HTML file, like that of networks, to point at a keypoint and see what it spoke for."""
 
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
-from bagnet_lightning.explanation.inputs import Picture, short_name
-from bagnet_lightning.explanation.keypoint_drawing import scale_end, strongest
+from bagnet_lightning.explanation.drawing import scale_end
+from bagnet_lightning.explanation.inputs import Picture
+from bagnet_lightning.explanation.keypoint_drawing import strongest
 from bagnet_lightning.explanation.page import MOST_CLASSES, TOP, write_page
-from bagnet_lightning.standalone import data_uri
+from bagnet_lightning.names import short_name
+from bagnet_lightning.standalone import png_uri
 
 if TYPE_CHECKING:
     from bagnet_lightning.explanation.keypoints import KeypointExplanation
@@ -35,8 +35,6 @@ class KeypointPage:
         ranked = np.argsort(-explanation.scores, kind="stable").tolist()
         offered = [*dict.fromkeys([*explanation.shown, *ranked])][: max(MOST_CLASSES, len(explanation.shown))]
         top = np.argsort(-shares, axis=1, kind="stable")[:, :TOP]  # (M, TOP)
-        stream = BytesIO()
-        Image.fromarray(picture.pixels).save(stream, "PNG")
         height, width, _ = picture.pixels.shape
         self.images.append(
             {
@@ -44,7 +42,7 @@ class KeypointPage:
                 "width": width,
                 "height": height,
                 "label": picture.label,
-                "png": data_uri(stream.getvalue(), "image/png"),
+                "png": png_uri(picture.pixels),
                 "classes": offered,
                 "predicted": explanation.predicted,
                 "scores": _rounded(explanation.scores[offered]),
@@ -57,7 +55,7 @@ class KeypointPage:
                     for classes, own in zip(top, shares, strict=True)
                 ],
                 "strongest": [strongest(explanation.keypoints, shares[:, index]) for index in offered],
-                "limit": scale_end(explanation),
+                "limit": scale_end([explanation.shares[:, explanation.shown]]),
                 "error": explanation.additivity_error,
             }
         )

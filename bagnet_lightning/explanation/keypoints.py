@@ -10,12 +10,13 @@ from io import BytesIO
 import numpy as np
 
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.explanation.inputs import Picture, find_class, short_name
+from bagnet_lightning.explanation.inputs import Picture, find_class
 from bagnet_lightning.explanation.keypoint_drawing import draw
 from bagnet_lightning.explanation.keypoint_page import KeypointPage
 from bagnet_lightning.local_features.bag import Bag
 from bagnet_lightning.local_features.encoding import BagOfWords
 from bagnet_lightning.local_features.model import LocalModel, keypoint_shares, load_local_model, system
+from bagnet_lightning.names import short_name
 
 
 @dataclass(frozen=True)

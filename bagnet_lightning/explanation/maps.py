@@ -14,7 +14,6 @@ from bagnet_lightning.explanation.attribution import grad_cam, integrated_gradie
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.inference import best_device, predict
 from bagnet_lightning.models.bagnet import BagNet
-from bagnet_lightning.reporting.table import model_name
 
 APPROXIMATIONS = {"Grad-CAM": grad_cam, "integrated gradients": integrated_gradients}
 EXACT = "exact evidence"
@@ -25,9 +24,12 @@ class Model:
     """A checkpoint to explain."""
 
     path: Path
-    name: str  # as people write it: "BagNet-17"
     trained: Trained
     field: int | None  # px; None: it is no BagNet
+
+    @property
+    def name(self) -> str:
+        return self.trained.name
 
     @property
     def network(self) -> nn.Module:
@@ -67,12 +69,11 @@ class Explanation:
 def load_model(path: str | Path, exact_only: bool) -> Model:
     """Raises UserError if the file is no checkpoint, or if exact evidence is asked of what is no BagNet."""
     trained = load_trained(path)
-    name = model_name(trained.config["model"]["_target_"].rpartition(".")[2])
     is_bagnet = isinstance(trained.network, BagNet)
     if exact_only and not is_bagnet:
-        raise UserError(f"exact=true: {path} is a {name}, and only BagNets have exact evidence; leave it out")
+        raise UserError(f"exact=true: {path} is a {trained.name}, and only BagNets have exact evidence; leave it out")
     trained.network.to(best_device())
-    return Model(Path(path), name, trained, trained.network.receptive_field if is_bagnet else None)
+    return Model(Path(path), trained, trained.network.receptive_field if is_bagnet else None)
 
 
 def explain(models: list[Model], picture: Picture, asked: int | None, approximate: bool) -> list[Explanation]:

@@ -5,9 +5,10 @@ from importlib.util import find_spec
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.explanation.arrays import Arrays
 from bagnet_lightning.explanation.drawing import draw
-from bagnet_lightning.explanation.inputs import Picture, find_class, short_name
+from bagnet_lightning.explanation.inputs import Picture, find_class
 from bagnet_lightning.explanation.maps import explain, load_model
 from bagnet_lightning.explanation.page import Page
+from bagnet_lightning.names import short_name
 
 
 class Networks:

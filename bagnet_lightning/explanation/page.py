@@ -4,19 +4,18 @@ import base64
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html import escape
-from io import BytesIO
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from bagnet_lightning.explanation.drawing import COLOURS, PATCHES, exact_limit, scale_end
-from bagnet_lightning.explanation.inputs import Picture, short_name
+from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.maps import EXACT, Explanation, Model, strongest
-from bagnet_lightning.standalone import STYLE, data_uri, embedded, fill
+from bagnet_lightning.names import short_name
+from bagnet_lightning.standalone import STYLE, embedded, fill, png_uri
 
 TEMPLATE = Path(__file__).parent / "template"
 MOST_CLASSES = 12  # whose maps the page holds for an image: those with the highest logits
@@ -35,15 +34,13 @@ class Page:
         """Scores are stored as 16-bit multiples of a step of their own for each map: see `fixed_point`."""
         height, width, _ = picture.pixels.shape
         offered = _offered(explanations)
-        stream = BytesIO()
-        Image.fromarray(picture.pixels).save(stream, "PNG")
         self.images.append(
             {
                 "name": picture.name,
                 "width": width,
                 "height": height,
                 "label": picture.label,
-                "png": data_uri(stream.getvalue(), "image/png"),
+                "png": png_uri(picture.pixels),
                 "classes": offered,
                 "explanations": [
                     _explanation(model, explanation, offered, exact_limit(explanations))

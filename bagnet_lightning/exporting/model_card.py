@@ -5,10 +5,9 @@ from pathlib import Path
 
 from bagnet_lightning.checkpoint import Trained
 from bagnet_lightning.config import NOT_IN_DIGEST
-from bagnet_lightning.explanation.inputs import short_name
 from bagnet_lightning.exporting.portable import describe
 from bagnet_lightning.models.bagnet import BagNet
-from bagnet_lightning.reporting.table import model_name, optimizer_name
+from bagnet_lightning.names import model_name, optimizer_name, short_name
 from bagnet_lightning.results import read_run
 
 PAPER = "https://openreview.net/forum?id=SkfMWhAqYQ"

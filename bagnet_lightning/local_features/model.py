@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import write_bytes
 from bagnet_lightning.local_features.bag import Bag
-from bagnet_lightning.reporting.table import model_name
+from bagnet_lightning.names import model_name
 from bagnet_lightning.results import asked_system
 
 PARTS = ("features", "encoding", "classifier")

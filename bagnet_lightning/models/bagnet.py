@@ -17,6 +17,7 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.pretrained import load_pretrained
 
 EXPANSION = 4  # a bottleneck's output channels, in multiples of its inner ones
+WIDE_STAGES = {"bagnet9": (1, 1, 0, 0), "bagnet17": (1, 1, 1, 0), "bagnet33": (1, 1, 1, 1)}
 
 
 class Bottleneck(nn.Module):
@@ -174,14 +175,14 @@ class BagNet(nn.Module):
 
 def bagnet9(num_classes: int, pretrained: bool | str = False, **options) -> BagNet:
     """BagNet-9: 9 x 9 px patches. `pretrained` as in models/pretrained.py, `options` as of BagNet."""
-    return load_pretrained(BagNet((1, 1, 0, 0), num_classes, **options), "bagnet9", pretrained)
+    return load_pretrained(BagNet(WIDE_STAGES["bagnet9"], num_classes, **options), "bagnet9", pretrained)
 
 
 def bagnet17(num_classes: int, pretrained: bool | str = False, **options) -> BagNet:
     """BagNet-17: 17 x 17 px patches. `pretrained` as in models/pretrained.py, `options` as of BagNet."""
-    return load_pretrained(BagNet((1, 1, 1, 0), num_classes, **options), "bagnet17", pretrained)
+    return load_pretrained(BagNet(WIDE_STAGES["bagnet17"], num_classes, **options), "bagnet17", pretrained)
 
 
 def bagnet33(num_classes: int, pretrained: bool | str = False, **options) -> BagNet:
     """BagNet-33: 33 x 33 px patches. `pretrained` as in models/pretrained.py, `options` as of BagNet."""
-    return load_pretrained(BagNet((1, 1, 1, 1), num_classes, **options), "bagnet33", pretrained)
+    return load_pretrained(BagNet(WIDE_STAGES["bagnet33"], num_classes, **options), "bagnet33", pretrained)

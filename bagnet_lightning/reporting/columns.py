@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from bagnet_lightning.names import clipped, model_name, optimizer_name
 from bagnet_lightning.reporting.related import RelatedLine
-from bagnet_lightning.reporting.settings import clipped, short
-from bagnet_lightning.reporting.table import Line, Table, model_name, optimizer_name
+from bagnet_lightning.reporting.settings import short
+from bagnet_lightning.reporting.table import Line, Table
 
 #: Columns of words; the others are of numbers.
 WORDS = ("model", "optimizer", "optim.", "pretrained", "status", "system", "explains", "method", "backbone")

@@ -15,8 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from bagnet_lightning.names import OPTIMIZERS, model_name, model_order, optimizer_name
 from bagnet_lightning.reporting.settings import in_words
-from bagnet_lightning.reporting.table import OPTIMIZERS, Line, Table, model_name, model_order, optimizer_name
+from bagnet_lightning.reporting.table import Line, Table
 from bagnet_lightning.results import read_metrics
 
 # Okabe & Ito's colours: told apart with any colour vision, and in grey.

@@ -1,6 +1,7 @@
 """What the runs of a sweep were asked for differently, beyond what the columns of every table say."""
 
 from bagnet_lightning.config import HOW_FAST, NOT_IN_DIGEST
+from bagnet_lightning.names import clipped
 
 # Leaves of the config that are a column anyway, that seeds are merged over, or that do not touch the training.
 _NOT_A_SETTING = {"seed", "model._target_", "model.pretrained", "optim._target_", "trainer.max_epochs", "data._target_"}
@@ -54,12 +55,6 @@ def short(setting: str) -> str:
 def in_words(values: dict[str, object]) -> str:
     """{"model.width": 0.25, "optim.lr": 0.1} -> "width 0.25, lr 0.1"."""
     return ", ".join(f"{short(name)} {clipped(value)}" for name, value in values.items() if value is not None)
-
-
-def clipped(value: object) -> str:
-    """A value as text for a narrow place; a list of classes can be very long."""
-    text = str(value)
-    return text if len(text) <= 16 else f"{text[:15]}…"
 
 
 def _absent(name: str, config: dict, configs: list[dict]) -> str | None:

@@ -3,11 +3,11 @@
 python -m bagnet_lightning.report runs=multirun_outputs/SWEEP prints and writes it.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.names import OPTIMIZERS, model_name, model_order, optimizer_name
 from bagnet_lightning.reporting.related import RelatedLine, related_lines
 from bagnet_lightning.reporting.seeds import deviation, mean, problem, values
 from bagnet_lightning.reporting.settings import differing_settings, in_words, leaves
@@ -16,13 +16,6 @@ from bagnet_lightning.table1 import PaperRow, paper_row, paper_rows
 
 TINY_IMAGENET = {"train_images": 100_000, "val_images": 10_000, "classes": 200}  # what the paper's values are of
 FILES_OF_RUNS = ("backbone.safetensors", "best.ckpt", "best.safetensors", "last.ckpt", "model.safetensors")
-OPTIMIZERS = {
-    "sgd": "SGD",
-    "adam": "Adam",
-    "adadelta": "Adadelta",
-    "adamw": "AdamW",
-    "muon": "Muon",
-}  # in the paper's order
 
 
 @dataclass(frozen=True)
@@ -109,23 +102,6 @@ def read_table(folder: Path) -> Table:
         groups.setdefault(key, []).append(run)
     lines = sorted((_line(group, settings) for group in groups.values()), key=_order)
     return Table(folder, lines, settings, related, pretrainings)
-
-
-def model_name(model: str | None) -> str:
-    """ "bagnet17" -> "BagNet-17"."""
-    match = re.fullmatch(r"(bag|res)net(\d+)", model or "?")
-    return f"{match[1].capitalize()}Net-{match[2]}" if match else model or "?"
-
-
-def optimizer_name(optimizer: str | None) -> str:
-    """ "adam" -> "Adam"."""
-    return OPTIMIZERS.get(optimizer, optimizer or "?")
-
-
-def model_order(model: str) -> tuple:
-    """Sorts by patch size, then the networks that see the whole image."""
-    match = re.fullmatch(r"(bagnet|resnet)(\d+)", model)
-    return (match[1], int(match[2])) if match else ("~", model)
 
 
 def pretraining_name(run: dict) -> str:

@@ -17,10 +17,10 @@ from torch import nn
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.evidence import dense_evidence
 from bagnet_lightning.explanation.drawing import overlay, scale_end
-from bagnet_lightning.explanation.inputs import short_name
 from bagnet_lightning.files import write_text
 from bagnet_lightning.machine import wandb_mode
 from bagnet_lightning.models.bagnet import BagNet
+from bagnet_lightning.names import short_name
 from bagnet_lightning.predictions import Predictions, most_confused, read_predictions
 from bagnet_lightning.training.loggers import RunLogger
 

@@ -1,16 +1,13 @@
 """Exact evidence of a sweep's best BagNet on the validation images that its run kept; needs torch, but no data."""
 
-from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from bagnet_lightning.explanation.drawing import exact_limit, overlay
-from bagnet_lightning.explanation.inputs import Picture, short_name
+from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.maps import explain, load_model
+from bagnet_lightning.names import short_name
 from bagnet_lightning.predictions import Predictions
-from bagnet_lightning.standalone import data_uri
+from bagnet_lightning.standalone import png_uri
 
 COUNT = 6
 
@@ -29,23 +26,17 @@ def gallery(checkpoint: Path, predictions: Predictions) -> list[dict]:
         limit = exact_limit([explanation])
         items.append(
             {
-                "image": _png(pixels),
+                "image": png_uri(pixels),
                 "label": names[label],
                 "right": explanation.predicted == label,
                 "maps": [
                     {
                         "class": names[index],
                         "logit": explanation.logits[index].item(),
-                        "png": _png(overlay(pixels, explanation.dense[..., index].numpy(), limit)),
+                        "png": png_uri(overlay(pixels, explanation.dense[..., index].numpy(), limit)),
                     }
                     for index in explanation.shown
                 ],
             }
         )
     return items
-
-
-def _png(pixels: np.ndarray) -> str:
-    stream = BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return data_uri(stream.getvalue(), "image/png")
