@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from conftest import composed
 from hydra.errors import HydraException
 
+from bagnet_lightning.paths import CONF
 from bagnet_lightning.rules import check
 
 ROOT = Path(__file__).parents[1]
@@ -54,8 +56,12 @@ def make(target: str) -> str:
 
 
 def readme_commands() -> list[str]:
-    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    return [" ".join(line.split()) for line in text.splitlines() if line.startswith("    python -m ")]
+    """Of the README and what it links to in docs/."""
+    commands = []
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = file.read_text(encoding="utf-8").replace("\\\n", " ")
+        commands += [" ".join(line.split()) for line in text.splitlines() if line.startswith("    python -m bagnet")]
+    return commands
 
 
 def test_makes_grid_is_the_readmes():
@@ -72,14 +78,28 @@ def test_the_readme_tells_every_make_target_and_no_other():
         assert make(target)
 
 
-@pytest.mark.parametrize("line", [line for line in readme_commands() if "bagnet_lightning.train" in line])
-def test_the_readmes_train_commands_compose(line):
-    words = [word.strip("'").replace("FOLDER", "x").replace("NAME", "x") for word in line.split()[3:] if word != "-m"]
-    choices = [re.sub(r"=([\w]+),.*", r"=\1", word) for word in words]
-    choices = [re.sub(r"^model.pretrained=.*", f"model.pretrained={__file__}", word) for word in choices]  # any file
-    if any("glob" in word for word in choices):
-        return
+@pytest.mark.parametrize("line", readme_commands())
+def test_the_readmes_commands_compose(line):
+    _, _, module, *words = shlex.split(line)
+    name = module.removeprefix("bagnet_lightning.")
+    choices = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if value == "glob(*)":
+            value = min(path.stem for path in (CONF / key).glob("*.yaml"))
+        if key == "model.pretrained":
+            value = __file__  # any file
+        if word != "-m":
+            choices.append(f"{'++' if key.startswith('data.') else ''}{key}={value.split(',')[0]}")
     try:
-        check(composed(*choices))
+        config = composed(*choices, name="config" if name == "train" else name)
+        if name in ("train", "classical", "pretrain"):
+            check(config)
     except HydraException as error:
         pytest.fail(str(error))
+
+
+def test_the_links_of_the_docs_lead_to_files():
+    for file in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "results").rglob("*.md")):
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", file.read_text(encoding="utf-8")):
+            assert (file.parent / link).exists(), f"{file}: {link}"
