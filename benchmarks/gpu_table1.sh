@@ -45,7 +45,7 @@ bagnet33_adam_15,bagnet33_adadelta_15}
 STEPS=(smoke data table1 tune modern speed ablation why_sgd seeds modern_seeds variants shares)
 
 # name: seconds, what it may take
-declare -A LIMIT=([smoke]=240 [data]=300 [speed]=580 [table1]=1200 [tune]=900 [modern]=600 [ablation]=900
+declare -A LIMIT=([smoke]=400 [data]=300 [speed]=580 [table1]=1200 [tune]=900 [modern]=600 [ablation]=900
                   [why_sgd]=900 [seeds]=700 [modern_seeds]=1000 [variants]=580 [shares]=400)
 
 train() { # SWEEP ARGUMENTS...
@@ -61,41 +61,36 @@ keep() { # what is small of all runs
         -o -name train.log \) -print0 | tar --null -cf - -T -) | tar -C "$RESULTS/sweeps" -xf -
 }
 
-smoke() { # the same losses with a plain step, a recorded one, a compiled and recorded one, and one that was broken off
+smoke() { # the same losses with a plain step, a compiled and recorded one, and one that was broken off
     "$PYTHON" -m bagnet_lightning.doctor 2>/dev/null || true
     # On a GPU "auto" would hide what fails. The last batch of an epoch is a smaller one.
-    local on=true code=0 compile graph
+    local on=true code=0 forms
     "$PYTHON" -c "import torch; raise SystemExit(not torch.cuda.is_available())" || on=auto
-    local of_all="data=textures data.batch_size=48 model=bagnet9 optim.lr=0.001 scheduler=onecycle weight_average=0.9
-        trainer.max_epochs=2"
-    for forms in false,false false,$on $on,$on; do
-        compile=${forms%,*} graph=${forms#*,}
+    local of_all="data=textures data.batch_size=48 model=bagnet9 model.stem_momentum=0.1 optim.lr=0.001
+        scheduler=onecycle weight_average=0.9 trainer.max_epochs=2"
+    for forms in false $on; do
         # shellcheck disable=SC2086
-        train "smoke_compile-${compile}_graph-$graph" $of_all optim=adam,muon trainer.compile=$compile \
-            trainer.cuda_graph=$graph || code=1
-    done
-    for optimizer in adam muon; do
-        # shellcheck disable=SC2086
-        stopped smoke_stopped $of_all optim=$optimizer trainer.compile=$on trainer.cuda_graph=$on || code=1
+        train "smoke_$forms" $of_all optim=adam,muon trainer.compile=$forms trainer.cuda_graph=$forms || code=1
     done
     # shellcheck disable=SC2086
-    train smoke_stopped $of_all optim=adam,muon trainer.compile=$on trainer.cuda_graph=$on || code=1
+    stopped smoke_stopped $of_all optim=muon trainer.compile=$on trainer.cuda_graph=$on || code=1
+    # shellcheck disable=SC2086
+    train smoke_stopped $of_all optim=muon trainer.compile=$on trainer.cuda_graph=$on || code=1
     "$PYTHON" - <<'CHECK' || code=1
 from pathlib import Path
 from bagnet_lightning.results import read_metrics
-worst = 1
-for optimizer in ("adam", "muon"):
-    losses = {"train_loss": [], "val_loss": []}
+fault = False
+for optimizer, count in (("adam", 2), ("muon", 3)):
     folders = sorted(Path("multirun_outputs").glob(f"smoke_*/*{optimizer}*"))
-    for folder in folders:
-        row = read_metrics(folder)[-1]
-        for name, values in losses.items():
-            values.append(row[name])
-        print(f"{optimizer}, {folder.parent.name}: train loss {row['train_loss']:.4f}, val loss {row['val_loss']:.4f}")
-    assert len(folders) == 4, folders
-    worst = max(worst, *(max(values) / min(values) for values in losses.values()))
-print(f"losses differ by a factor of {worst:.3f}; by more than 1.05 is a fault")
-raise SystemExit(not worst <= 1.05)
+    assert len(folders) == count, folders
+    rows = [read_metrics(folder)[-1] for folder in folders]
+    for loss, most in (("train_loss", 1.1), ("val_loss", 1.2)):  # rounding alone makes 1.03 and 1.04
+        values = [row[loss] for row in rows]
+        factor = max(values) / min(values)
+        fault |= not factor <= most
+        told = ", ".join(f"{folder.parent.name} {value:.4f}" for folder, value in zip(folders, values))
+        print(f"{optimizer}, {loss}: {told}; they differ by a factor of {factor:.3f}, and more than {most} is a fault")
+raise SystemExit(fault)
 CHECK
     return $code
 }
@@ -128,7 +123,7 @@ speed() {
         --profile "$RESULTS/profile" $SPEED $OVERRIDES
 }
 
-variants() { # what each part is worth on BagNet-33
+variants() { # what each part is worth on BagNet-33: a step's time, and an epoch's, after the first
     local plain="--models bagnet33 --plain-steps 0" code=0
     while read -r name overrides <&3; do
         echo "== $name"

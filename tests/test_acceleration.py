@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_iter
 from bagnet_lightning.errors import Diverged, UserError
 from bagnet_lightning.models.bagnet import Bottleneck
 from bagnet_lightning.training import acceleration, divergence, muon
-from bagnet_lightning.training.acceleration import Compiled, UpdateGraphed
+from bagnet_lightning.training.acceleration import Compiled, Graphed, UpdateGraphed
 from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.fit import fit
 
@@ -199,7 +199,7 @@ def test_a_compiler_that_fails_is_done_without_unless_it_was_asked_for(monkeypat
     def fail(*inputs):
         raise RuntimeError("no C++ compiler")
 
-    monkeypatch.setattr(torch, "compile", lambda function, dynamic, mode: fail)
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic, options: fail)
     batch = torch.ones(4)
     compiled = Compiled(torch.neg, 4, required=False)
     assert torch.equal(compiled(batch), -batch)
@@ -216,7 +216,7 @@ def test_a_compiler_that_fails_at_the_backward_pass_is_done_without_too(monkeypa
     compiler = torch.compile
     backend = aot_autograd(fw_compiler=nop, bw_compiler=fail)
     monkeypatch.setattr(
-        torch, "compile", lambda function, dynamic, mode: compiler(function, dynamic=dynamic, backend=backend)
+        torch, "compile", lambda function, dynamic, options: compiler(function, dynamic=dynamic, backend=backend)
     )
     layer, batch = torch.nn.Linear(3, 3), torch.randn(4, 3)
     compiled = Compiled(layer.forward, 4, required=False)
@@ -258,3 +258,12 @@ def test_a_sweeps_next_network_of_the_same_kind_is_not_compiled_again():
         torch.testing.assert_close(function(batch), network(batch))
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert graphs[0] == graphs[1] > 0
+
+
+def test_for_a_batch_that_comes_once_an_epoch_no_convolutions_are_searched(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    searching = []
+    graphed = Graphed(lambda batch: searching.append(torch.backends.cudnn.benchmark) or -batch, 4, required=True)
+    assert torch.equal(graphed(torch.ones(3)), -torch.ones(3))
+    assert searching == [False]
+    assert torch.backends.cudnn.benchmark

@@ -81,11 +81,13 @@ def test_the_profile_of_a_step_is_mostly_convolutions(step_parts, tmp_path):
 
 
 def test_the_peak_is_that_of_the_runs_own_precision_and_the_targets_stand_beside(train_speed, monkeypatch, capsys):
-    asked, names = [], train_speed["measure"].__globals__
+    asked, names = [], train_speed["measurements"].__globals__
     monkeypatch.setitem(names, "matmul_tflops", lambda dtype: asked.append(dtype) or 2.0)
     monkeypatch.setitem(names, "plain_rate", lambda *rest: 10.0)
     config = composed(*SMALL, "trainer.precision=bf16-mixed", "+trainer.limit_train_batches=2")
-    measured = train_speed["measure"](config, 1, None)
+    measured = {}
+    for part in train_speed["measurements"](config, 1, None):
+        measured |= part
     assert asked == [torch.bfloat16]
     assert measured["precision"] == "bf16-mixed"
     assert measured["share_of_matmul"] == measured["tflops"] / 2.0
@@ -105,7 +107,7 @@ def test_operations_are_counted_on_the_networks_own_device(train_speed):
 def test_a_second_call_measures_only_what_the_first_has_not(train_speed, monkeypatch, tmp_path):
     asked, names = [], train_speed["main"].__globals__
     monkeypatch.setitem(
-        names, "measure", lambda config, *rest: asked.append(config.model._target_) or {"n": len(asked)}
+        names, "measurements", lambda config, *rest: asked.append(config.model._target_) or [{"n": len(asked)}]
     )
     monkeypatch.setitem(names, "report", lambda model, measured: None)
     monkeypatch.setenv("BAGNET_DATA", "")
@@ -119,6 +121,24 @@ def test_a_second_call_measures_only_what_the_first_has_not(train_speed, monkeyp
     out.write_text(json.dumps({**measured, "torch": "0.1"}))  # what another torch has done says nothing of this one
     train_speed["main"]()
     assert len(asked) == 4
+
+
+def test_what_is_measured_before_a_failure_is_kept(train_speed, monkeypatch, tmp_path, capsys):
+    def fails(config, *rest):
+        yield {"n": 1}
+        raise RuntimeError("no room for workers")
+
+    monkeypatch.setitem(train_speed["main"].__globals__, "measurements", fails)
+    monkeypatch.setitem(train_speed["main"].__globals__, "report", lambda model, measured: None)
+    monkeypatch.setenv("BAGNET_DATA", "")
+    out = tmp_path / "speed.json"
+    asked = ["train_speed.py", str(tmp_path), "--models", "bagnet9,resnet18", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", asked)
+    with pytest.raises(SystemExit, match="bagnet9, resnet18"):
+        train_speed["main"]()
+    measured = json.loads(out.read_text())
+    assert (measured["bagnet9"], measured["resnet18"]) == ({"n": 1}, {"n": 1})
+    assert "no room for workers" in capsys.readouterr().err
 
 
 def test_annotations_on_the_gpu_do_not_count_their_kernels_again(step_parts, monkeypatch):

@@ -39,8 +39,8 @@ class Compiled:
 
     def __init__(self, function: Callable, batch_size: int, required: bool, autotune: bool = False):
         self.function, self.batch_size, self.required = function, batch_size, required
-        mode = "max-autotune-no-cudagraphs" if autotune else None  # graphs are recorded here, of more than the function
-        self.compiled: Callable | None = torch.compile(function, dynamic=False, mode=mode)
+        options = {"max_autotune": True} if autotune else None  # the mode of that name also tunes what is elementwise
+        self.compiled: Callable | None = torch.compile(function, dynamic=False, options=options)
         self.seconds = 0.0
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -82,8 +82,10 @@ class Graphed:
         return len(inputs[0]) == self.batch_size
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        if self.failed or not self.fits(inputs):
+        if self.failed:
             return self.function(*inputs)
+        if not self.fits(inputs):
+            return self._plain(inputs)
         if self.graph is None:
             started = time.perf_counter()
             result = self._warm_up(inputs) if self.calls < WARM_UP else self._record(inputs)
@@ -96,6 +98,14 @@ class Graphed:
             kept.copy_(given)
         self.graph.replay()
         return self.result
+
+    def _plain(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Of another size, as an epoch's last batch is: to search for its fastest convolutions would not pay."""
+        searching, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+        try:
+            return self.function(*inputs)
+        finally:
+            torch.backends.cudnn.benchmark = searching
 
     def _warm_up(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """A plain call on the stream that will be recorded: gradients remember the stream that they were made on."""

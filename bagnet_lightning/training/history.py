@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
@@ -26,7 +27,8 @@ class History(Callback):
         self.path = path
         self.columns = ("epoch", "step", *figures, "seconds")
         self.rows: list[dict[str, float]] = []
-        self.validation_seconds = 0.0
+        self.training_seconds: list[float] = []  # of the rows' seconds, without validation
+        self.validation_seconds = 0.0  # since the last row
         self.unfinished_seconds = 0.0  # since the last row: of an epoch that another process began
         self.compile_seconds = 0.0  # of the processes before this one
         self.compiling: Callable[[], float] = lambda: 0.0  # of this one so far
@@ -40,6 +42,8 @@ class History(Callback):
         now = time.perf_counter()
         row["seconds"], self.epoch_started = now - self.epoch_started, now
         self.rows.append({column: row[column] for column in self.columns})
+        self.training_seconds.append(row["seconds"] - self.validation_seconds)
+        self.validation_seconds = 0.0
         told = ", ".join(f"{name.replace('_', ' ')} {row[name]:.4g}" for name in self.columns[2:-1])
         log.info("epoch %d: %s, %.1f s", row["epoch"], told, row["seconds"])
         if trainer.is_global_zero:
@@ -63,22 +67,25 @@ class History(Callback):
     def state_dict(self) -> dict:
         return {
             "rows": self.rows,
+            "training_seconds": self.training_seconds,
             "validation_seconds": self.validation_seconds,
             "unfinished_seconds": time.perf_counter() - self.epoch_started,
             "compile_seconds": self.compile_seconds + self.compiling(),
         }
 
     def load_state_dict(self, state: dict) -> None:
-        self.rows, self.validation_seconds = state["rows"], state["validation_seconds"]
+        self.rows, self.training_seconds = state["rows"], state["training_seconds"]
+        self.validation_seconds = state["validation_seconds"]
         self.unfinished_seconds, self.compile_seconds = state["unfinished_seconds"], state["compile_seconds"]
 
     def timing(self, images_per_epoch: int) -> dict:
-        """The time of training, for a result. Compiling and validation do not count in the images per second."""
-        compile_seconds = self.compile_seconds + self.compiling()
-        seconds = sum(row["seconds"] for row in self.rows) + self.unfinished_seconds  # of the last checkpoints
-        steady = seconds - self.validation_seconds - compile_seconds
+        """The time of training, for a result.
+
+        Images per second are of training alone, in the median epoch after the first, in which all is compiled, recorded
+        and searched for; of a single epoch, in that.
+        """
         return {
-            "train_seconds": seconds,
-            "compile_seconds": compile_seconds,
-            "images_per_second": images_per_epoch * len(self.rows) / steady,
+            "train_seconds": sum(row["seconds"] for row in self.rows) + self.unfinished_seconds,  # of last checkpoints
+            "compile_seconds": self.compile_seconds + self.compiling(),
+            "images_per_second": images_per_epoch / median(self.training_seconds[1:] or self.training_seconds),
         }
