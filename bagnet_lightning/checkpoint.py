@@ -158,7 +158,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict:
         raise UserError(f"checkpoint {path} does not exist; a run leaves best.ckpt in its folder") from None
     except pickle.UnpicklingError as error:
         raise UserError(f"checkpoint {path} is refused: it holds more than tensors and plain types") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever torch makes of a file of another kind
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"checkpoint {path} cannot be read: {reason}") from error
 
@@ -182,7 +182,10 @@ def load_backbone(path: str | Path) -> Trained:
     Of a backbone, `classes` is empty and the classifier (`fc`) the identity, so that a network gives its mean features.
     """
     path = Path(path)
-    path = path / "model.safetensors" if path.is_dir() else path
+    if path.is_dir():
+        if (path / "best.ckpt").exists() and not (path / "model.safetensors").exists():
+            raise UserError(f"checkpoint {path} is a folder: give {path / 'best.ckpt'}")
+        path = path / "model.safetensors"
     about, weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_run(path)
     options = {**about["config"]["model"], "pretrained": False}
     target = options.pop("_target_")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -49,6 +50,7 @@ def command(
 
         @functools.wraps(checked)
         def main() -> None:
+            _check_form(sys.argv[1:])
             if data_of_run:  # what keys there are is known only once the run's config has been read
                 sys.argv = [f"++{word}" if word.startswith("data.") else word for word in sys.argv]
             for key in lists:
@@ -80,6 +82,16 @@ def _mistakes_in_one_line() -> Iterator[None]:
         sys.exit(f"error: {error.filename}: {error.strerror}; mend that and give the same command again")
 
 
+def _check_form(words: list[str]) -> None:
+    """Ends the command for what is neither an option of Hydra's nor KEY=VALUE."""
+    options = get_args_parser()._option_string_actions
+    for before, word in zip(["", *words], words, strict=False):
+        if word.startswith("--") and word.partition("=")[0] not in options:
+            sys.exit(f"error: there is no option {word}; settings are KEY=VALUE (trainer.max_epochs=3), see --help")
+        if not before.startswith("-") and not word.startswith(("-", "~")) and "=" not in word:
+            sys.exit(f"error: {word} is of no key; arguments are KEY=VALUE (checkpoint=PATH), see --help")
+
+
 def _one_line(error: Exception) -> str:
     """Hydra's and OmegaConf's messages in one line, with the choices for what was misspelt."""
     cause = error.__cause__ or error
@@ -88,9 +100,16 @@ def _one_line(error: Exception) -> str:
     parent, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
     if isinstance(parent, DictConfig) and key is not None and "not in struct" in str(cause):
         choices = sorted(str(choice) for choice in parent if choice != "hydra" and not str(choice).startswith("_"))
-        close = get_close_matches(str(key), choices, n=1)
+        nodes = {choice: parent._get_node(choice) for choice in choices}
+        below = [f"{choice}.{key}" for choice, node in nodes.items() if isinstance(node, DictConfig) and key in node]
+        close = below or get_close_matches(str(key), choices, n=1)
         guess = f"did you mean {close[0]}? " if close else ""
-        return f"there is no key {getattr(cause, 'full_key', key)}; {guess}choices: {', '.join(choices)}"
+        named = getattr(cause, "full_key", key)
+        if str(named).startswith("trainer."):
+            guess += f"(Lightning's other arguments: +{named}=...) "
+        return f"there is no key {named}; {guess}choices: {', '.join(choices)}"
+    if "Ambiguous value for argument" in str(error):
+        return f"{str(error).splitlines()[0].strip()}: for a run of each add -m; for a list write KEY=[A,B]"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     choices = [line.removeprefix("Available options in ") for line in lines if line.startswith("Available options")]
     if choices:

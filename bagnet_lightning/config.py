@@ -80,6 +80,21 @@ def sha256(path: object) -> str | None:
         return None
 
 
+def image_files(target: str, root: str | None) -> str | None:
+    """Of the names and sizes of an image_folder's train and val images, as hex digits; None of other data.
+
+    What a configuration says of the user's own images besides their place: others there are other data.
+    """
+    if not target.endswith(".ImageFolder") or root is None:
+        return None
+    digest = hashlib.sha256()
+    for split in ("train", "val"):
+        for path in sorted(Path(root, split).rglob("*")):
+            if path.is_file() and not path.name.startswith("."):
+                digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
 def folder(overrides: Sequence[str]) -> str:
     """A run folder's name from the overrides that ask for it, in whatever order: "bagnet17_adam_max_epochs-5".
 
@@ -118,5 +133,6 @@ def groups(command: str) -> str:
     )
 
 
-for resolver in (folder, groups, keys, sha256):
-    OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+for resolver in (folder, groups, image_files, keys, sha256):
+    once = resolver is image_files  # for each configuration: there can be many files
+    OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True, use_cache=once)

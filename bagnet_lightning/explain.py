@@ -14,14 +14,17 @@ from omegaconf import DictConfig, ListConfig
 from bagnet_lightning.cli import command
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import writable, write_bytes, writing
-from bagnet_lightning.rules import BOOL, or_own, whole
+from bagnet_lightning.rules import BOOL, FILES, or_own, whole
 
 if TYPE_CHECKING:
     from bagnet_lightning.explanation.keypoints import Keypoints
     from bagnet_lightning.explanation.networks import Networks
 
 
-@command("explain", {"exact": BOOL, "count": whole(1), "size": or_own(whole(1))}, data_of_run=True)
+RULES = {"images": FILES, "exact": BOOL, "count": whole(1), "size": or_own(whole(1))}
+
+
+@command("explain", RULES, data_of_run=True)
 def main(config: DictConfig) -> None:
     if config.size is not None and config.images is None:
         raise UserError(f"size={config.size} is of files; add images=FILE_OR_FOLDER, or leave it out")

@@ -12,10 +12,10 @@ from omegaconf import DictConfig
 from bagnet_lightning.cli import command
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import writable, write_text, writing
-from bagnet_lightning.rules import or_own, whole
+from bagnet_lightning.rules import FILES, or_own, whole
 
 
-@command("predict", {"batch_size": whole(1), "size": or_own(whole(1))}, data_of_run=True)
+@command("predict", {"images": FILES, "batch_size": whole(1), "size": or_own(whole(1))}, data_of_run=True)
 def main(config: DictConfig) -> None:
     if (config.images is None) == (config.split is None):
         raise UserError("of what? add images=FILE_OR_FOLDER, or split=test for the unlabelled images of the run's data")

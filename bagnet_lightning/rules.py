@@ -42,6 +42,7 @@ def or_own(rule: Rule) -> Rule:
     return lambda value: value in (None, "own") or rule[0](value), f"{rule[1]} px, null or own"
 
 
+FILES: Rule = (lambda value: value is None or isinstance(value, str), "an image file or a folder of them")
 BOOL: Rule = (lambda value: isinstance(value, bool), "true or false")
 _AUTO: Rule = (lambda value: isinstance(value, bool) or value == "auto", "auto, true or false")
 _CLASSES: Rule = (

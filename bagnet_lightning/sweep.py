@@ -40,6 +40,8 @@ class Sweep(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs) -> None:
         _check(config)
+        if _parallel_launcher(config):
+            sys.exit("error: hydra/launcher is of the runs of a sweep: add -m")
         if config.dry_run:
             _print_jobs({config.hydra.run.dir: WHOLE_DEVICE})
 

@@ -154,12 +154,17 @@ def test_other_files_are_refused_in_one_line(tmp_path):
     torch.save({"weights": torch.zeros(2)}, tmp_path / "foreign")
     torch.save([1, 2], tmp_path / "list")
     torch.save(checkpoint(bagnet9(3, width=0.25)), tmp_path / "whole")
+    (tmp_path / "config.yaml").write_text("seed: 0\nsweep: s\n")  # which torch tries to unpickle
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/best.ckpt").touch()
     (tmp_path / "cut").write_bytes((tmp_path / "whole").read_bytes()[:100_000])
     for name, reason in {
         "none": "does not exist",
         "text": "",
         "foreign": "not of a",
         "list": "not of a",
+        "config.yaml": "cannot be read",
+        "folder": "is a folder: give .*folder/best.ckpt",
         "cut": "",
     }.items():
         with pytest.raises(UserError, match=f"{name} .*{reason}") as caught:

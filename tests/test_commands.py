@@ -162,6 +162,12 @@ def test_a_dry_run_prints_the_jobs_and_makes_nothing(command, tmp_path):
         (["-m", "optim=adam", "optim.lr=0.1,-1"], "optim.lr must be a number above 0"),
         (["data=image_folder"], "add data.root=..."),
         (["-m", "trainer=auto,cpu"], "2 jobs would share the folder defaults"),
+        (["model=bagnet9,bagnet17"], "for a run of each add -m"),
+        (["hydra/launcher=ray"], "hydra/launcher is of the runs of a sweep: add -m"),
+        (["lr=0.1"], "there is no key lr; did you mean optim.lr?"),
+        (["trainer.limit_train_batches=2"], "+trainer.limit_train_batches=..."),
+        (["--epochs", "3"], "there is no option --epochs"),
+        (["best.ckpt"], "best.ckpt is of no key"),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line_before_anything_is_made(command, tmp_path, arguments, words):

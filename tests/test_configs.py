@@ -209,6 +209,23 @@ def test_weights_that_are_started_from_count_by_their_content_and_not_their_path
     assert len({a, digest(composed()), digest(composed("model.pretrained=true"))}) == 3
 
 
+def test_a_folder_of_images_counts_by_its_files_and_not_their_place(tmp_path):
+    def asked(name: str) -> str:
+        return digest(composed("data=image_folder", f"data.root={tmp_path / name}"))
+
+    for name, classes in (("a", "xy"), ("b", "xy"), ("c", "xz"), ("d", "xy")):
+        for split in ("train", "val"):
+            for one in classes:
+                (tmp_path / name / split / one).mkdir(parents=True)
+                (tmp_path / name / split / one / "1.png").write_bytes(b"1")
+    (tmp_path / "b/.bagnet_store-64").mkdir()
+    (tmp_path / "d/train/x/2.png").write_bytes(b"2")
+    assert asked("a") == asked("b")
+    assert len({asked(name) for name in "acd"}) == 3
+    (tmp_path / "a/train/x/1.png").write_bytes(b"another")
+    assert asked("a") != asked("b")
+
+
 def test_the_digest_of_a_system_is_of_what_decides_its_scores():
     asked = digest(composed(name="classical"))
     for same in ("workers=3", "cache=elsewhere", "features.label=x", "dry_run=true"):

@@ -85,7 +85,7 @@ def pictures_of_files(
     notes = []
     if skipped:
         names = ", ".join(str(file.relative_to(path)) for file in sorted(skipped)[:3])
-        notes.append(f"skipped, since they are no images: {names}" + (", ..." if len(skipped) > 3 else ""))
+        notes.append(f"skipped, since they cannot be read as images: {names}" + (", ..." if len(skipped) > 3 else ""))
     if len(pictures) + len(skipped) < len(files):
         notes.append(f"{len(pictures)} of {len(files) - len(skipped)} files are explained; count=N for more")
     return pictures, notes

@@ -26,7 +26,6 @@ from bagnet_lightning.data.batches import Batch
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import BagNet
-from bagnet_lightning.paths import CONF
 from bagnet_lightning.training.fit import fit
 
 log = logging.getLogger(__name__)
@@ -48,9 +47,8 @@ def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict], floa
     if any(isinstance(value, (dict, list)) for value in (*as_trained.values(), *start.config["model"].values())):
         raise UserError(f"{config.features.checkpoint} is refused: a value of its model or data is more than a value")
     em = plain(config)["em"]
-    defaults = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))  # of train, for what EM says nothing of
     run = {
-        **{key: value for key, value in defaults.items() if key not in ("defaults", "hydra")},
+        **{key: em[key] for key in ("label_smoothing", "patch_loss", "weight_average", "checkpoint")},
         "seed": config.seed,
         "data": {**plain(config)["data"], **as_trained},
         "model": {**start.config["model"], "pretrained": str(config.features.checkpoint)},
