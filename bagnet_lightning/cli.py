@@ -12,7 +12,7 @@ from difflib import get_close_matches
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException, InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from bagnet_lightning import config as _  # noqa: F401  registers the resolvers that conf/ uses
@@ -100,8 +100,8 @@ def _one_line(error: Exception) -> str:
     parent, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
     if isinstance(parent, DictConfig) and key is not None and "not in struct" in str(cause):
         choices = sorted(str(choice) for choice in parent if choice != "hydra" and not str(choice).startswith("_"))
-        nodes = {choice: parent._get_node(choice) for choice in choices}
-        below = [f"{choice}.{key}" for choice, node in nodes.items() if isinstance(node, DictConfig) and key in node]
+        groups = OmegaConf.to_container(parent)
+        below = [f"{choice}.{key}" for choice in choices if isinstance(groups[choice], dict) and key in groups[choice]]
         close = below or get_close_matches(str(key), choices, n=1)
         guess = f"did you mean {close[0]}? " if close else ""
         named = getattr(cause, "full_key", key)
