@@ -181,7 +181,7 @@ def test_a_folders_images_and_their_true_classes(tmp_path):
     pictures, notes = pictures_of_files(tmp_path, 32, 16, CLASSES, CLASS_NAMES)
     assert [(p.name, p.label) for p in pictures] == [("c.png", None), ("n02/a.png", 1), ("n03/images/b.jpg", 2)]
     assert all(p.pixels.shape == (32, 32, 3) for p in pictures)
-    assert notes == ["skipped, since they are no images: notes.txt, torn.jpg"]
+    assert notes == ["skipped, since they cannot be read as images: notes.txt, torn.jpg"]
     own, _ = pictures_of_files(tmp_path, None, 16, CLASSES, CLASS_NAMES)
     assert [p.pixels.shape for p in own] == [(90, 20, 3), (40, 40, 3), (40, 50, 3)]
     for count in (1, 2):
