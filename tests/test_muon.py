@@ -12,7 +12,7 @@ def test_singular_values_become_about_one(shape):
     assert values.max() < 1.25
     before, after = (torch.linalg.svd(m, full_matrices=False) for m in (matrices, orthogonalized(matrices)))
     polar = [svd.U @ svd.Vh for svd in (before, after)]
-    torch.testing.assert_close(*polar, atol=1e-3, rtol=0)  # the same directions
+    torch.testing.assert_close(*polar, atol=0.01, rtol=0)  # the same directions, in bfloat16 on some CPUs
 
 
 def test_only_filters_are_orthogonalised_whatever_their_memory_format():

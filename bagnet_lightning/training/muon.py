@@ -86,9 +86,13 @@ def _orthogonal(filters: list[Tensor]) -> list[Tensor]:
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """(N, m, n) with singular values moved to between 0.6 and 1.2 by Newton-Schulz iterations; bfloat16 on a GPU."""
+    """(N, m, n) with singular values moved to between 0.6 and 1.2 by Newton-Schulz iterations.
+
+    They are in bfloat16, which is enough (Jordan et al. 2024), where its products are the fast ones: GPUs and CPUs with
+    AMX, where this is about three times as fast.
+    """
     a, b, c = QUINTIC
-    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    x = matrices.bfloat16() if matrices.is_cuda or _cpu_has_amx() else matrices
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
@@ -112,6 +116,11 @@ def _side_by_side(jobs: list[Callable[[], list[Tensor]]], tensors: list[Tensor])
     for stream in streams:
         here.wait_stream(stream)
     return results
+
+
+@cache
+def _cpu_has_amx() -> bool:
+    return getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)  # torch before 2.13 cannot say
 
 
 @cache
