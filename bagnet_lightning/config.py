@@ -125,12 +125,15 @@ def keys(name: str) -> str:
 
 
 def groups(command: str) -> str:
-    """What --help says of the groups of a command: a line for each that conf/COMMAND.yaml names, with its choices."""
-    defaults = OmegaConf.load(CONF / f"{command}.yaml").defaults
-    named = [name for entry in defaults if OmegaConf.is_dict(entry) for name in entry if "override " not in name]
-    return "\n".join(
-        f"{name}: {', '.join(sorted(path.stem for path in (CONF / name).glob('*.yaml')))}" for name in named
-    )
+    """What --help says of the groups of a command: a line for each that conf/COMMAND.yaml names, its default first."""
+    lines = []
+    for entry in OmegaConf.load(CONF / f"{command}.yaml").defaults:
+        for name, default in entry.items() if OmegaConf.is_dict(entry) else ():
+            if "override " not in name:
+                choices = {path.stem for path in (CONF / name).glob("*.yaml")}
+                first = [f"{default} (default)"] if default in choices else []
+                lines.append(f"{name}: {', '.join([*first, *sorted(choices - {default})])}")
+    return "\n".join(lines)
 
 
 for resolver in (folder, groups, image_files, keys, sha256):

@@ -42,6 +42,11 @@ def test_a_run_leaves_its_measurements_and_checkpoints(tmp_path):
     assert len(trained.classes) == result["classes"]
 
 
+def test_one_class_is_refused(tmp_path):
+    with pytest.raises(UserError, match="textures has one class, "):
+        fit(composed(*SMALL, "data.classes=1"), tmp_path)
+
+
 @pytest.mark.parametrize(("limit", "images"), [([], 36), (["+trainer.limit_train_batches=2"], 24)])
 def test_the_images_of_an_epoch_are_those_it_trains_on(tmp_path, monkeypatch, limit, images):
     monkeypatch.setattr(History, "timing", lambda self, per_epoch: {"images": per_epoch})

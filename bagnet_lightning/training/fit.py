@@ -11,6 +11,7 @@ from torch import nn
 from bagnet_lightning.checkpoint import BestCheckpoint
 from bagnet_lightning.config import plain
 from bagnet_lightning.data.module import ImageData
+from bagnet_lightning.errors import UserError
 from bagnet_lightning.training.best_predictions import BestPredictions
 from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.history import History
@@ -33,6 +34,8 @@ def fit(
     # Partial, so that a UserError of theirs comes as it is and not wrapped in one of Hydra's.
     data: ImageData = instantiate(config.data, _partial_=True, _convert_="all")()
     data.setup()
+    if len(data.class_ids) < 2:
+        raise UserError(f"there is nothing to tell apart: {config.data.name} has one class, {data.class_ids[0]}")
     network = instantiate(config.model, _partial_=True)(num_classes=len(data.class_ids))
     about = {
         "config": plain(config),
