@@ -1,15 +1,12 @@
 """Checkpoints: written so that no fault leaves a broken one, read so that no file can run code."""
 
-import contextlib
-import errno
 import io
 import json
-import os
 import pickle
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -46,25 +43,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def write(self, checkpoint: dict[str, Any], path: Path) -> None:
         content = io.BytesIO()
         torch.save(checkpoint, content)  # torch would not tell why a file cannot be written
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             for left_over in path.parent.glob(f".{path.name}.*"):  # by a process that was killed while it wrote
                 left_over.unlink()
-            with temporary.open("w+b") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-                _read_back(file, content.getbuffer())
-            temporary.replace(path)
+            write_bytes(path, content.getbuffer(), read_back=True)
         except OSError as error:
             old = "the one before it is whole" if path.exists() else "there is none before it"
             raise UserError(
                 f"checkpoint {path} cannot be written ({error.strerror}); {old}; once that is mended, the same command "
                 "goes on"
             ) from error
-        finally:
-            with contextlib.suppress(OSError):  # a folder that cannot be written
-                temporary.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None) -> dict:
         """The checkpoint's plain types and tensors; other content is refused whatever `weights_only` says."""
@@ -251,13 +239,3 @@ def _read_safetensors(path: Path) -> tuple[dict, dict[str, Tensor]]:
         raise UserError(f"checkpoint {path} is a system of bagnet_lightning.classical, not a network: use explain")
     about = {field.name: described[field.name] for field in fields(Trained) if field.name != "network"}
     return {**about, "mean": tuple(about["mean"]), "std": tuple(about["std"])}, weights
-
-
-def _read_back(file: BinaryIO, content: memoryview) -> None:
-    """Raises OSError unless the disk holds `content`."""
-    if hasattr(os, "posix_fadvise"):  # from the disk, not from the system's memory of what was written
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    file.seek(0)
-    for start in range(0, len(content), 2**20):
-        if file.read(2**20) != bytes(content[start : start + 2**20]):  # a memoryview compares byte by byte
-            raise OSError(errno.EIO, f"it does not read back as it was written, near byte {start}")

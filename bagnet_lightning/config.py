@@ -47,6 +47,19 @@ def plain(config: DictConfig) -> dict:
     return OmegaConf.to_container(config, resolve=True)
 
 
+def leaves(config: dict, path: str = "") -> dict[str, object]:
+    """{"model.width": 0.25, ...}; lists are leaves, as text, and classes go without their module."""
+    found = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found |= leaves(value, f"{path}{key}.")
+        elif isinstance(value, list):
+            found[f"{path}{key}"] = ", ".join(map(str, value))
+        else:
+            found[f"{path}{key}"] = str(value).rpartition(".")[2] if key == "_target_" else value
+    return found
+
+
 def digest(config: DictConfig) -> str:
     """Twelve hex digits that are equal for two configurations exactly if they ask for the same training."""
     asked = OmegaConf.create(plain(config))
@@ -87,10 +100,12 @@ def image_files(target: str, root: str | None) -> str | None:
     """
     if not target.endswith(".ImageFolder") or root is None:
         return None
+    from bagnet_lightning.data.images import image_suffixes  # Pillow, which other data do not need here
+
     digest = hashlib.sha256()
-    for split in ("train", "val"):
-        for path in sorted(Path(root, split).rglob("*")):
-            if path.is_file() and not path.name.startswith("."):
+    for pattern in ("train/*/*", "val/*/*"):  # through links, too, unlike rglob
+        for path in sorted(Path(root).glob(pattern)):
+            if path.name.lower().endswith(image_suffixes()) and not path.name.startswith(".") and path.is_file():
                 digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
     return digest.hexdigest()
 

@@ -3,7 +3,9 @@
 python -m bagnet_lightning.evaluate checkpoint=multirun_outputs/SWEEP/RUN/best.ckpt
 """
 
+import csv
 import json
+from io import StringIO
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -51,11 +53,18 @@ def main(config: DictConfig) -> None:
         ],
     }
 
-    header = ",".join(["true \\ predicted", *trained.classes])
-    rows = [",".join([name, *map(str, row)]) for name, row in zip(trained.classes, matrix.tolist(), strict=True)]
+    of_what = ("" if data.name == trained.config["data"]["name"] else f"_{data.name}") + (
+        "" if config.split == "val" else f"_{config.split}"
+    )
+    evaluation_file, confusion_file = out / f"evaluation{of_what}.json", out / f"confusion{of_what}.csv"
+    table = StringIO(newline="")
+    rows = zip(trained.classes, matrix.tolist(), strict=True)
+    csv.writer(table, lineterminator="\n").writerows(
+        [["true \\ predicted", *trained.classes], *([name, *row] for name, row in rows)]
+    )
     with writing(out):
-        write_text(out / "confusion.csv", "\n".join([header, *rows]) + "\n")
-        write_text(out / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
+        write_text(confusion_file, table.getvalue())
+        write_text(evaluation_file, json.dumps(evaluation, indent=2) + "\n")
 
     print(f"top-1 {evaluation['accuracy']:.4f}  top-5 {evaluation['top5_accuracy']:.4f}  on {len(labels):,} images")
     ranked = sorted(of_class, key=lambda one: -one["accuracy"])
@@ -63,7 +72,7 @@ def main(config: DictConfig) -> None:
         print(words + ", ".join(f"{one['name']} {one['accuracy']:.2f}" for one in some))
     for pair in evaluation["most_confused"][:5]:
         print(f"{pair['images']:>4} {pair['true']} taken for {pair['predicted']}")
-    print(f"written: {out / 'evaluation.json'}, {out / 'confusion.csv'}")
+    print(f"written: {evaluation_file}, {confusion_file}")
 
 
 if __name__ == "__main__":

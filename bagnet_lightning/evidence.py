@@ -31,7 +31,8 @@ def dense_evidence(
     """Logits of the q x q patch centred on every pixel, q the receptive field, as if each were run by itself.
 
     images: (B, 3, H, W), normalised, at least q px high and wide, in the dtype and on the device of the model. They are
-        surrounded by (q - 1) / 2 zeros, the mean colour, as in the public heatmap code; model.pad plays no part.
+        surrounded by (q - 1) / 2 zeros, as in the public heatmap code (the train images' mean colour if they were
+        normalised by it, else black); model.pad plays no part.
     classes: indices of the wanted classes, in the order of the result's last axis; all by default. The last layer is
         computed for these alone.
     stride: 1, 2, 4 or 8: only every stride-th row and column, for about 1 / stride^2 of the work.

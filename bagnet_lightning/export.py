@@ -45,7 +45,7 @@ def main(config: DictConfig) -> None:
             form.write(trained, folder / target.name)
             noise = difference(trained, form.load(folder / target.name))
             if config.format == "hub":
-                for note in write_card(folder, trained, checkpoint.parent):
+                for note in write_card(folder, trained, checkpoint):
                     print(f"note: {note}", file=sys.stderr)
             for file in folder.iterdir():
                 file.replace(target.parent / file.name)

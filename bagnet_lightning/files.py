@@ -1,6 +1,7 @@
 """Files that matter: written whole or not at all, made once, and where the user says."""
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory, TemporaryFile
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from bagnet_lightning.errors import UserError
 
@@ -22,20 +23,32 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """The same for what is no text."""
+def write_bytes(path: Path, content: bytes | memoryview, read_back: bool = False) -> None:
+    """The same for what is no text. read_back: it is an error, too, if the disk then holds something else."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("w+b") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())  # else a power cut may leave the name without the content
+            if read_back:
+                _read_back(file, content)
         temporary.replace(path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk's error does not name the file
     finally:
         with contextlib.suppress(OSError):  # a folder that cannot be written
             temporary.unlink(missing_ok=True)
+
+
+def _read_back(file: BinaryIO, content: bytes | memoryview) -> None:
+    """Raises OSError unless the disk holds `content`."""
+    if hasattr(os, "posix_fadvise"):  # from the disk, not from the system's memory of what was written
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    file.seek(0)
+    for start in range(0, len(content), 2**20):
+        if file.read(2**20) != bytes(content[start : start + 2**20]):  # a memoryview compares byte by byte
+            raise OSError(errno.EIO, f"it does not read back as it was written, near byte {start}")
 
 
 @contextlib.contextmanager

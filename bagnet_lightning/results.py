@@ -13,9 +13,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from bagnet_lightning.config import digest
+from bagnet_lightning.config import digest, plain
 from bagnet_lightning.files import write_text
-from bagnet_lightning.table1 import paper_row
+from bagnet_lightning.table1 import departures, paper_row
 
 #: Goes up when a field of result.json changes its meaning; files of a higher form are not interpreted.
 FORM = 1
@@ -34,7 +34,6 @@ _FIELD_TYPES = {
     "images_per_second": _NUMBER,
     "train_seconds": _NUMBER,
     "versions": (dict, type(None)),
-    "paper": (dict, type(None)),
     "overrides": (list, type(None)),
     "kind": (str, type(None)),
     "method": (str, type(None)),
@@ -61,6 +60,7 @@ def describe(config: DictConfig, overrides: list[str]) -> dict:
         kind = {"kind": "pretraining", "method": config.method.name}
     elif config.data.name == "tiny_imagenet":
         row = paper_row(model, optimizer.lower(), pretrained, config.trainer.max_epochs)
+        row = None if row and departures(plain(config), row) else row
     return {
         **kind,
         "row": row and row.row,
@@ -258,18 +258,15 @@ def _from_config(config: dict) -> dict:
             "optimizer": chosen.get("classifier"),
             "seed": config.get("seed"),
         }
-    paper = config["paper"] if isinstance(config.get("paper"), dict) else None
     epochs = config.get("trainer", {}).get("max_epochs")
     return {
         "kind": "pretraining" if "method" in config else None,
         "method": _choice(config, "method"),
-        "row": paper and paper.get("row"),
         "model": _choice(config, "model"),
         "optimizer": _choice(config, "optim"),
         "pretrained": bool(config.get("model", {}).get("pretrained", False)),
         "epochs": epochs if isinstance(epochs, int) else None,
         "seed": config.get("seed"),
-        "paper": paper,
     }
 
 

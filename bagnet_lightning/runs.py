@@ -53,7 +53,8 @@ def in_its_folder(
     asked = describe(config, list(HydraConfig.get().overrides.task))
     with alone(folder) if lead else nullcontext(True) as free:
         if not free:
-            return taken(folder, asked)
+            error = f"another process trains in {folder}; wait for it, or stop it"
+            return {**asked, "status": "failed", "error": error}
         earlier = begin(config, folder, asked, files, lead)
         if earlier is not None:
             return earlier
@@ -81,11 +82,6 @@ def begin(config: DictConfig, folder: Path, asked: dict, files: Sequence[str], l
         (folder / "result.json").unlink(missing_ok=True)
         write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(config))))
     return None
-
-
-def taken(folder: Path, asked: dict) -> dict:
-    error = f"another process trains in {folder}; wait for it, or stop it"
-    return {**asked, "status": "failed", "error": error}
 
 
 def outcome(asked: dict, folder: Path, work: Callable[[], dict]) -> dict:

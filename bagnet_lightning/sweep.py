@@ -20,6 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from bagnet_lightning.config import digest
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.launching import ParallelLauncher, folder
 from bagnet_lightning.results import note_jobs, read_run
@@ -43,7 +44,7 @@ class Sweep(Callback):
         if _parallel_launcher(config):
             sys.exit("error: hydra/launcher is of the runs of a sweep: add -m")
         if config.dry_run:
-            _print_jobs({config.hydra.run.dir: WHOLE_DEVICE})
+            _print_jobs([(Path(config.hydra.run.dir), config, WHOLE_DEVICE)])
 
     def on_multirun_start(self, config: DictConfig, **kwargs) -> None:
         loader = GlobalHydra.instance().config_loader()
@@ -62,7 +63,7 @@ class Sweep(Callback):
                 f"error: {times} jobs would share the folder {name}; ask for each in a sweep of its own, sweep=NAME"
             )
         if config.dry_run:
-            _print_jobs({str(folder(job)): launcher.share(job) if launcher else WHOLE_DEVICE for job in configs})
+            _print_jobs([(folder(job), job, launcher.share(job) if launcher else WHOLE_DEVICE) for job in configs])
         jobs_of_sweep = {job.hydra.sweep.subdir: list(job.hydra.overrides.task) for job in configs}
         note_jobs(Path(config.hydra.sweep.dir), jobs_of_sweep)
         self.total = len(jobs)
@@ -97,7 +98,7 @@ class Sweep(Callback):
 
 def _check(config: DictConfig, sweep: bool = False, launcher: ParallelLauncher | None = None) -> None:
     try:
-        check(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
+        check(_without_hydra(config))
         ranks.check(config, sweep)
         if launcher:
             launcher.check(config)
@@ -111,14 +112,23 @@ def _parallel_launcher(config: DictConfig) -> ParallelLauncher | None:
     return instantiate(config.hydra.launcher) if launcher and issubclass(launcher, ParallelLauncher) else None
 
 
-def _print_jobs(shares: dict[str, str]) -> None:
+def _print_jobs(jobs: list[tuple[Path, DictConfig, str]]) -> None:
     """What a sweep would do in which folders with what share of the devices, and nothing done: ends the command."""
-    for number, (run_folder, share) in enumerate(shares.items(), start=1):
-        run = read_run(run_folder)
-        done = f"{run['epochs_done']} epochs done" if run.get("epochs") else "to do"
-        status = done if run["status"] == "unfinished" else run["status"]
-        print(f"[{number}/{len(shares)}] {run_folder}: {status}" + (f", with {share}" if status != "finished" else ""))
+    for number, (run_folder, job, share) in enumerate(jobs, start=1):
+        run = {"status": "unfinished"} if job.fresh else read_run(run_folder)
+        if run.get("config") and digest(OmegaConf.create(run["config"])) != digest(_without_hydra(job)):
+            status = "refused, since it holds a run of another configuration"
+        elif run["status"] == "finished":
+            status = "finished"
+        else:
+            done = f"{run['epochs_done']} epochs done" if run.get("epochs") else "to do"
+            status = f"{done if run['status'] == 'unfinished' else run['status']}, with {share}"
+        print(f"[{number}/{len(jobs)}] {run_folder}: {status}")
     sys.exit(0)
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
 
 
 def _line(result: dict, results: list[dict], total: int, elapsed: float) -> str:

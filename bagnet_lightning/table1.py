@@ -3,9 +3,18 @@
 from dataclasses import dataclass
 from functools import cache
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from bagnet_lightning.config import HOW_FAST, NOT_IN_DIGEST, leaves, plain
 from bagnet_lightning.paths import CONF
+
+_SETTINGS = ("data.", "model.", "optim.", "scheduler.", "label_smoothing", "patch_loss", "weight_average")
+# Not settings of the training, or what a row is chosen by.
+_OTHER = {*NOT_IN_DIGEST, *HOW_FAST, "data.seed", "data.name", "data.eval_batch_size", "data.url", "data.sha256"}
+_OTHER |= {"data._target_", "model._target_", "optim._target_", "model.pretrained"}
 
 
 @dataclass(frozen=True)
@@ -46,3 +55,21 @@ def paper_row(model: str, optimizer: str, pretrained: bool, epochs: int) -> Pape
     """The row of Table 1 for "bagnet17", "adam", False, 15; None where the paper has no such row."""
     wanted = (model, optimizer, pretrained, epochs)
     return next((r for r in paper_rows() if (r.model, r.optimizer, r.pretrained, r.epochs) == wanted), None)
+
+
+def departures(config: dict, row: PaperRow) -> list[str]:
+    """The settings of a run's configuration that are not `row`'s, as "optim.lr=0.05"; none if it is the row itself."""
+    ours = leaves(config)
+    changed = [key for key, value in _settings(row.name).items() if key in ours and ours[key] != value]
+    if "scheduler._target_" in changed:  # the keys of another one mean something else
+        changed = [key for key in changed if not key.startswith("scheduler.")] + ["scheduler._target_"]
+    return [f"{key.removesuffix('._target_')}={ours[key]}" for key in changed]
+
+
+@cache
+def _settings(name: str) -> dict[str, object]:
+    # Not by hydra.compose, which cannot be used inside one of Hydra's own commands.
+    loader = ConfigLoaderImpl(create_config_search_path(str(CONF)))
+    config = loader.load_configuration("config", [f"table1={name}"], RunMode.RUN)
+    found = leaves(plain(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])))
+    return {key: value for key, value in found.items() if key.startswith(_SETTINGS) and key not in _OTHER}

@@ -30,10 +30,12 @@ def main(root: str) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()  # as all commands do; both sides have it
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        data = instantiate(compose("config", [f"data.root={root}"]).data, _convert_="all")
+        config = compose("config", [f"data.root={root}", "data.crop_padding=4", "data.normalize=true"])
+    data = instantiate(config.data, _convert_="all")
     data.setup()
     data.trainer = SimpleNamespace(
         training=True,
+        world_size=1,
         current_epoch=0,
         fit_loop=SimpleNamespace(
             epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=0)))

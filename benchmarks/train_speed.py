@@ -173,16 +173,12 @@ def plain_rate(config: DictConfig, data, steps: int) -> float:
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
 
-    transform = v2.Compose(
-        [
-            v2.RandomCrop(data.store.splits["train"].images.shape[1], padding=4),
-            v2.RandomHorizontalFlip(),
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(data.store.mean, data.store.std),
-        ]
-    )
-    images = ImageFolder(str(Path(config.data.root) / "tiny-imagenet-200" / "train"), transform)
+    transform = [v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    if data.crop_padding:  # both sides do what the recipe says
+        transform.insert(0, v2.RandomCrop(data.store.splits["train"].images.shape[1], padding=data.crop_padding))
+    if data.normalize:
+        transform.append(v2.Normalize(data.mean, data.std))
+    images = ImageFolder(str(Path(config.data.root) / "tiny-imagenet-200" / "train"), v2.Compose(transform))
     loader = DataLoader(
         images, data.batch_size, shuffle=True, num_workers=WORKERS, pin_memory=torch.cuda.is_available()
     )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import SMALL, composed
 from functorch.compile import nop
+from test_fit import rows
 from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -74,6 +75,7 @@ def cuda(monkeypatch):
         graph=Recording,
     )
     monkeypatch.setattr(muon, "ITERATIONS", 1)  # most of a step's time here
+    monkeypatch.setattr(muon, "_cpu_has_amx", lambda: False)
     monkeypatch.setattr(acceleration, "_no_graph", lambda trainer: None)
     monkeypatch.setattr(acceleration, "torch", SimpleNamespace(**{**vars(torch), "cuda": simulated}))
 
@@ -167,7 +169,10 @@ def test_a_graph_that_cannot_be_recorded_is_done_without_unless_it_was_asked_for
     assert torch_cuda.current_stream() is stream
 
 
-def test_divergence_is_noticed_late_but_before_anything_is_saved(tmp_path, cuda, monkeypatch):
+@pytest.mark.parametrize(("every_n_steps", "kept"), [("4", 8), ("null", 6)])
+def test_divergence_is_noticed_late_but_before_a_checkpoint_or_a_validation(
+    tmp_path, cuda, monkeypatch, every_n_steps, kept
+):
     monkeypatch.setattr(divergence, "AT_ONCE", ())
     original = Classifier.loss
 
@@ -178,9 +183,10 @@ def test_divergence_is_noticed_late_but_before_anything_is_saved(tmp_path, cuda,
     with pytest.raises(
         Diverged, match=r"is nan at step 8 \(epoch 2, learning rate 0.001, train images \[\d+(, \d+){11}"
     ):
-        fit(composed(*RUN, "checkpoint.every_n_steps=4", "trainer.cuda_graph=false"), tmp_path)
+        fit(composed(*RUN, f"checkpoint.every_n_steps={every_n_steps}", "trainer.cuda_graph=false"), tmp_path)
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 8
+    assert checkpoint["global_step"] == kept
+    assert len(rows(tmp_path)) == 1
     assert all(torch.isfinite(value).all() for value in checkpoint["state_dict"].values())
 
 

@@ -108,6 +108,17 @@ def test_zero_init_makes_a_block_its_shortcut():
         torch.testing.assert_close(block(x), x)
 
 
+def test_convolutions_start_as_kaimings_by_fan_out():
+    torch.manual_seed(0)
+    assert bagnet9(5).layer4[1].conv1.weight.std().item() == pytest.approx((2 / 512) ** 0.5, rel=0.02)
+
+
+def test_zero_init_is_of_every_blocks_last_norm_and_no_other():
+    norms = {n: m for n, m in bagnet9(5, width=0.25, zero_init=True).named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert sum(name.endswith("bn3") for name in norms) == 16
+    assert all(bool(norm.weight.any()) != name.endswith("bn3") for name, norm in norms.items())
+
+
 def test_too_small_images_and_widths_are_refused():
     with pytest.raises(ValueError, match=r"40 x 32 px .* smaller than the 33 px"):
         bagnet33(5, width=0.25)(torch.zeros(1, 3, 32, 40))

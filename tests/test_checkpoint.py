@@ -11,6 +11,7 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 from bagnet_lightning.checkpoint import (
     AtomicCheckpointIO,
     BestCheckpoint,
+    LastCheckpoint,
     load_backbone,
     load_trained,
     write_backbone,
@@ -123,6 +124,22 @@ def test_what_a_killed_process_had_half_written_is_removed_by_the_next(last):
     last.with_name(".last.ckpt.12345").write_bytes(b"half")
     AtomicCheckpointIO().save_checkpoint({"step": 2}, last)
     assert os.listdir(last.parent) == ["last.ckpt"]
+
+
+def test_the_last_checkpoint_is_written_once_in_the_minutes_that_were_asked_for(tmp_path, monkeypatch):
+    saved, clock = [], SimpleNamespace(seconds=100)
+    monkeypatch.setattr("bagnet_lightning.checkpoint.time", SimpleNamespace(monotonic=lambda: clock.seconds))
+    trainer = SimpleNamespace(
+        accumulate_grad_batches=1,
+        is_last_batch=False,
+        strategy=SimpleNamespace(reduce_boolean_decision=lambda late, all: late),
+        save_checkpoint=lambda path: saved.append((path, clock.seconds)),
+    )
+    callback = LastCheckpoint(tmp_path / "last.ckpt", every_n_steps=None, every_n_minutes=10)
+    callback.on_train_start(trainer, None)
+    for clock.seconds in range(100, 1400):
+        callback.on_train_batch_end(trainer, None, None, None, 0)
+    assert saved == [(tmp_path / "last.ckpt", 700), (tmp_path / "last.ckpt", 1300)]
 
 
 class Payload:

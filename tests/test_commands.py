@@ -1,15 +1,18 @@
 """The commands as a user runs them: processes, exit codes, what is printed and what is left behind."""
 
+import csv
 import json
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import SMALL
 from PIL import Image
+from sweep_folders import write_run
 
 from bagnet_lightning.data.image_folder import open_store
 from bagnet_lightning.files import alone
@@ -34,7 +37,7 @@ def test_a_sweep_with_a_failing_run_then_evaluate_report_and_the_same_again(comm
     first = command("train", *SWEEP, "model=bagnet9", "optim=sgd,adam", "trainer.max_epochs=1")
     assert first.returncode == 0, first.stderr
     assert "[1/2] bagnet9 sgd: " in first.stdout
-    assert "; 1 left, about 0 min" in first.stdout
+    assert "; 1 left, about " in first.stdout  # some minutes
     assert "2 of 2 runs finished" in first.stdout
     sweep = tmp_path / "multirun_outputs/s"
     runs = sorted(path for path in sweep.iterdir() if path.is_dir())
@@ -82,8 +85,14 @@ def test_a_sweep_with_a_failing_run_then_evaluate_report_and_the_same_again(comm
     assert f"top-1 {result(runs[0])['best_val_accuracy']:.4f}" in evaluated.stdout
     evaluation = json.loads((runs[0] / "evaluation.json").read_text())
     assert evaluation["accuracy"] == pytest.approx(result(runs[0])["best_val_accuracy"])
-    confusion = [line.split(",")[1:] for line in (runs[0] / "confusion.csv").read_text().splitlines()[1:]]
-    assert sum(int(count) for row in confusion for count in row) == evaluation["images"] == 12
+    assert evaluation["top5_accuracy"] == pytest.approx(result(runs[0])["val_top5_accuracy"])
+    with (runs[0] / "confusion.csv").open(newline="") as file:
+        (_, *classes), *rows = csv.reader(file)
+    confusion = {name: [int(count) for count in counts] for name, *counts in rows}
+    assert list(confusion) == classes
+    assert sum(map(sum, confusion.values())) == evaluation["images"] == 12
+    by_class = {one["class"]: one["accuracy"] for one in evaluation["accuracy_by_class"]}
+    assert by_class == {name: row[place] / sum(row) for place, (name, row) in enumerate(confusion.items())}
 
     reported = command("report", f"runs={sweep}")
     assert reported.returncode == 0
@@ -91,7 +100,7 @@ def test_a_sweep_with_a_failing_run_then_evaluate_report_and_the_same_again(comm
 
 
 def test_a_killed_sweep_is_completed_by_the_same_command(tmp_path, command):
-    arguments = [*SWEEP, "model=bagnet9", "optim=sgd,adam", "trainer.max_epochs=8"]
+    arguments = [*SWEEP, "model=bagnet9", "optim=sgd,adam", "trainer.max_epochs=8", "checkpoint.every_n_steps=1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "bagnet_lightning.train", *arguments], cwd=tmp_path, stdout=subprocess.DEVNULL
     )
@@ -109,6 +118,24 @@ def test_a_killed_sweep_is_completed_by_the_same_command(tmp_path, command):
     assert "2 of 2 runs finished" in again.stdout
     for run in sweep.glob("*/metrics.csv"):
         assert len(run.read_text().splitlines()) == 9
+
+
+def test_a_run_that_is_stopped_ends_with_the_signals_exit_code_and_no_result(tmp_path):
+    arguments = [*SMALL, "trainer.max_epochs=1000", "checkpoint.every_n_steps=1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bagnet_lightning.train", *arguments], cwd=tmp_path, stdout=subprocess.DEVNULL
+    )
+    try:
+        while not list(tmp_path.glob("multirun_outputs/textures/*/last.ckpt")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+    (run,) = (tmp_path / "multirun_outputs/textures").iterdir()
+    assert (run / "last.ckpt").exists()
+    assert not (run / "result.json").exists()
 
 
 def test_another_configuration_in_the_same_folder_is_refused_and_fresh_starts_over(command, tmp_path):
@@ -151,6 +178,11 @@ def test_a_dry_run_prints_the_jobs_and_makes_nothing(command, tmp_path):
     assert [line.split(": ")[1] for line in lines] == ["to do, with the whole device, one after the other"] * 4
     assert "multirun_outputs/s/bagnet17_adam_" in lines[3]
     assert not any(tmp_path.iterdir())
+    folder = Path(lines[0].partition("] ")[2].partition(": ")[0])
+    write_run(tmp_path / folder, "bagnet9", "sgd", done=2)
+    for fresh, words in (("false", "refused, since it holds a run of another config"), ("true", "to do, with")):
+        dry = command("train", *asked, f"fresh={fresh}")
+        assert dry.stdout.splitlines()[0].split(": ")[1].startswith(words)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +211,7 @@ def test_help_and_wrong_arguments_need_no_torch(command, tmp_path):
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     helped = command("train", "--help", PYTHONPATH=str(tmp_path))
     assert helped.returncode == 0
-    assert "model: bagnet17, bagnet33, bagnet9, resnet18" in helped.stdout
+    assert "model: bagnet17 (default), bagnet33, bagnet9, resnet18" in helped.stdout
     assert "did you mean" in one_line(command("train", "optim.lrr=1", PYTHONPATH=str(tmp_path)))
 
 

@@ -27,15 +27,18 @@ def test_every_choice_composes_and_keeps_the_rules(group):
 
 
 @pytest.mark.parametrize("model", choices("model"))
+def test_every_model_can_be_made(model):
+    config = composed(f"model={model}", *([] if model == "resnet18" else ["model.width=0.25"]))
+    assert instantiate(config.model, num_classes=3)(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
+
+
 @pytest.mark.parametrize("optim", choices("optim"))
 @pytest.mark.parametrize("scheduler", choices("scheduler"))
-def test_every_model_optimizer_and_scheduler_can_be_made(model, optim, scheduler):
-    width = [] if model == "resnet18" else ["model.width=0.25"]
-    config = composed(f"model={model}", f"optim={optim}", f"scheduler={scheduler}", *width)
+def test_every_optimizer_and_scheduler_can_be_made(optim, scheduler):
+    config = composed(f"optim={optim}", f"scheduler={scheduler}")
     optimizer = instantiate(config.optim)([torch.nn.Parameter(torch.zeros(3))])
     steps = {"total_steps": 10} if config.scheduler.interval == "step" else {}
     instantiate({k: v for k, v in config.scheduler.items() if k != "interval"})(optimizer, **steps)
-    assert instantiate(config.model, num_classes=3)(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
 
 
 def test_the_paper_settings_are_the_defaults():
@@ -50,6 +53,18 @@ def test_the_paper_settings_are_the_defaults():
     assert adadelta.optim.lr == 1.0
     assert adadelta.scheduler._target_.endswith("ConstantLR")
     assert composed("optim=adadelta", "scheduler=cosine").scheduler._target_.endswith("CosineAnnealingLR")
+
+
+def test_the_modern_recipe_is_muon_in_one_cycle_with_smoothed_labels():
+    config = composed("recipe=modern", "optim.lr=0.3")
+    assert (config.label_smoothing, config.model.zero_init, config.data.batch_size) == (0.1, True, 128)
+    assert config.optim._target_.endswith(".Muon")
+    assert config.scheduler._target_.endswith(".OneCycleLR")
+    assert config.scheduler.max_lr == 0.3
+
+
+def test_the_cosine_ends_with_the_run():
+    assert composed("scheduler=cosine", "trainer.max_epochs=4").scheduler.T_max == 4
 
 
 def test_only_the_rows_with_imagenet_weights_normalise():
@@ -220,7 +235,11 @@ def test_a_folder_of_images_counts_by_its_files_and_not_their_place(tmp_path):
                 (tmp_path / name / split / one / "1.png").write_bytes(b"1")
     (tmp_path / "b/.bagnet_store-64").mkdir()
     (tmp_path / "d/train/x/2.png").write_bytes(b"2")
-    assert asked("a") == asked("b")
+    (tmp_path / "a/train/x/notes.txt").write_bytes(b"no image")
+    (tmp_path / "e/train").mkdir(parents=True)
+    for linked in ("train/x", "train/y", "val"):
+        (tmp_path / "e" / linked).symlink_to(tmp_path / "a" / linked)
+    assert asked("a") == asked("b") == asked("e")
     assert len({asked(name) for name in "acd"}) == 3
     (tmp_path / "a/train/x/1.png").write_bytes(b"another")
     assert asked("a") != asked("b")

@@ -36,6 +36,7 @@ def test_what_would_stop_a_sweep_is_a_line_with_its_remedy_and_exit_code_1(comma
 
 def test_little_room_is_a_warning_and_none_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(diagnosis, "_free_memory", lambda: 100.0)
     usage = namedtuple("usage", "free")
     for gib, fatal in ((3, False), (0.1, True)):
         monkeypatch.setattr(diagnosis.shutil, "disk_usage", lambda path, gib=gib: usage(gib * 2**30))
@@ -45,6 +46,8 @@ def test_little_room_is_a_warning_and_none_an_error(tmp_path, monkeypatch):
 
 def test_the_malicious_releases_of_lightning_are_named(monkeypatch):
     monkeypatch.setattr(diagnosis, "version", lambda package: "2.6.3")
+    monkeypatch.setattr(diagnosis, "_free_memory", lambda: 100.0)
+    monkeypatch.setattr(diagnosis, "_free_disk", lambda folder: 100.0)
     (found,) = problems(doctor("trainer=cpu", "data=textures"))
     assert found.fatal
     assert "was malware" in found.text

@@ -91,6 +91,10 @@ def test_a_hubs_folder_has_a_card_with_what_was_measured_and_comes_back(checkpoi
     card = (tmp_path / "hub/README.md").read_text()
     assert "| top-1, best epoch | 0.4321 |" in card
     assert '"value": 0.4321' in card.split("---")[1]
+    last = checkpoint.with_name("last.ckpt")
+    last.write_bytes(checkpoint.read_bytes())
+    export(last, "format=hub", f"out={tmp_path}/last")
+    assert "0.4321" not in (tmp_path / "last/README.md").read_text()
     assert "private" not in card
     assert "None" not in card
     config = json.loads((tmp_path / "hub/config.json").read_text())

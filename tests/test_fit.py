@@ -47,6 +47,32 @@ def test_one_class_is_refused(tmp_path):
         fit(composed(*SMALL, "data.classes=1"), tmp_path)
 
 
+def test_the_settings_of_the_loss_reach_the_training(tmp_path, monkeypatch):
+    seen, start = [], Classifier.on_train_start
+
+    def started(self):
+        seen.append((self.label_smoothing, self.patch_loss))
+        start(self)
+
+    monkeypatch.setattr(Classifier, "on_train_start", started)
+    fit(composed(*SMALL, "label_smoothing=0.1", "patch_loss=0.2", "trainer.max_epochs=1"), tmp_path)
+    assert seen == [(0.1, 0.2)]
+
+
+def test_the_training_loss_of_an_epoch_is_the_mean_over_its_own_images(tmp_path, monkeypatch):
+    seen, original = [], Classifier.loss
+
+    def noted(self, images, labels):
+        loss = original(self, images, labels)
+        seen.append(loss.item() * len(labels))
+        return loss
+
+    monkeypatch.setattr(Classifier, "loss", noted)
+    fit(composed(*SMALL, "data.batch_size=16"), tmp_path)  # the last batch is of 4
+    first, second = (float(row["train_loss"]) for row in rows(tmp_path))
+    assert (first, second) == pytest.approx((sum(seen[:3]) / 36, sum(seen[3:]) / 36))
+
+
 @pytest.mark.parametrize(("limit", "images"), [([], 36), (["+trainer.limit_train_batches=2"], 24)])
 def test_the_images_of_an_epoch_are_those_it_trains_on(tmp_path, monkeypatch, limit, images):
     monkeypatch.setattr(History, "timing", lambda self, per_epoch: {"images": per_epoch})

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.kernel_approximation import AdditiveChi2Sampler
 
-from bagnet_lightning.local_features.kernel_map import KernelMap
+from bagnet_lightning.local_features.kernel_map import KERNELS, KernelMap
 
 
 def share(kernel, x, y):
@@ -52,8 +52,9 @@ def test_a_kernel_of_histograms_is_the_product_of_their_maps(kernel):
 def test_chi2_is_scikit_learns(steps):
     histograms = np.random.default_rng(1).dirichlet(np.ones(30), size=8)
     histograms[0, :5] = 0
-    theirs = AdditiveChi2Sampler(sample_steps=steps + 1, sample_interval=0.4).fit_transform(histograms)
-    ours = KernelMap("chi2", steps, step=0.4)(torch.from_numpy(histograms)).numpy()
+    interval = 2 * math.pi / KERNELS["chi2"].period(steps)
+    theirs = AdditiveChi2Sampler(sample_steps=steps + 1, sample_interval=interval).fit_transform(histograms)
+    ours = KernelMap("chi2", steps)(torch.from_numpy(histograms)).numpy()
     np.testing.assert_allclose(ours, theirs, atol=1e-12)
 
 

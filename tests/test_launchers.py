@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import SMALL, composed
@@ -118,10 +117,8 @@ def test_a_signal_stops_the_jobs_and_is_the_exit_code(tmp_path, launcher, signum
     )
     assert process.stdout.readline() == "waiting\n"
     process.send_signal(signum)
-    began = time.monotonic()
     assert process.communicate(timeout=30)[0] == "the jobs are stopped\n"
     assert process.returncode == code
-    assert time.monotonic() - began < 5
 
 
 def test_a_dry_run_tells_the_share_of_every_job_and_starts_nothing(command, tmp_path):

@@ -5,6 +5,7 @@ import torch
 from conftest import SMALL, composed
 from hydra.utils import instantiate
 
+from bagnet_lightning.data.augment import augment, draw_keys, rescale
 from bagnet_lightning.errors import UserError
 
 
@@ -12,6 +13,17 @@ def data(*overrides):
     module = instantiate(composed(*SMALL, *overrides).data, _convert_="all")
     module.setup()
     return module
+
+
+def trainer(epoch, batches_used=0):
+    progress = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=batches_used)))
+    return SimpleNamespace(
+        training=True,
+        world_size=1,
+        current_epoch=epoch,
+        fit_loop=SimpleNamespace(epoch_loop=progress),
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )
 
 
 def labels_of(images):
@@ -43,19 +55,25 @@ def test_a_continued_epoch_goes_on_with_the_batches_that_were_left():
     assert torch.equal(rest, whole[2])
 
 
+def test_a_training_draws_its_order_and_its_augmentation_anew_in_every_epoch_by_its_seed():
+    module, orders = data("data.crop_padding=4", "seed=3"), []
+    for epoch in (0, 1):
+        module.trainer = trainer(epoch)
+        batch = pixels, _, indices = next(iter(module.train_dataloader()))
+        views = augment(pixels, indices, draw_keys(3, epoch), 4, True)
+        assert torch.equal(module.on_after_batch_transfer(batch, 0)[0], rescale(views, module.scale, module.bias))
+        module.trainer.training = False
+        assert torch.equal(module.on_after_batch_transfer(batch, 0)[0], rescale(pixels, module.scale, module.bias))
+        orders.append(indices)
+    assert not torch.equal(*orders)
+
+
 @pytest.mark.parametrize("overrides", [[], ["data.classes=2", "data.holdout=0.5"]])
 def test_batches_of_images_kept_on_the_device_are_the_same(overrides):
     batches = {}
     for resident in (True, False):
         module = data(*overrides, f"data.device_resident={str(resident).lower()}")
-        progress = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=1)))
-        module.trainer = SimpleNamespace(
-            training=True,
-            world_size=1,
-            current_epoch=3,
-            fit_loop=SimpleNamespace(epoch_loop=progress),
-            strategy=SimpleNamespace(root_device=torch.device("cpu")),
-        )
+        module.trainer = trainer(3, batches_used=1)
         module.setup("fit")
         assert (module.train_source is module.train_images) != resident
         train = [module.on_after_batch_transfer(batch, 0) for batch in module.train_dataloader()]
@@ -85,6 +103,20 @@ def test_unknown_or_too_many_classes_are_refused():
         data("data.classes=100")
     with pytest.raises(UserError, match="has no class 'nothing'; nearest: "):
         data("data.classes=[nothing]")
+    with pytest.raises(UserError, match="names a class twice"):
+        data(f"data.classes=[{data().class_ids[0]},{data().class_ids[0]}]")
+
+
+def test_labels_are_the_places_of_classes_in_those_that_a_network_knows():
+    module = data("data.classes=3")
+    a, b, c = module.class_ids
+    known = [c, "another", a, b]
+    for split, images in (("train", module.train_images), ("val", module.val_images)):
+        labelled = module.labelled_for(known, split)
+        assert labelled.chosen is images.chosen
+        assert [known[label] for label in labelled.labels] == [module.class_ids[label] for label in images.labels]
+    with pytest.raises(UserError, match=f"{c!r} of the data is not one of them"):
+        module.labelled_for([a, b], "val")
 
 
 def test_images_per_class_cuts_the_train_split_alone():
@@ -103,5 +135,6 @@ def test_holdout_is_stratified_disjoint_and_the_same_for_every_seed():
     assert not kept & held
     assert len(kept | held) == 36
     assert held == set(other.val_images.chosen.tolist())
+    assert sorted(held)[:6] == [1, 3, 5, 8, 9, 10]
     with pytest.raises(UserError, match=r"data\.holdout"):
         data("data.holdout=0.01")

@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 from conftest import SMALL, composed
 from PIL import Image
+from torch.nn import functional as F
 
 from bagnet_lightning.checkpoint import load_trained
 from bagnet_lightning.data.module import Textures
 from bagnet_lightning.inference import predict
 from bagnet_lightning.predictions import EACH, SIDE, most_confused, read_predictions, write_predictions
+from bagnet_lightning.results import read_metrics
 from bagnet_lightning.training.fit import fit
 
 NAMES = ["red", "green", "blue"]
@@ -58,7 +60,7 @@ def test_a_damaged_file_is_told_and_a_missing_one_is_none(written):
 
 
 def test_a_run_keeps_those_of_its_best_checkpoint(tmp_path):
-    result = fit(composed(*SMALL), tmp_path)
+    result = fit(composed(*SMALL, "data.val_images=11", "data.eval_batch_size=5"), tmp_path)  # in batches of 4, 4, 3
     read = read_predictions(tmp_path)
     assert (read.labels == read.predicted).mean() == pytest.approx(result["best_val_accuracy"])
     trained = load_trained(tmp_path / "best.ckpt")
@@ -67,4 +69,6 @@ def test_a_run_keeps_those_of_its_best_checkpoint(tmp_path):
     logits = predict(trained, data.val_images.split.images[data.val_images.chosen])
     assert read.predicted.tolist() == logits.argmax(1).tolist()
     assert read.labels.tolist() == data.val_images.labels.tolist()
+    loss = F.cross_entropy(logits, data.val_images.labels).item()
+    assert read_metrics(tmp_path)[result["best_epoch"] - 1]["val_loss"] == pytest.approx(loss, rel=1e-4)
     assert not (tmp_path / "progress.json").exists()

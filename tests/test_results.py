@@ -58,7 +58,7 @@ def test_an_unfinished_run_tells_what_it_can(tmp_path):
     (tmp_path / "metrics.csv").write_text(METRICS)
     run = read_run(tmp_path)
     expected = {"status": "unfinished", "model": "bagnet17", "optimizer": "adam", "pretrained": True, "epochs": 15}
-    expected |= {"seed": 3, "row": 10, "epochs_done": 2, "best_val_accuracy": 0.11, "error": None}
+    expected |= {"seed": 3, "epochs_done": 2, "best_val_accuracy": 0.11, "error": None}
     assert {key: run[key] for key in expected} == expected
 
 

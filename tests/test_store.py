@@ -195,6 +195,9 @@ def test_processes_that_pack_at_the_same_time_all_end_well(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "toy.store"]
 
 
+needs_children = pytest.mark.skipif(
+    not Path("/proc/thread-self/children").exists(), reason="this system does not tell a process' children"
+)
 PACK_FOR_MINUTES = """
 import sys
 from pathlib import Path
@@ -217,7 +220,7 @@ def packing_for_minutes(tmp_path: Path) -> tuple[subprocess.Popen, list[int]]:
 
 
 def until(condition) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -230,7 +233,7 @@ def alive(process: int) -> bool:
         return False
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@needs_children
 def test_a_killed_packing_ends_its_workers_and_the_next_one_tidies_up(tmp_path):
     process, workers = packing_for_minutes(tmp_path)
     process.kill()
@@ -241,7 +244,7 @@ def test_a_killed_packing_ends_its_workers_and_the_next_one_tidies_up(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "toy.store"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@needs_children
 def test_a_killed_worker_is_a_user_error(tmp_path):
     process, workers = packing_for_minutes(tmp_path)
     os.kill(workers[0], signal.SIGKILL)

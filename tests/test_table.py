@@ -41,6 +41,12 @@ def test_one_run_has_no_deviation(tmp_path):
     assert only_line(tmp_path).std is None
 
 
+def test_the_same_training_in_two_folders_is_one_run(tmp_path):
+    for name, digest in (("a", "1"), ("b", "1"), ("c", "2")):
+        write_run(tmp_path / name, config_digest=digest)
+    assert [len(line.runs) for line in read_table(tmp_path).lines] == [2]
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -88,7 +94,10 @@ def test_all_17_rows_are_compared_with_their_own_value(tmp_path):
         ({"classes": 10}, "10 of 200 classes"),
         ({"classes": None}, "an unknown number of 200 classes"),
         ({"validated_on": "holdout"}, "validated on holdout"),
-        ({"config": {"model.width": 0.25}}, "width 0.25"),
+        ({"config": {"model.width": 0.25}}, "model.width=0.25"),
+        ({"config": {"optim.lr": 0.01}}, "optim.lr=0.01"),
+        ({"config": {"label_smoothing": 0.1}}, "label_smoothing=0.1"),
+        ({"config": {"scheduler._target_": "torch.optim.lr_scheduler.OneCycleLR"}}, "scheduler=OneCycleLR"),
         ({"epochs": 2}, "2 epochs instead of 15"),
         ({"config": {"trainer.limit_train_batches": 3}}, "trainer.limit_train_batches=3"),
     ],

@@ -1,6 +1,7 @@
 """Table 1 against numbers typed here by hand."""
 
 import pytest
+from conftest import composed
 
 from bagnet_lightning.paths import CONF
 from bagnet_lightning.table1 import paper_row, paper_rows
@@ -40,6 +41,16 @@ def test_the_header_of_a_row_says_what_the_file_does(row):
     assert lines[1] == f"#   python -m bagnet_lightning.train table1={row.name}"
     assert lines[2].startswith(f"# Paper {row.accuracy:.4f}.")
     assert row.name == f"{row.model}_{row.optimizer}_{row.epochs}" + "_pretrained" * row.pretrained
+
+
+@pytest.mark.parametrize("row", paper_rows(), ids=lambda row: row.name)
+def test_the_file_of_a_row_composes_to_its_training(row):
+    config = composed(f"table1={row.name}")
+    made = [config[part]._target_.rpartition(".")[2].lower() for part in ("model", "optim")]
+    assert made == [row.model, row.optimizer]
+    assert (config.model.pretrained, config.trainer.max_epochs) == (row.pretrained, row.epochs)
+    assert config.paper == {"row": row.row, "accuracy": row.accuracy}
+    assert config.scheduler._target_.endswith(".ConstantLR" if row.optimizer == "adadelta" else ".StepLR")
 
 
 def test_paper_row_finds_the_cell_or_nothing():

@@ -136,6 +136,16 @@ def test_where_wandb_cannot_be_reached_the_run_is_kept_offline(monkeypatch, tmp_
     assert "kept offline" in capsys.readouterr().err
 
 
+def test_a_run_whose_end_fails_is_closed_all_the_same(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = logger_of(composed(*SMALL, "logger=wandb"), tmp_path)
+    logger.log_graph()
+    (tmp_path / "predictions.npz").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"predictions\.npz"):
+        logger.close({**ASKED, "status": "failed", "error": "x"})
+    assert wandb.run is None
+
+
 def test_tags_name_row_model_optimizer_and_pretrained():
     assert tags(ASKED) == ["row 3", "bagnet9", "sgd"]
     assert tags({**ASKED, "row": None, "pretrained": True}) == ["bagnet9", "sgd", "pretrained"]

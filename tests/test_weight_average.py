@@ -12,7 +12,7 @@ from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.fit import fit
 from bagnet_lightning.training.weight_average import WeightAverage
 
-AVERAGED = [*SMALL, "weight_average=0.6", "checkpoint.every_n_steps=1", "optim.lr=0.05"]
+AVERAGED = [*SMALL, "weight_average=0.3", "checkpoint.every_n_steps=1", "optim.lr=0.05"]
 NAME = "network.fc.weight"
 STATISTICS = "network.layer4.2.bn3.running_var"
 
@@ -59,7 +59,7 @@ def test_the_best_checkpoint_holds_the_averages_and_the_last_one_the_weights(tmp
     fit(composed(*AVERAGED), tmp_path)
     last = torch.load(tmp_path / "last.ckpt", weights_only=True)
     for name in (NAME, STATISTICS):
-        averages = expected_averages(starts[0][name], seen, name, decay=0.6)
+        averages = expected_averages(starts[0][name], seen, name, decay=0.3)
         for state, step in zip(written, (3, 6), strict=True):
             torch.testing.assert_close(state[name], averages[step - 1])
         torch.testing.assert_close(last["callbacks"]["WeightAverage"]["averages"][name], averages[-1])
@@ -103,14 +103,14 @@ def test_accumulated_batches_are_one_step(tmp_path, seen):
     fit(composed(*AVERAGED, "data.batch_size=6", "trainer.accumulate_grad_batches=2"), tmp_path)
     assert len(seen) == 12
     last = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["WeightAverage"]["averages"]
-    averages = expected_averages(seen[0][NAME], seen[1::2], NAME, decay=0.6)  # after half a step all is as it was
+    averages = expected_averages(seen[0][NAME], seen[1::2], NAME, decay=0.3)  # after half a step all is as it was
     torch.testing.assert_close(last[NAME], averages[-1])
 
 
 @pytest.mark.usefixtures("cuda")
 def test_with_a_recorded_step_the_averages_are_the_same(tmp_path):
     for name, graph in (("plain", "false"), ("graphed", "true")):
-        fit(composed(*RUN, "weight_average=0.6", f"trainer.cuda_graph={graph}"), tmp_path / name)
+        fit(composed(*RUN, "weight_average=0.3", f"trainer.cuda_graph={graph}"), tmp_path / name)
     for expected, trained in zip(weights(tmp_path / "plain"), weights(tmp_path / "graphed"), strict=True):
         torch.testing.assert_close(trained, expected, rtol=1e-5, atol=1e-6)
     best = [torch.load(tmp_path / name / "best.ckpt", weights_only=True) for name in ("plain", "graphed")]

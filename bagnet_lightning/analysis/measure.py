@@ -26,12 +26,12 @@ from bagnet_lightning.analysis.measures import (
 )
 from bagnet_lightning.checkpoint import Trained
 from bagnet_lightning.data.augment import normalize
-from bagnet_lightning.data.pack import progress_bar
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import patch_corners, patch_evidence
 from bagnet_lightning.explanation.attribution import grad_cam, integrated_gradients
 from bagnet_lightning.inference import best_device
 from bagnet_lightning.models.bagnet import BagNet
+from bagnet_lightning.progress_bar import progress_bar
 
 MASKED_TILE = 8  # px; the distance of a BagNet's patches
 MASKING_STEPS = 16  # from the whole image to none of it

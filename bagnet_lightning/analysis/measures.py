@@ -107,7 +107,7 @@ def masking_curves(
 
     images: (B, 3, H, W), normalised. classes: (B,) whose probability is followed. maps: (B, H, W); tiles of tile x tile
     px are ordered by its mean in them, the highest first. deletion: the first s / steps of the tiles are replaced by
-    zero, which is the mean colour; insertion: all others are. Returns both (B, steps + 1), at s = 0 ... steps.
+    zero (whose colour evidence.py tells); insertion: all others are. Returns both (B, steps + 1), at s = 0 ... steps.
     """
     height, width = images.shape[2:]
     strength = F.avg_pool2d(maps[:, None].double(), tile, ceil_mode=True)  # smaller tiles at the border, if need be

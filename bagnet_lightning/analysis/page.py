@@ -33,8 +33,9 @@ SECTIONS = {
     "masked": (
         "Deletion and insertion",
         "Tiles of {tile} x {tile} px, in the order of each method's map of the predicted class, are replaced by the "
-        "mean colour, or shown on it (Petsiuk et al. 2018). Same images and same tiles for every method. Evidence is "
-        "exact for whole patches: which of its pixels matter it does not say, and a tile is part of several patches.",
+        "mean colour (black for a network without normalisation), or shown on it (Petsiuk et al. 2018). Same images "
+        "and same tiles for every method. Evidence is exact for whole patches: which of its pixels matter it does not "
+        "say, and a tile is part of several patches.",
     ),
     "pointing": (
         "Pointing game",

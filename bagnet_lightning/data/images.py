@@ -1,6 +1,7 @@
 """From image files to uint8 pixels. Packing workers start with this module: it imports neither torch nor Lightning."""
 
 import hashlib
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -66,16 +67,18 @@ def image_files(path: Path) -> list[Path]:
         raise UserError(f"{path} does not exist; give an image file or a folder of them")
     if not path.is_dir():
         return [path]
-    files = [
-        file
-        for file in sorted(path.rglob("*"))
-        if file.name.lower().endswith(image_suffixes())
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        and file.is_file()
-    ]
+    suffixes = image_suffixes()
+    files = [file for file in visible_files(path) if file.name.lower().endswith(suffixes)]
     if not files:
         raise UserError(f"{path} holds no image file; give an image file or a folder of them")
     return files
+
+
+def visible_files(folder: Path) -> Iterator[Path]:
+    """The files in and below `folder`, sorted; none that is hidden."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
 
 
 class PackedChunk(NamedTuple):

@@ -181,7 +181,10 @@ class ImageData(LightningDataModule, ABC):
             if name not in places:
                 close = get_close_matches(name, places, n=3) or sorted(places)[:3]
                 raise UserError(f"data.classes: {self.name} has no class {name!r}; nearest: {', '.join(close)}")
-        return [places[name] for name in self.classes]
+        chosen = [places[name] for name in self.classes]
+        if len(set(chosen)) < len(chosen):
+            raise UserError(f"data.classes={self.classes} names a class twice")
+        return chosen
 
     def _indices_by_class(self, split: str) -> list[Tensor]:
         labels = self.store.splits[split].labels

@@ -1,21 +1,17 @@
 """Packs image files into a store's folder: arrays and a manifest, written by worker processes."""
 
-import contextlib
 import hashlib
 import json
 import math
 import os
-import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, ProgressColumn
 
 from bagnet_lightning.data.images import PackedChunk, pack_chunk
 from bagnet_lightning.data.workers import in_processes
+from bagnet_lightning.progress_bar import progress_bar
 
 FORMAT = 1  # of packed stores; also stands for how images are decoded, so a change of either raises it
 CHUNK_BYTES = 4 * 2**20  # of pixels that a worker decodes, writes and hashes at a time; part of the format
@@ -93,17 +89,6 @@ def pack(folder: Path, source: Source, workers: int | None) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     for path in folder.iterdir():
         sync(path)
-
-
-@contextlib.contextmanager
-def progress_bar(description: str, total: int | None, *columns: ProgressColumn) -> Iterator[Callable[[int], None]]:
-    """Yields a function that advances a bar on the terminal; where stderr is no terminal there is no bar."""
-    columns = columns or (MofNCompleteColumn(),)
-    console = Console(stderr=True)
-    bar = Progress(*Progress.get_default_columns(), *columns, console=console, disable=not sys.stderr.isatty())
-    with bar:
-        task = bar.add_task(description, total=total)
-        yield lambda steps: bar.advance(task, steps)
 
 
 def _mean_and_std(chunks: list[PackedChunk], count: int) -> tuple[list[float], list[float]]:

@@ -14,10 +14,11 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 from rich.progress import DownloadColumn, TransferSpeedColumn
 
-from bagnet_lightning.data.pack import ImageFiles, Source, progress_bar
+from bagnet_lightning.data.pack import ImageFiles, Source
 from bagnet_lightning.data.store import Store, packed_store
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import temporary_folder
+from bagnet_lightning.progress_bar import progress_bar
 
 NAME = "tiny-imagenet-200"
 IMAGE_SIZE = 64

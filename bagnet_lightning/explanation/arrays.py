@@ -1,5 +1,6 @@
 """evidence.npz: what the pictures and the page show, as numbers."""
 
+from collections import defaultdict
 from io import BytesIO
 
 import numpy as np
@@ -10,7 +11,28 @@ from bagnet_lightning.explanation.maps import APPROXIMATIONS, EXACT, Explanation
 KEYS = {EXACT: "evidence", **{name: name.lower().replace("-", "_").replace(" ", "_") for name in APPROXIMATIONS}}
 
 
-class Arrays:
+class Kept:
+    """What explain keeps of networks and systems of local features alike, of all pictures together and of each."""
+
+    def __init__(self, classes: list[str], class_names: list[str]):
+        self._whole = {"classes": np.array(classes), "class_names": np.array(class_names)}
+        self._each = defaultdict(list)
+
+    def keep(self, picture: Picture, predicted: int, shown: list[int], of_image: dict, **scores: np.ndarray) -> None:
+        number, true = len(self._each["images"]), -1 if picture.label is None else picture.label
+        for key, value in {"images": picture.name, **scores, "predicted": predicted, "true": true}.items():
+            self._each[key].append(value)
+        for key, value in {"pixels": picture.pixels, "shown": shown, **of_image}.items():
+            self._whole[f"{key}_{number}"] = value
+
+    def npz(self, **more: np.ndarray) -> bytes:
+        """The content of the .npz file."""
+        stream = BytesIO()
+        np.savez_compressed(stream, **{key: np.array(rows) for key, rows in self._each.items()}, **self._whole, **more)
+        return stream.getvalue()
+
+
+class Arrays(Kept):
     """One model's arrays, by these keys; images are numbered from 0.
 
     images (N,) names; classes, class_names (C,); logits (N, C) float32; predicted, true (N,), -1 where unknown.
@@ -21,28 +43,14 @@ class Arrays:
     """
 
     def __init__(self, model: Model):
-        self._whole = {
-            "classes": np.array(model.trained.classes),
-            "class_names": np.array(model.trained.class_names),
-        }
-        self._each = {"images": [], "logits": [], "predicted": [], "true": []}
+        super().__init__(model.trained.classes, model.trained.class_names)
 
     def add(self, picture: Picture, explanation: Explanation) -> None:
-        number = len(self._each["images"])
-        self._each["images"].append(picture.name)
-        self._each["logits"].append(explanation.logits.numpy())
-        self._each["predicted"].append(explanation.predicted)
-        self._each["true"].append(-1 if picture.label is None else picture.label)
-        self._whole[f"pixels_{number}"] = picture.pixels
-        self._whole[f"shown_{number}"] = np.array(explanation.shown)
+        of_image = {}
         for method, maps in explanation.maps().items():
-            self._whole[f"{KEYS[method]}_{number}"] = maps.numpy().copy()  # a view would keep all classes' maps alive
+            of_image[KEYS[method]] = maps.numpy().copy()  # a view would keep all classes' maps alive
         if explanation.shares is not None:
             height, width, _ = explanation.shares.shape
-            self._whole[f"patch_logits_{number}"] = (explanation.shares * (height * width)).numpy()
-
-    def npz(self) -> bytes:
-        """The content of the .npz file."""
-        stream = BytesIO()
-        np.savez_compressed(stream, **{key: np.array(values) for key, values in self._each.items()}, **self._whole)
-        return stream.getvalue()
+            of_image["patch_logits"] = (explanation.shares * (height * width)).numpy()
+        logits = explanation.logits.numpy()
+        self.keep(picture, explanation.predicted, explanation.shown, of_image, logits=logits)

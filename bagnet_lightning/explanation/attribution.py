@@ -42,10 +42,10 @@ def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
 def integrated_gradients(network: nn.Module, images: Tensor, classes: Tensor, steps: int = 32) -> Tensor:
     """Integrated gradients (Sundararajan et al., ICML 2017), summed over the colour channels.
 
-    The path starts at zero in normalised values, an image of the mean colour: it is what evidence.py surrounds images
-    with, and unlike black it is as far from dark objects as from bright ones. images: (B, 3, H, W), normalised.
+    The path starts at zeros, with which evidence.py surrounds images too: the mean colour if the images are normalised
+    by it, else black. images: (B, 3, H, W), as the network takes them.
     classes: (B,) int64. steps: points of the Gauss-Legendre quadrature. Returns (B, H, W); each map's sum approaches
-    the image's logit less that of the mean colour.
+    the image's logit less that of zeros.
 
     Raises UserError if captum is not installed.
     """

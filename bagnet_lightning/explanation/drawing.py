@@ -61,7 +61,7 @@ def scale_end(maps: Sequence[ArrayLike]) -> float:
 
 
 def cut_out(picture: Picture, row: int, column: int, model: Model) -> np.ndarray:
-    """The q x q patch centred on a pixel, (q, q, 3) uint8; the mean colour where it reaches beyond the image."""
+    """The q x q patch centred on a pixel, (q, q, 3) uint8; what zeros look like beyond the image's edge."""
     before = (model.field - 1) // 2
     padded = np.empty([side + model.field - 1 for side in picture.pixels.shape[:2]] + [3], np.uint8)
     padded[:] = model.grey

@@ -1,13 +1,12 @@
 """Which images to explain, and for which class: files of the user's, or images of a run's own data."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 
-from bagnet_lightning.data.images import load_image
+from bagnet_lightning.data.images import load_image, visible_files
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.names import short_name
@@ -68,7 +67,7 @@ def pictures_of_files(
         raise UserError(f"images={path} does not exist; give an image file or a folder of them")
     if not path.is_dir():
         return [read(path)], []
-    files = list(_files(path))
+    files = list(visible_files(path))
     first = _spread(len(files), count)
     pictures, skipped = [], []
     for place in [*first, *sorted({*range(len(files))} - {*first})]:  # others stand in for those that are no images
@@ -89,12 +88,6 @@ def pictures_of_files(
     if len(pictures) + len(skipped) < len(files):
         notes.append(f"{len(pictures)} of {len(files) - len(skipped)} files are explained; count=N for more")
     return pictures, notes
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            yield path
 
 
 def _spread(total: int, count: int) -> list[int]:

@@ -5,11 +5,11 @@ a system on a BagNet's patches the same holds of the patches.
 """
 
 from dataclasses import dataclass
-from io import BytesIO
 
 import numpy as np
 
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.explanation.arrays import Kept
 from bagnet_lightning.explanation.inputs import Picture, find_class
 from bagnet_lightning.explanation.keypoint_drawing import draw
 from bagnet_lightning.explanation.keypoint_page import KeypointPage
@@ -73,14 +73,16 @@ class Keypoints:
         self.name = system(self.config, self.model.features)
         self.patches = self.model.features.explains == "patches"
         self.page = KeypointPage(self.name, self.patches, self.classes, self.class_names, self.asked)
-        self.whole = {"classes": np.array(self.classes), "class_names": np.array(self.class_names)}
-        self.each: dict[str, list] = {"images": [], "scores": [], "predicted": [], "true": []}
+        self.arrays = Kept(self.classes, self.class_names)
 
     def explain(self, picture: Picture) -> tuple[bytes, list[str]]:
         """A PNG, and lines for the terminal. The numbers are kept for `files`."""
         explanation = explain(self.model, picture, self.asked)
         self.page.add(picture, explanation)
-        self._keep(picture, explanation)
+        of_image = {"keypoints": explanation.keypoints, "shares": explanation.shares}
+        if explanation.words is not None:
+            of_image["words"] = explanation.words
+        self.arrays.keep(picture, explanation.predicted, explanation.shown, of_image, scores=explanation.scores)
         said = short_name(self.class_names[explanation.predicted])
         truth = "" if picture.label is None else f", true class {short_name(self.class_names[picture.label])}"
         count, what = len(explanation.keypoints), "patches" if self.patches else "keypoints"
@@ -99,21 +101,5 @@ class Keypoints:
         keypoints_i (M, 4) float32, x, y, diameter (px) and angle (degrees); shares_i (M, C) float32, which with the
         bias sum to the scores; words_i (M,) visual words, where the system has some.
         """
-        stream = BytesIO()
-        bias = self.model.classifier.arrays["bias"]
-        each = {key: np.array(values) for key, values in self.each.items()}
-        np.savez_compressed(stream, bias=bias, **each, **self.whole)
-        return {"evidence.npz": stream.getvalue(), "index.html": self.page.html().encode()}
-
-    def _keep(self, picture: Picture, explanation: KeypointExplanation) -> None:
-        number = len(self.each["images"])
-        self.each["images"].append(picture.name)
-        self.each["scores"].append(explanation.scores)
-        self.each["predicted"].append(explanation.predicted)
-        self.each["true"].append(-1 if picture.label is None else picture.label)
-        self.whole[f"pixels_{number}"] = picture.pixels
-        self.whole[f"shown_{number}"] = np.array(explanation.shown)
-        self.whole[f"keypoints_{number}"] = explanation.keypoints
-        self.whole[f"shares_{number}"] = explanation.shares
-        if explanation.words is not None:
-            self.whole[f"words_{number}"] = explanation.words
+        evidence = self.arrays.npz(bias=self.model.classifier.arrays["bias"])
+        return {"evidence.npz": evidence, "index.html": self.page.html().encode()}

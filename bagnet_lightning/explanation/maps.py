@@ -37,7 +37,7 @@ class Model:
 
     @property
     def grey(self) -> tuple[int, int, int]:
-        """The mean colour, which surrounds the image: RGB of 0..255."""
+        """What surrounds the image, zeros to the network, as RGB of 0..255: the mean colour, or black."""
         return tuple(round(255 * value) for value in self.trained.mean)
 
 

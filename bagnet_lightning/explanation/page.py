@@ -131,5 +131,5 @@ def _explanation(model: Model, explanation: Explanation, offered: list[int], lim
     return described
 
 
-def _base64(content: bytes | np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(content) if isinstance(content, np.ndarray) else content).decode()
+def _base64(values: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(values)).decode()

@@ -13,12 +13,11 @@ from bagnet_lightning.results import read_run
 PAPER = "https://openreview.net/forum?id=SkfMWhAqYQ"
 
 
-def write_card(folder: Path, trained: Trained, run_folder: Path) -> list[str]:
-    """Writes config.json and README.md, with the numbers of run_folder/result.json. Returns notes for the user."""
-    result = read_run(run_folder)
-    notes = []
-    if result["status"] != "finished":
-        notes = [f"{run_folder} holds no result.json of a finished run: the card has no measured numbers"]
+def write_card(folder: Path, trained: Trained, checkpoint: Path) -> list[str]:
+    """Writes config.json and README.md, with the numbers of the result.json beside best.ckpt. Returns notes."""
+    result, notes = read_run(checkpoint.parent), []
+    if checkpoint.name != "best.ckpt" or result["status"] != "finished":
+        notes = [f"{checkpoint} is not the best.ckpt of a finished run: the card has no measured numbers"]
         result = None
     (folder / "config.json").write_text(json.dumps(_timm_config(trained), indent=1) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_card(trained, result), encoding="utf-8")

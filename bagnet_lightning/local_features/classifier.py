@@ -13,9 +13,9 @@ from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn import functional as F
 
-from bagnet_lightning.data.pack import progress_bar
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.local_features.kernel_map import KernelMap
+from bagnet_lightning.progress_bar import progress_bar
 
 log = logging.getLogger(__name__)
 ROWS = 8192  # images mapped and multiplied at a time

@@ -29,6 +29,7 @@ class Detector(ABC):
     """Finds keypoints in an image and describes them. upsample: the image is enlarged so many times before."""
 
     descriptor_bytes: ClassVar[int]
+    diameter: ClassVar[float] = 1  # of the region that a descriptor is of, in KeyPoint.size: ORB's is that already
     binary: ClassVar[bool] = False
     explains: ClassVar[str] = "keypoints"  # what can be told of an image
     parameters: ClassVar[int] = 0  # learned ones
@@ -43,7 +44,7 @@ class Detector(ABC):
         points, descriptors = self.detect(grey)
         if not len(points):
             return np.empty((0, 4), np.float32), np.empty((0, self.descriptor_bytes), np.uint8)
-        keypoints = np.array([(*point.pt, self.diameter(point), point.angle) for point in points], np.float32)
+        keypoints = np.array([(*point.pt, self.diameter * point.size, point.angle) for point in points], np.float32)
         keypoints[:, :2] = (keypoints[:, :2] + 0.5) / self.upsample - 0.5  # the middle of a pixel stays its middle
         keypoints[:, 2] /= self.upsample
         return keypoints, descriptors.astype(np.uint8)  # SIFT's are whole numbers up to 255 in float32
@@ -65,10 +66,6 @@ class Detector(ABC):
     def detect(self, grey: np.ndarray) -> tuple[Sequence[cv2.KeyPoint], np.ndarray]:
         """The keypoints of a grey image and their descriptors, in px of this image."""
 
-    @abstractmethod
-    def diameter(self, point: cv2.KeyPoint) -> float:
-        """Of the region that the point's descriptor is of, px."""
-
 
 @dataclass(frozen=True)
 class Sift(Detector):
@@ -78,6 +75,7 @@ class Sift(Detector):
     """
 
     descriptor_bytes: ClassVar[int] = SIFT_BYTES
+    diameter: ClassVar[float] = SIFT_BINS * 3 / 2
 
     keypoints: int
     contrast_threshold: float
@@ -94,9 +92,6 @@ class Sift(Detector):
         )
         return sift.detectAndCompute(grey, None)
 
-    def diameter(self, point: cv2.KeyPoint) -> float:
-        return SIFT_BINS * 3 * point.size / 2
-
 
 @dataclass(frozen=True)
 class DenseSift(Detector):
@@ -106,6 +101,7 @@ class DenseSift(Detector):
     """
 
     descriptor_bytes: ClassVar[int] = SIFT_BYTES
+    diameter: ClassVar[float] = SIFT_BINS * 3 / 2
 
     step: int
     bin_sizes: Sequence[float]
@@ -125,9 +121,6 @@ class DenseSift(Detector):
                 descriptors.append(described)
         return points, np.concatenate(descriptors) if points else np.empty((0, SIFT_BYTES))
 
-    def diameter(self, point: cv2.KeyPoint) -> float:
-        return SIFT_BINS * 3 * point.size / 2
-
 
 @dataclass(frozen=True)
 class Orb(Detector):
@@ -142,9 +135,6 @@ class Orb(Detector):
     def detect(self, grey: np.ndarray) -> tuple[Sequence[cv2.KeyPoint], np.ndarray]:
         orb = cv2.ORB_create(nfeatures=self.keypoints, edgeThreshold=0, fastThreshold=self.fast_threshold)
         return orb.detectAndCompute(grey, None)
-
-    def diameter(self, point: cv2.KeyPoint) -> float:
-        return point.size  # already that of the patch
 
 
 @dataclass(frozen=True)
@@ -165,9 +155,6 @@ class FastBrief(Detector):
         strongest = sorted(corners, key=lambda corner: (-corner.response, corner.pt[1], corner.pt[0]))
         upright = [cv2.KeyPoint(*corner.pt, ORB_PATCH, 0) for corner in strongest[: self.keypoints]]
         return cv2.ORB_create(edgeThreshold=0).compute(grey, upright)
-
-    def diameter(self, point: cv2.KeyPoint) -> float:
-        return point.size
 
 
 def _places(length: int, side: float, step: int) -> np.ndarray:

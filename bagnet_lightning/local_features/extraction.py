@@ -17,11 +17,12 @@ import cv2
 import numpy as np
 
 from bagnet_lightning.data.batches import Images
-from bagnet_lightning.data.pack import progress_bar, sync
+from bagnet_lightning.data.pack import sync
 from bagnet_lightning.data.workers import in_processes
 from bagnet_lightning.files import made_once
 from bagnet_lightning.local_features.bag import Bag
 from bagnet_lightning.local_features.detectors import Detector
+from bagnet_lightning.progress_bar import progress_bar
 
 log = logging.getLogger(__name__)
 FORMAT = 1  # goes up when a detector computes something else from the same settings

@@ -40,17 +40,16 @@ KERNELS = {
 @dataclass(frozen=True)
 class KernelMap:
     """kernel: "chi2", 2 x y / (x + y); "intersection", min(x, y); "jensen_shannon". Of a histogram with itself each is
-    the sum of its elements. step: between frequencies; None: the best for the kernel and the order.
+    the sum of its elements.
     """
 
     kernel: str
     order: int
-    step: float | None = None
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """(N, W) float, none negative, to (N, (2 * order + 1) * W): one frequency's numbers after the other."""
         spectrum, period = KERNELS[self.kernel]
-        step = self.step or 2 * math.pi / period(self.order)
+        step = 2 * math.pi / period(self.order)
         heights = (step * spectrum(step * torch.arange(self.order + 1, dtype=torch.float64))).tolist()
         roots = vectors.sqrt()
         logs = vectors.clamp(min=torch.finfo(vectors.dtype).tiny).log()  # of 0 any number: its root is 0

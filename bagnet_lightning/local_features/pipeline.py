@@ -14,7 +14,6 @@ from omegaconf import DictConfig
 from bagnet_lightning.config import plain, sha256
 from bagnet_lightning.data.batches import Images
 from bagnet_lightning.data.module import ImageData
-from bagnet_lightning.data.pack import progress_bar
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.inference import best_device
 from bagnet_lightning.local_features.bag import Bags
@@ -24,6 +23,7 @@ from bagnet_lightning.local_features.model import PARTS, LocalModel, made, save_
 from bagnet_lightning.local_features.patches import BagNetFeatures
 from bagnet_lightning.machine import commit, device_name, peak_memory_mib, versions
 from bagnet_lightning.predictions import write_predictions
+from bagnet_lightning.progress_bar import progress_bar
 
 AT_ONCE = 64  # images read and encoded
 

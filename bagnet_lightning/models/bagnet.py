@@ -52,12 +52,12 @@ class BagNet(nn.Module):
 
     wide_stages: for each of the four stages, whether its first block has a 3x3 convolution (the others are 1x1).
     num_classes: length of the logits.
-    width: multiple of the paper's channel counts (1.0); below 1 for quick work on a CPU, at least 0.25 (with fewer than
-        16 channels, oneDNN's strided 1x1 convolutions crash in the backward pass; torch 2.13).
+    width: multiple of the published channel counts (1.0); below 1 for quick work on a CPU, at least 0.25 (with fewer
+        than 16 channels, oneDNN's strided 1x1 convolutions crash in the backward pass; torch 2.13).
     pad: zero rows and columns added to the normalised image in all, half of them on each side, an odd one at the
-        bottom and right. 0 is the paper's; at 64 px the strides then leave rows and columns 57 to 63 unseen, and
-        pad=1 lets every pixel reach a logit.
-    stem_momentum: batch-norm momentum after the first convolution; the paper's 0.001 needs thousands of steps before
+        bottom and right. 0 is the published network; at 64 px the strides then leave rows and columns 57 to 63 unseen,
+        and pad=1 lets every pixel reach a logit.
+    stem_momentum: batch-norm momentum after the first convolution; the public 0.001 needs thousands of steps before
         the running statistics used in evaluation are right.
     zero_init: start with zeros in the last batch norm of every block, so that it is its shortcut alone (Goyal et al.
         2017).

@@ -31,8 +31,8 @@ def load_pretrained(network: nn.Module, name: str, pretrained: bool | str) -> nn
     fc.weight nor fc.bias): a backbone that `pretrain` wrote.
 
     pretrained: False (as initialised), True (the public ImageNet weights of `name`, downloaded once into torch.hub's
-        cache and checked by their sha256) or the path of a local file: a state dict saved by torch, a checkpoint of
-        this package, or safetensors. Only tensors and plain types are ever unpickled.
+        cache, and then checked by their sha256) or the path of a local file: a state dict saved by torch, a checkpoint
+        of this package, or safetensors. Only tensors and plain types are ever unpickled.
     Raises UserError if the file cannot be had, read, or belongs to another network.
     """
     if pretrained is False:
@@ -59,11 +59,12 @@ def load_pretrained(network: nn.Module, name: str, pretrained: bool | str) -> nn
 
 def _download(url: str) -> dict[str, Tensor]:
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if path.exists():
+        return _read(path)
     digits = re.search(r"-([0-9a-f]{8})\.", path.name)[1]
     try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), digits)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), digits)
         weights = safe_load(path)
     except (URLError, OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise UserError(

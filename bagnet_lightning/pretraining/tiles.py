@@ -3,7 +3,8 @@
 An anchor tile lies anywhere in an image, its neighbour within a radius of it, and the distant tile anywhere in another
 image of the batch (Jean et al., Tile2Vec, AAAI 2019, section 3.2; the radius is of a square, as in their public code).
 
-As in data/augment.py, draws are functions of (seed, epoch, index) alone, and no tensor is made from Python numbers.
+As in data/augment.py, draws are functions of (seed, epoch, index) alone, but for which image of the batch a distant
+tile is of, and no tensor is made from Python numbers.
 """
 
 from dataclasses import dataclass

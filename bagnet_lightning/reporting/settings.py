@@ -1,6 +1,6 @@
 """What the runs of a sweep were asked for differently, beyond what the columns of every table say."""
 
-from bagnet_lightning.config import HOW_FAST, NOT_IN_DIGEST
+from bagnet_lightning.config import HOW_FAST, NOT_IN_DIGEST, leaves
 from bagnet_lightning.names import clipped
 
 # Leaves of the config that are a column anyway, that seeds are merged over, or that do not touch the training.
@@ -31,19 +31,6 @@ def differing_settings(runs: list[dict]) -> list[str]:
             names.append(name)
             known.append(values)
     return names
-
-
-def leaves(config: dict, path: str = "") -> dict[str, object]:
-    """{"model.width": 0.25, ...}; lists are leaves, as text, and classes go without their module."""
-    found = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            found |= leaves(value, f"{path}{key}.")
-        elif isinstance(value, list):
-            found[f"{path}{key}"] = ", ".join(map(str, value))
-        else:
-            found[f"{path}{key}"] = str(value).rpartition(".")[2] if key == "_target_" else value
-    return found
 
 
 def short(setting: str) -> str:

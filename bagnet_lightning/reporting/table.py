@@ -6,15 +6,17 @@ python -m bagnet_lightning.report runs=multirun_outputs/SWEEP prints and writes 
 from dataclasses import dataclass
 from pathlib import Path
 
+from bagnet_lightning.config import leaves
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.names import OPTIMIZERS, model_name, model_order, optimizer_name
 from bagnet_lightning.reporting.related import RelatedLine, related_lines
 from bagnet_lightning.reporting.seeds import deviation, mean, problem, values
-from bagnet_lightning.reporting.settings import differing_settings, in_words, leaves
+from bagnet_lightning.reporting.settings import differing_settings, in_words
 from bagnet_lightning.results import read_runs
-from bagnet_lightning.table1 import PaperRow, paper_row, paper_rows
+from bagnet_lightning.table1 import PaperRow, departures, paper_row, paper_rows
 
 TINY_IMAGENET = {"train_images": 100_000, "val_images": 10_000, "classes": 200}  # what the paper's values are of
+_COUNTED = ("data.classes=", "data.images_per_class=", "data.holdout=")  # settings that TINY_IMAGENET finds out
 FILES_OF_RUNS = ("backbone.safetensors", "best.ckpt", "best.safetensors", "last.ckpt", "model.safetensors")
 
 
@@ -99,7 +101,9 @@ def read_table(folder: Path) -> Table:
         weights = _pretrained(run), found.get("pretrained_sha256")
         key = (run["status"] == "finished" or run["folder"], _cell(run), weights)
         key += tuple(repr(found.get(name)) for name in settings)
-        groups.setdefault(key, []).append(run)
+        group = groups.setdefault(key, [])
+        if run.get("config_digest") is None or all(run["config_digest"] != other["config_digest"] for other in group):
+            group.append(run)  # and not the same training again, in a folder of another name
     lines = sorted((_line(group, settings) for group in groups.values()), key=_order)
     return Table(folder, lines, settings, related, pretrainings)
 
@@ -167,7 +171,7 @@ def nearest_paper_row(run: dict) -> PaperRow | None:
 def _not_comparable(run: dict, paper: PaperRow) -> list[str]:
     """Why the paper's value is of something else than this run."""
     config = run["config"]
-    model, trainer = (config.get(group) or {} for group in ("model", "trainer"))
+    trainer = config.get("trainer") or {}
     name, reasons = _data(run), []
     if name != "tiny_imagenet":
         reasons.append(f"data {name or 'unknown'} instead of Tiny ImageNet")
@@ -181,8 +185,7 @@ def _not_comparable(run: dict, paper: PaperRow) -> list[str]:
             reasons.append(f"validated on {run['validated_on']}")
     if not config:
         reasons.append("config.yaml missing or unreadable")
-    if model.get("width", 1) != 1:
-        reasons.append(f"width {model['width']}")
+    reasons += [words for words in departures(config, paper) if not words.startswith(_COUNTED)]
     if run.get("epochs") != paper.epochs:
         reasons.append(f"{run.get('epochs')} epochs instead of {paper.epochs}")
     limits = [key for key in trainer if key.startswith(("limit_", "overfit_", "fast_dev"))]

@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from bagnet_lightning.config import leaves
 from bagnet_lightning.reporting import columns
 from bagnet_lightning.reporting.columns import WORDS, one_cell
 from bagnet_lightning.reporting.notes import notes
 from bagnet_lightning.reporting.related import RelatedLine
-from bagnet_lightning.reporting.settings import leaves
 from bagnet_lightning.reporting.table import Line, Table
 
 PLAIN_WIDTH = 120  # columns, where the output is not a terminal

@@ -48,9 +48,6 @@ class Learner(LightningModule, ABC):
     def loss(self, *inputs: Tensor) -> Tensor:
         """Of a training batch, which counts in the epoch's totals."""
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(images)
-
     def step(self, *inputs: Tensor) -> Tensor:
         """The loss of a training batch, and where a CUDA graph computes it, its gradients."""
         self.rate = self.trainer.optimizers[0].param_groups[0]["lr"]

@@ -58,7 +58,7 @@ def check(config: DictConfig, sweep: bool = False) -> None:
     if started == 1 and trainer.num_nodes > 1:
         raise UserError(
             f"trainer.num_nodes={trainer.num_nodes}: start the command {trainer.devices} times on every node, "
-            "with torchrun or srun (see the README); a sweep's runs have one node each"
+            "with torchrun or srun (see docs/running.md); a sweep's runs have one node each"
         )
     if started > 1 and started != count(config):
         raise UserError(

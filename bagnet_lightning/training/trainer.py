@@ -154,9 +154,12 @@ def _out_of_memory(module: Learner, data: ImageData) -> UserError:
             f"out of memory in validation at data.eval_batch_size={data.eval_batch_size}; ask for "
             f"data.eval_batch_size={half}, which gives the same numbers"
         )
-    half = max(1, data.batch_size // 2)
-    return UserError(
-        f"out of memory at data.batch_size={data.batch_size}; ask for data.batch_size={half}, which trains "
-        f"differently, or for that with trainer.accumulate_grad_batches=2, which differs only in its batch "
-        f"statistics (of {half} images)"
-    )
+    half, odd = divmod(data.batch_size, 2)
+    twice = 2 * module.trainer.accumulate_grad_batches
+    ways = f"ask for data.batch_size={max(1, half)}, which trains differently"
+    if not odd:
+        ways += (
+            f", or for that with trainer.accumulate_grad_batches={twice}, which differs only in its batch statistics "
+            f"(of {half} images)"
+        )
+    return UserError(f"out of memory at data.batch_size={data.batch_size}; {ways}")

@@ -101,16 +101,18 @@ class WandbRun(RunLogger):
     def close(self, result: dict) -> None:
         if self.run is None:  # it failed before its training started
             return
-        self.run.summary.update(result)
-        best = self.folder / "best.ckpt"
-        if self.checkpoint and best.exists() and result["status"] == "finished":
-            artifact = wandb.Artifact(f"{result['model']}-{result['config_digest']}", "model", metadata=result)
-            artifact.add_file(str(best), policy="immutable")
-            self.run.log_artifact(artifact, aliases=["best", self.settings["group"]])
-        if predictions := read_predictions(self.folder):
-            self.run.log(confusions(predictions))
-        self.run.finish(exit_code=0 if result["status"] == "finished" else 1)
-        self.run = None  # the next run of a sweep begins one of its own
+        run, self.run = self.run, None
+        try:
+            run.summary.update(result)
+            best = self.folder / "best.ckpt"
+            if self.checkpoint and best.exists() and result["status"] == "finished":
+                artifact = wandb.Artifact(f"{result['model']}-{result['config_digest']}", "model", metadata=result)
+                artifact.add_file(str(best), policy="immutable")
+                run.log_artifact(artifact, aliases=["best", self.settings["group"]])
+            if predictions := read_predictions(self.folder):
+                run.log(confusions(predictions))
+        finally:  # else the next run of a sweep would go on with this one
+            run.finish(exit_code=0 if result["status"] == "finished" else 1)
 
 
 class WandbEvidence(Callback):

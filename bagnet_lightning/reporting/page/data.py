@@ -4,6 +4,7 @@ from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
+from bagnet_lightning.config import leaves
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.names import clipped, model_name, model_order
 from bagnet_lightning.predictions import read_predictions
@@ -12,7 +13,7 @@ from bagnet_lightning.reporting.notes import notes, problems
 from bagnet_lightning.reporting.page.neighbours import neighbours, told_apart
 from bagnet_lightning.reporting.page.rows import pretraining_rows, related_rows, rows_of, run_name
 from bagnet_lightning.reporting.page.runs import common_config, describe
-from bagnet_lightning.reporting.settings import differing_settings, leaves, short
+from bagnet_lightning.reporting.settings import differing_settings, short
 from bagnet_lightning.reporting.table import Table
 from bagnet_lightning.results import finite, read_jobs
 

@@ -1,8 +1,9 @@
 """What tells the runs of a sweep apart: a title for each, and the runs that differ from it in the fewest things."""
 
+from bagnet_lightning.config import leaves
 from bagnet_lightning.names import clipped, model_name, optimizer_name
 from bagnet_lightning.reporting.related import RelatedLine
-from bagnet_lightning.reporting.settings import leaves, short
+from bagnet_lightning.reporting.settings import short
 from bagnet_lightning.reporting.table import Table, pretraining
 
 NEIGHBOURS = 8

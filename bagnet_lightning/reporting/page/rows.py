@@ -3,9 +3,9 @@
 from itertools import zip_longest
 from math import isfinite
 
+from bagnet_lightning.config import leaves
 from bagnet_lightning.names import clipped, model_name, optimizer_name
 from bagnet_lightning.reporting.columns import backbone, explains, without_keypoints
-from bagnet_lightning.reporting.settings import leaves
 from bagnet_lightning.reporting.table import Line, Table
 
 

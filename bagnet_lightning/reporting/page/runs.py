@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from bagnet_lightning.config import leaves
 from bagnet_lightning.predictions import EACH, PAIRS, SIDE, most_confused, read_predictions
 from bagnet_lightning.reporting.columns import size, without_keypoints
-from bagnet_lightning.reporting.settings import leaves
 from bagnet_lightning.results import read_metrics
 from bagnet_lightning.standalone import data_uri
 
