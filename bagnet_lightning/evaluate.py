@@ -53,10 +53,10 @@ def main(config: DictConfig) -> None:
         ],
     }
 
-    of_what = ("" if data.name == trained.config["data"]["name"] else f"_{data.name}") + (
-        "" if config.split == "val" else f"_{config.split}"
-    )
-    evaluation_file, confusion_file = out / f"evaluation{of_what}.json", out / f"confusion{of_what}.csv"
+    other_data = f"_{data.name}" if data.name != trained.config["data"]["name"] else ""
+    other_split = f"_{config.split}" if config.split != "val" else ""
+    evaluation_file = out / f"evaluation{other_data}{other_split}.json"
+    confusion_file = out / f"confusion{other_data}{other_split}.csv"
     table = StringIO(newline="")
     rows = zip(trained.classes, matrix.tolist(), strict=True)
     csv.writer(table, lineterminator="\n").writerows(

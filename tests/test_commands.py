@@ -94,6 +94,10 @@ def test_a_sweep_with_a_failing_run_then_evaluate_report_and_the_same_again(comm
     by_class = {one["class"]: one["accuracy"] for one in evaluation["accuracy_by_class"]}
     assert by_class == {name: row[place] / sum(row) for place, (name, row) in enumerate(confusion.items())}
 
+    assert command("evaluate", f"checkpoint={runs[0] / 'best.ckpt'}", "split=train").returncode == 0
+    assert json.loads((runs[0] / "evaluation_train.json").read_text())["images"] == 36
+    assert json.loads((runs[0] / "evaluation.json").read_text()) == evaluation
+
     reported = command("report", f"runs={sweep}")
     assert reported.returncode == 0
     assert "bagnet9" in reported.stdout.lower().replace("-", "")

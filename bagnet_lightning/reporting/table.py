@@ -3,6 +3,7 @@
 python -m bagnet_lightning.report runs=multirun_outputs/SWEEP prints and writes it.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,15 +96,17 @@ def read_table(folder: Path) -> Table:
     networks = [run for run in runs if run.get("kind") not in ("related", "pretraining")]
     settings = differing_settings(networks)
     groups: dict[tuple, list[dict]] = {}
+    copies = Counter()
     for run in networks:
         found = leaves(run["config"])
         # A run that did not finish is never hidden among those that did.
         weights = _pretrained(run), found.get("pretrained_sha256")
         key = (run["status"] == "finished" or run["folder"], _cell(run), weights)
         key += tuple(repr(found.get(name)) for name in settings)
-        group = groups.setdefault(key, [])
-        if run.get("config_digest") is None or all(run["config_digest"] != other["config_digest"] for other in group):
-            group.append(run)  # and not the same training again, in a folder of another name
+        training = run.get("config_digest") or run["folder"]
+        key += (copies[training],)  # the same training again, in a folder of another name, is no other seed
+        copies[training] += 1
+        groups.setdefault(key, []).append(run)
     lines = sorted((_line(group, settings) for group in groups.values()), key=_order)
     return Table(folder, lines, settings, related, pretrainings)
 
