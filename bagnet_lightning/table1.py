@@ -13,7 +13,7 @@ from bagnet_lightning.paths import CONF
 
 _SETTINGS = ("data.", "model.", "optim.", "scheduler.", "label_smoothing", "patch_loss", "weight_average")
 # Not settings of the training, or what a row is chosen by.
-_OTHER = {*NOT_IN_DIGEST, *HOW_FAST, "data.seed", "data.name", "data.eval_batch_size", "data.url", "data.sha256"}
+_OTHER = {*NOT_IN_DIGEST, *HOW_FAST, "data.seed", "data.name", "data.eval_batch_size", "data.sha256"}
 _OTHER |= {"data._target_", "model._target_", "optim._target_", "model.pretrained"}
 
 

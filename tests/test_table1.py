@@ -3,8 +3,10 @@
 import pytest
 from conftest import composed
 
+from bagnet_lightning.config import plain
 from bagnet_lightning.paths import CONF
-from bagnet_lightning.table1 import paper_row, paper_rows
+from bagnet_lightning.results import describe
+from bagnet_lightning.table1 import departures, paper_row, paper_rows
 
 TABLE_1 = [
     (1, "resnet18", "sgd", False, 15, 0.2594),
@@ -57,3 +59,18 @@ def test_paper_row_finds_the_cell_or_nothing():
     assert paper_row("bagnet17", "adam", True, 5).accuracy == 0.3522
     assert paper_row("bagnet17", "adam", True, 15) is None
     assert paper_row("bagnet17", "lion", False, 15) is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "departs"),
+    [
+        (["table1=bagnet17_adam_15", "seed=2", "trainer.precision=bf16-mixed", "data.root=elsewhere"], []),
+        (["model=bagnet17", "optim=adam"], []),
+        (["model=bagnet17", "optim=adam", "data.classes=9", "optim.lr=0.1"], ["data.classes=9", "optim.lr=0.1"]),
+        (["model=bagnet17", "optim=adam", "scheduler=cosine"], ["scheduler=CosineAnnealingLR"]),
+    ],
+)
+def test_a_run_is_of_a_row_only_with_its_settings(overrides, departs):
+    config = composed(*overrides)
+    assert departures(plain(config), paper_row("bagnet17", "adam", False, 15)) == departs
+    assert describe(config, overrides)["row"] == (None if departs else 10)
