@@ -102,10 +102,10 @@ def image_files(target: str, root: str | None) -> str | None:
         return None
     from bagnet_lightning.data.images import image_suffixes  # Pillow, which other data do not need here
 
-    digest = hashlib.sha256()
+    digest, suffixes = hashlib.sha256(), image_suffixes()
     for pattern in ("train/*/*", "val/*/*"):  # through links, too, unlike rglob
         for path in sorted(Path(root).glob(pattern)):
-            if path.name.lower().endswith(image_suffixes()) and not path.name.startswith(".") and path.is_file():
+            if path.name.lower().endswith(suffixes) and not path.name.startswith(".") and path.is_file():
                 digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
     return digest.hexdigest()
 
