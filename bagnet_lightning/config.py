@@ -27,6 +27,7 @@ NOT_IN_DIGEST = (
 HOW_FAST = (
     "data.device_resident",
     "trainer.compile",
+    "trainer.fused_norm",
     "trainer.cuda_graph",
     "trainer.devices",
     "trainer.num_nodes",

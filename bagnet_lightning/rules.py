@@ -148,6 +148,7 @@ RULES: dict[str, Rule] = {
         lambda value: _AUTO[0](value) or value == "max-autotune",
         f"{_AUTO[1].replace(' or', ',')} or max-autotune",
     ),
+    "trainer.fused_norm": _AUTO,
     "trainer.cuda_graph": _AUTO,
 }
 

@@ -134,6 +134,7 @@ variants() { # what each part is worth on BagNet-33: a step's time, and an epoch
 plain trainer.compile=false trainer.cuda_graph=false
 graph_alone trainer.compile=false
 compile_alone trainer.cuda_graph=false
+fused_norm trainer.fused_norm=true
 from_host data.device_resident=false
 muon optim=muon
 max_autotune trainer.compile=max-autotune

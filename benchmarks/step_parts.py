@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bagnet_lightning.data.augment import draw_keys
 from bagnet_lightning.machine import chosen_precision
-from bagnet_lightning.training.acceleration import Graphed, accelerate
+from bagnet_lightning.training.acceleration import SWITCHES, Graphed, accelerate
 from bagnet_lightning.training.classifier import Classifier
 
 KINDS = {  # the first that is found in a kernel's name, or in an operator's on a CPU
@@ -61,7 +61,7 @@ class StepParts:
         self.classifier.on_train_start()
         if precision == "64-true":
             self.classifier.double()
-        accelerate(self.classifier, self.data, trainer, config.trainer.compile, config.trainer.cuda_graph)
+        accelerate(self.classifier, self.data, trainer, **{key: config.trainer[key] for key in SWITCHES})
         self.forward_context = trainer.precision_plugin.forward_context
         self.scaler = getattr(trainer.precision_plugin, "scaler", None)
         self.optimizer = self.classifier.make_optimizer()

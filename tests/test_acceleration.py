@@ -17,6 +17,7 @@ from bagnet_lightning.errors import Diverged, UserError
 from bagnet_lightning.models.bagnet import Bottleneck
 from bagnet_lightning.training import acceleration, divergence, muon
 from bagnet_lightning.training.acceleration import Compiled, Graphed, UpdateGraphed
+from bagnet_lightning.training.batch_norm import BatchNormOfSums
 from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.fit import fit
 
@@ -195,10 +196,25 @@ def test_what_is_not_possible_is_off_or_refused(tmp_path, monkeypatch):
     assert (result["compile_seconds"], result["compiled"], result["cuda_graph"]) == (0, False, False)
     with pytest.raises(UserError, match=r"trainer\.cuda_graph=true is not possible without an NVIDIA GPU; leave it at"):
         fit(composed(*RUN, "trainer.cuda_graph=true"), tmp_path / "graph")
+    with pytest.raises(UserError, match=r"trainer\.fused_norm=true is not possible without trainer\.compile; leave it"):
+        fit(composed(*RUN, "trainer.fused_norm=true"), tmp_path / "norm")
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.0.1+cu117"))
     for asked in ("true", "max-autotune"):
         with pytest.raises(UserError, match=rf"trainer\.compile={asked} is not possible before torch 2\.5"):
             fit(composed(*RUN, f"trainer.compile={asked}"), tmp_path / "compile")
+
+
+def test_batch_norms_that_fuse_train_the_same_where_a_step_is_compiled_on_the_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic, options: function)
+    calls, original = [], BatchNormOfSums.forward
+    monkeypatch.setattr(BatchNormOfSums, "forward", lambda self, x: calls.append(x) or original(self, x))
+    # Small steps, since such a small network makes a hundred times more of a rounding error with every large one.
+    overrides = [*RUN, "trainer.compile=true", "trainer.precision=64-true", "optim.lr=1e-06", "trainer.max_epochs=1"]
+    for name, switch, replaced in (("plain", "false", False), ("auto", "auto", True)):
+        fit(composed(*overrides, f"trainer.fused_norm={switch}"), tmp_path / name)
+        assert bool(calls) is replaced
+    for expected, trained in zip(weights(tmp_path / "plain"), weights(tmp_path / "auto"), strict=True):
+        torch.testing.assert_close(trained, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_a_compiler_that_fails_is_done_without_unless_it_was_asked_for(monkeypatch):

@@ -16,16 +16,18 @@ from importlib.util import find_spec
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.profilers import PassThroughProfiler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.training.batch_norm import BatchNormOfSums, replaced
 from bagnet_lightning.training.learner import Learner
 from bagnet_lightning.training.muon import Muon
 
 log = logging.getLogger(__name__)
 WARM_UP = 3  # calls before one is recorded: libraries allocate and choose algorithms in the first ones
+SWITCHES = ("compile", "fused_norm", "cuda_graph")  # of a configuration's trainer, and not of Lightning's
 OLDEST_TORCH = "2.5"  # has torch.get_autocast_dtype and torch.OutOfMemoryError
 
 
@@ -221,24 +223,35 @@ class NoProfiler(PassThroughProfiler):
         return self.nothing
 
 
-def accelerate(module: Learner, data: ImageData, trainer: Trainer, compile: bool | str, graph: bool | str) -> None:
-    """Has the step compiled (`compile`) and recorded (`graph`) where that is asked for, or is possible ("auto").
+def accelerate(
+    module: Learner,
+    data: ImageData,
+    trainer: Trainer,
+    compile: bool | str,
+    fused_norm: bool | str,
+    cuda_graph: bool | str,
+) -> None:
+    """Has the step compiled, with batch norms that fuse well, and recorded, each where asked for or "auto" and it pays.
 
-    Raises UserError if it is asked for and not possible.
+    Raises UserError for what is asked for and not possible.
     """
     size = data.batch_size
     inputs = size * module.inputs_per_image
-    if _wanted("compile", compile, _no_compiling(trainer, compile)):
+    compiling = _wanted("compile", compile, _no_compiling(trainer, compile))
+    if _wanted("fused_norm", fused_norm, _no_fusing(trainer, fused_norm, compiling)):
+        replaced(module, nn.BatchNorm2d, BatchNormOfSums)
+    if compiling:
         # Models, batch sizes and precisions of a sweep, in one process. (recompile_limit is its name in newer torch.)
         torch._dynamo.config.cache_size_limit = 64
         required, autotune = compile != "auto", compile == "max-autotune"
         module.forward_pass = Compiled(module.forward_pass, inputs, required, autotune)
         if trainer.strategy.root_device.type == "cuda":
             data.augmented = Compiled(data.augmented, size, required)
-    if _wanted("cuda_graph", graph, _no_graph(trainer)):
-        data.augmented = Graphed(data.augmented, size, graph is True)
-        module.gradients = GradientsGraphed(module, inputs, graph is True)
-        module.recorded_update = UpdateGraphed(module.gradients, graph is True)
+    if _wanted("cuda_graph", cuda_graph, _no_graph(trainer)):
+        required = cuda_graph is True
+        data.augmented = Graphed(data.augmented, size, required)
+        module.gradients = GradientsGraphed(module, inputs, required)
+        module.recorded_update = UpdateGraphed(module.gradients, required)
     if trainer.strategy.root_device.type == "cuda":  # room, of which an earlier run of this process may hold much
         gc.collect()
         torch.cuda.empty_cache()
@@ -281,6 +294,14 @@ def _no_compiling(trainer: Trainer, asked: bool | str) -> str | None:
             return "with trainer.deterministic=true"
         if torch.cuda.get_device_capability() < (7, 0) or find_spec("triton") is None:
             return "without Triton and a GPU of compute capability 7.0"
+    return None
+
+
+def _no_fusing(trainer: Trainer, asked: bool | str, compiling: bool) -> str | None:
+    if not compiling:
+        return "without trainer.compile"
+    if asked == "auto" and trainer.strategy.root_device.type == "cuda":
+        return "on a GPU, where nobody has measured it"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Batch norm over the images of all ranks, on the CPU too, where torch's SyncBatchNorm refuses to run."""
+"""Batch norm from sums of values and of squares: what a compiler fuses best, and what ranks can add up on a CPU too."""
 
 import torch
 from pytorch_lightning import LightningModule
@@ -6,38 +6,61 @@ from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
 from torch import Tensor, distributed, nn
 
 
+class BatchNormOfSums(nn.BatchNorm2d):
+    """nn.BatchNorm2d with the variance as mean square less squared mean, in float32 or better.
+
+    Inductor fuses each sum with what makes the values, and so reads them once. All goes over each image first and then
+    over the images, as do the sums of the backward pass: an image of channels_last memory fits in a core's cache, which
+    its channels cross one after the other.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        images, channels, height, width = x.shape
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
+        sums = values.sum((2, 3)).sum(0), values.square().sum((2, 3)).sum(0)
+        total, squares, count = self.over_ranks(*sums, images * height * width)
+        mean = total / count
+        variance = squares / count - mean.square()
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        bias = self.bias - mean * scale
+        scale, bias = (vector.expand(images, channels)[:, :, None, None] for vector in (scale, bias))
+        return (values * scale + bias).to(x.dtype)
+
+    def over_ranks(self, total: Tensor, squares: Tensor, count: int) -> tuple[Tensor, Tensor, int | Tensor]:
+        return total, squares, count
+
+
+class _OfAllRanks(BatchNormOfSums):
+    """torch's own SyncBatchNorm refuses to run on CPUs."""
+
+    def over_ranks(self, total: Tensor, squares: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        return _Sum.apply(torch.stack([total, squares, torch.full_like(total, count)])).unbind()
+
+
 class SyncBatchNorm(TorchSyncBatchNorm):
-    """Lightning's plugin that has batch norms share their statistics: torch's own ones on GPUs, on CPUs those below."""
+    """Lightning's plugin that has batch norms share their statistics: torch's own ones on GPUs, on CPUs those above."""
 
     def apply(self, model: LightningModule) -> LightningModule:
         if model.trainer.strategy.root_device.type != "cpu":
             return super().apply(model)
-        for module in model.modules():
-            if type(module) is nn.BatchNorm2d:
-                module.__class__ = _CPUSyncBatchNorm2d  # with the same parameters and buffers
-        return model
+        return replaced(model, nn.BatchNorm2d, _OfAllRanks)
 
     def revert(self, model: LightningModule) -> LightningModule:
-        for module in model.modules():
-            if type(module) is _CPUSyncBatchNorm2d:
-                module.__class__ = nn.BatchNorm2d
-        return super().revert(model)
+        return super().revert(replaced(model, _OfAllRanks, nn.BatchNorm2d))
 
 
-class _CPUSyncBatchNorm2d(nn.BatchNorm2d):
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        count = _Sum.apply(torch.tensor(x.numel() / x.shape[1]))  # of a channel's values
-        mean = _Sum.apply(x.sum((0, 2, 3))) / count
-        x = x - mean[:, None, None]
-        variance = _Sum.apply(x.square().sum((0, 2, 3))) / count
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return x * scale[:, None, None] + self.bias[:, None, None]
+def replaced(model: nn.Module, old: type[nn.BatchNorm2d], new: type[nn.BatchNorm2d]) -> nn.Module:
+    """`model`, whose batch norms of class `old` are now of class `new`, with the same parameters and buffers."""
+    for module in model.modules():
+        if type(module) is old:
+            module.__class__ = new
+    return model
 
 
 class _Sum(torch.autograd.Function):

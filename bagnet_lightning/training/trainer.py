@@ -19,7 +19,7 @@ from bagnet_lightning.checkpoint import LastCheckpoint
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.machine import check_device, chosen_precision, commit, device_name, peak_memory_mib, versions
-from bagnet_lightning.training.acceleration import NoProfiler, accelerate, accelerated, compile_seconds
+from bagnet_lightning.training.acceleration import SWITCHES, NoProfiler, accelerate, accelerated, compile_seconds
 from bagnet_lightning.training.batch_norm import SyncBatchNorm
 from bagnet_lightning.training.checkpoint_writer import CheckpointWriter
 from bagnet_lightning.training.divergence import StopOnDivergence
@@ -90,7 +90,7 @@ def train(
         *(logger.callbacks if logger else ()),
     ]
     trainer = _trainer(config, callbacks, logger)
-    accelerate(module, data, trainer, config.trainer.compile, config.trainer.cuda_graph)
+    accelerate(module, data, trainer, **{key: config.trainer[key] for key in SWITCHES})
     history.compiling = partial(compile_seconds, module, data)
     if trainer.precision == "64-true":
         module.double()  # Lightning does so, but only after it has loaded a checkpoint
@@ -129,7 +129,7 @@ def train(
 def _trainer(config: DictConfig, callbacks: list[Callback], logger: RunLogger | None) -> Trainer:
     options = {"benchmark": not config.trainer.deterministic, "profiler": NoProfiler(), **config.trainer}
     options["precision"] = chosen_precision(config.trainer.precision, config.trainer.accelerator)
-    del options["compile"], options["cuda_graph"]
+    options = {key: value for key, value in options.items() if key not in SWITCHES}
     plugins = [CheckpointWriter(), *([SyncBatchNorm()] if config.trainer.sync_batchnorm else [])]
     if config.trainer.devices == config.trainer.num_nodes == 1:
         plugins.append(LightningEnvironment())  # whatever SLURM has allocated; and requeueing is the launcher's
