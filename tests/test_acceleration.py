@@ -17,7 +17,7 @@ from bagnet_lightning.errors import Diverged, UserError
 from bagnet_lightning.models.bagnet import Bottleneck
 from bagnet_lightning.training import acceleration, divergence, muon
 from bagnet_lightning.training.acceleration import Compiled, Graphed, UpdateGraphed
-from bagnet_lightning.training.batch_norm import BatchNormOfSums
+from bagnet_lightning.training.batch_norm import WrittenOutBatchNorm2d
 from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.fit import fit
 
@@ -206,8 +206,8 @@ def test_what_is_not_possible_is_off_or_refused(tmp_path, monkeypatch):
 
 def test_batch_norms_that_fuse_train_the_same_where_a_step_is_compiled_on_the_cpu(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, dynamic, options: function)
-    calls, original = [], BatchNormOfSums.forward
-    monkeypatch.setattr(BatchNormOfSums, "forward", lambda self, x: calls.append(x) or original(self, x))
+    calls, original = [], WrittenOutBatchNorm2d.forward
+    monkeypatch.setattr(WrittenOutBatchNorm2d, "forward", lambda self, x: calls.append(x) or original(self, x))
     # Small steps, since such a small network makes a hundred times more of a rounding error with every large one.
     overrides = [*RUN, "trainer.compile=true", "trainer.precision=64-true", "optim.lr=1e-06", "trainer.max_epochs=1"]
     for name, switch, replaced in (("plain", "false", False), ("auto", "auto", True)):

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.training.batch_norm import BatchNormOfSums, replaced
+from bagnet_lightning.training.batch_norm import WrittenOutBatchNorm2d, replaced
 from bagnet_lightning.training.learner import Learner
 from bagnet_lightning.training.muon import Muon
 
@@ -239,7 +239,7 @@ def accelerate(
     inputs = size * module.inputs_per_image
     compiling = _wanted("compile", compile, _no_compiling(trainer, compile))
     if _wanted("fused_norm", fused_norm, _no_fusing(trainer, fused_norm, compiling)):
-        replaced(module, nn.BatchNorm2d, BatchNormOfSums)
+        replaced(module, nn.BatchNorm2d, WrittenOutBatchNorm2d)
     if compiling:
         # Models, batch sizes and precisions of a sweep, in one process. (recompile_limit is its name in newer torch.)
         torch._dynamo.config.cache_size_limit = 64

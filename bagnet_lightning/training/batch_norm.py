@@ -1,4 +1,4 @@
-"""Batch norm from sums of values and of squares: what a compiler fuses best, and what ranks can add up on a CPU too."""
+"""Batch norm written out: what a compiler fuses best, and what ranks can add up on a CPU too."""
 
 import torch
 from pytorch_lightning import LightningModule
@@ -6,41 +6,46 @@ from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
 from torch import Tensor, distributed, nn
 
 
-class BatchNormOfSums(nn.BatchNorm2d):
-    """nn.BatchNorm2d with the variance as mean square less squared mean, in float32 or better.
+class WrittenOutBatchNorm2d(nn.BatchNorm2d):
+    """nn.BatchNorm2d as two sums and a scaling, which Inductor fuses with what is around them, in float32 or better.
 
-    Inductor fuses each sum with what makes the values, and so reads them once. All goes over each image first and then
-    over the images, as do the sums of the backward pass: an image of channels_last memory fits in a core's cache, which
-    its channels cross one after the other.
+    All goes over each image first and then over the images, as do the sums of the backward pass: an image of
+    channels_last memory fits in a core's cache, which its channels cross one after the other.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        images, channels, height, width = x.shape
+        images, _, height, width = x.shape
         values = x.to(torch.promote_types(x.dtype, torch.float32))
-        sums = values.sum((2, 3)).sum(0), values.square().sum((2, 3)).sum(0)
-        total, squares, count = self.over_ranks(*sums, images * height * width)
+        total, count = self.over_ranks(values.sum((2, 3)).sum(0), images * height * width)
         mean = total / count
-        variance = squares / count - mean.square()
+        # The squares' gradient in the mean is zero, since the differences from it add up to that.
+        differences = values - _of_each_image(mean.detach(), images)
+        squares, count = self.over_ranks(differences.square().sum((2, 3)).sum(0), images * height * width)
+        variance = squares / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         bias = self.bias - mean * scale
-        scale, bias = (vector.expand(images, channels)[:, :, None, None] for vector in (scale, bias))
-        return (values * scale + bias).to(x.dtype)
+        return (values * _of_each_image(scale, images) + _of_each_image(bias, images)).to(x.dtype)
 
-    def over_ranks(self, total: Tensor, squares: Tensor, count: int) -> tuple[Tensor, Tensor, int | Tensor]:
-        return total, squares, count
+    def over_ranks(self, sums: Tensor, count: int) -> tuple[Tensor, int | Tensor]:
+        """Of the channels' values, and how many they are."""
+        return sums, count
 
 
-class _OfAllRanks(BatchNormOfSums):
+def _of_each_image(values: Tensor, images: int) -> Tensor:
+    return values.expand(images, -1)[:, :, None, None]
+
+
+class _OfAllRanks(WrittenOutBatchNorm2d):
     """torch's own SyncBatchNorm refuses to run on CPUs."""
 
-    def over_ranks(self, total: Tensor, squares: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        return _Sum.apply(torch.stack([total, squares, torch.full_like(total, count)])).unbind()
+    def over_ranks(self, sums: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        return _Sum.apply(torch.stack([sums, torch.full_like(sums, count)])).unbind()
 
 
 class SyncBatchNorm(TorchSyncBatchNorm):
