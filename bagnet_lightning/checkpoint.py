@@ -2,13 +2,16 @@
 
 import io
 import json
+import os
 import pickle
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_method
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
@@ -154,7 +157,8 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict:
 def load_trained(path: str | Path) -> Trained:
     """The network of a checkpoint that a run wrote, or of what `export` made of it: safetensors, or a hub's folder.
 
-    Raises UserError if the file is not one. Only this package's networks are built, whatever the file names.
+    Raises UserError if the file is not one. Whatever it names, only this package's networks are built, and those that
+    the environment variable BAGNET_NETWORKS lists (mynet.SmallNet,...).
     """
     trained = load_backbone(path)
     if not trained.classes:
@@ -175,12 +179,10 @@ def load_backbone(path: str | Path) -> Trained:
             raise UserError(f"checkpoint {path} is a folder: give {path / 'best.ckpt'}")
         path = path / "model.safetensors"
     about, weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_run(path)
-    options = {**about["config"]["model"], "pretrained": False}
-    target = options.pop("_target_")
-    if target not in NETWORKS:
-        raise UserError(f"checkpoint {path} names the network {target}, which is none of {', '.join(NETWORKS)}")
+    options = {key: value for key, value in about["config"]["model"].items() if key != "pretrained"}
+    make = _network(options.pop("_target_"), path)
     try:
-        network = NETWORKS[target](num_classes=max(1, len(about["classes"])), **options)
+        network = make(num_classes=max(1, len(about["classes"])), **options)
         if not about["classes"]:
             network.fc = nn.Identity()
         network.load_state_dict({key: weights[key] for key in network.state_dict()})
@@ -188,6 +190,24 @@ def load_backbone(path: str | Path) -> Trained:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"checkpoint {path} does not fit the network it names: {reason}") from error
     return Trained(network.eval(), **about)
+
+
+def _network(target: str, path: Path) -> Callable[..., nn.Module]:
+    """What makes the network that the checkpoint `path` names: this package's, or one that the user vouches for.
+
+    A checkpoint is data, and must not choose what is called.
+    """
+    if target in NETWORKS:
+        return NETWORKS[target]
+    if target not in os.environ.get("BAGNET_NETWORKS", "").split(","):
+        raise UserError(
+            f"checkpoint {path} names the network {target}, which is none of this package's; if it is yours, say so by "
+            f"the environment variable BAGNET_NETWORKS={target}"
+        )
+    try:
+        return get_method(target)
+    except Exception as error:  # of the user's module
+        raise UserError(f"BAGNET_NETWORKS: {target} cannot be imported from here: {error}") from error
 
 
 def write_backbone(network: nn.Module, about: dict, path: Path) -> None:

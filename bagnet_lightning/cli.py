@@ -11,7 +11,7 @@ from difflib import get_close_matches
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -108,6 +108,9 @@ def _one_line(error: Exception) -> str:
         if str(named).startswith("trainer."):
             guess += f"(Lightning's other arguments: +{named}=...) "
         return f"there is no key {named}; {guess}choices: {', '.join(choices)}"
+    if isinstance(error, OverrideParseException) and "Ambiguous" not in str(error):
+        key, _, value = error.override.partition("=")
+        return f"{error.override} cannot be read; put the value in quotes of its own: \"{key}='{value}'\""
     if "Ambiguous value for argument" in str(error):
         return f"{str(error).splitlines()[0].strip()}: for a run of each add -m; for a list write KEY=[A,B]"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -44,7 +44,7 @@ def main(config: DictConfig) -> None:
         pictures = pictures_of_split(data, config.split, config.count, classes)
     else:
         size = None if config.size == "own" else config.size or explained.image_size
-        pictures, more = pictures_of_files(Path(config.images), size, config.count, classes, explained.class_names)
+        pictures, more = pictures_of_files(Path(str(config.images)), size, config.count, classes, explained.class_names)
         notes += more
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

@@ -32,7 +32,7 @@ def main(config: DictConfig) -> None:
     if config.split:
         files = data_of_run(trained.config, config.get("data")).test_files()
     else:
-        files = image_files(Path(config.images))
+        files = image_files(Path(str(config.images)))
     out = writable(Path(config.out or Path(config.checkpoint).parent))
 
     predictions = []

@@ -54,7 +54,7 @@ def describe(config: DictConfig, overrides: list[str]) -> dict:
     if "features" in config:
         return _describe_related(config, overrides)
     model, optimizer, scheduler = (config[group]._target_.split(".")[-1] for group in ("model", "optim", "scheduler"))
-    pretrained = config.model.pretrained is not False
+    pretrained = config.model.get("pretrained", False) is not False
     row, kind = None, {}
     if "method" in config:
         kind = {"kind": "pretraining", "method": config.method.name}

@@ -42,7 +42,10 @@ def or_own(rule: Rule) -> Rule:
     return lambda value: value in (None, "own") or rule[0](value), f"{rule[1]} px, null or own"
 
 
-FILES: Rule = (lambda value: value is None or isinstance(value, str), "an image file or a folder of them")
+FILES: Rule = (  # a folder 2024 comes as a number
+    lambda value: value is None or isinstance(value, str) or whole(0)[0](value),
+    "an image file or a folder of them",
+)
 BOOL: Rule = (lambda value: isinstance(value, bool), "true or false")
 _AUTO: Rule = (lambda value: isinstance(value, bool) or value == "auto", "auto, true or false")
 _CLASSES: Rule = (
@@ -81,7 +84,7 @@ RULES: dict[str, Rule] = {
         lambda value: isinstance(value, bool) or value == "alternating",
         "true, false or alternating",
     ),
-    "data.normalize": BOOL,
+    "data.normalize": (lambda value: BOOL[0](value) or value == "imagenet", "true, false or imagenet"),
     "data.device_resident": _AUTO,
     "data.image_size": whole(9),
     "data.train_images": whole(1),

@@ -11,9 +11,10 @@ from pathlib import Path
 from shutil import rmtree
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from bagnet_lightning.config import digest, plain
+from bagnet_lightning.config import HOW_FAST, NAMES, NOT_IN_DIGEST, digest, leaves, plain
 from bagnet_lightning.errors import Diverged, Interrupted, UserError
 from bagnet_lightning.files import alone, write_text
 from bagnet_lightning.results import describe, read_run, write_result
@@ -74,7 +75,16 @@ def begin(config: DictConfig, folder: Path, asked: dict, files: Sequence[str], l
                 (folder / name).unlink(missing_ok=True)
     earlier = {} if config.fresh else read_run(folder)
     if earlier.get("config") and digest(OmegaConf.create(earlier["config"])) != asked["config_digest"]:
-        error = f"{folder} holds a run of another configuration; name another sweep=NAME, or start over with fresh=true"
+        before, now = leaves(earlier["config"]), leaves(plain(config))
+        changed = [
+            key
+            for key in sorted({*before, *now} - {*NOT_IN_DIGEST, *HOW_FAST, *NAMES})
+            if before.get(key) != now.get(key)
+        ]
+        error = (
+            f"{folder} holds a run of another configuration ({', '.join(changed)}); name another sweep=NAME, or start "
+            "over with fresh=true"
+        )
         return {**asked, "status": "failed", "error": error}
     if earlier.get("status") == "finished":
         return {**earlier, "skipped": True}
@@ -94,5 +104,14 @@ def outcome(asked: dict, folder: Path, work: Callable[[], dict]) -> dict:
         return {**asked, "status": "failed", "error": str(error)}
     except Exception as error:
         log.error(traceback.format_exc())
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
-        return {**asked, "status": "failed", "error": f"{what}; see train.log in {os.path.relpath(folder)}"}
+        what = f"{_in_one_line(error)}; see train.log in {os.path.relpath(folder)}"
+        return {**asked, "status": "failed", "error": what}
+
+
+def _in_one_line(error: Exception) -> str:
+    """Of what could not be instantiated, also the reason."""
+    if not isinstance(error, InstantiationException):
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    what, *_ = str(error).replace(", set env var HYDRA_FULL_ERROR=1 to see chained exception.", ":").splitlines()
+    *_, why = str(error.__cause__ or error).strip().splitlines()
+    return f"{what} {why}"

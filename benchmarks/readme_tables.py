@@ -65,7 +65,7 @@ def modern() -> str:
     for (model, stem), name in MODELS.items():
         papers = [row.accuracy for row in paper_rows() if row.model == model and not row.pretrained]
         rows.append([name, "" if stem == "small" else f"{max(papers):.4f}", *accuracy(ours.get((model, stem)))])
-    return markdown(["model", "paper's best", "`recipe=modern`", "n"], rows) + origin(runs)
+    return markdown(["model", "paper's best from scratch", "`recipe=modern`", "n"], rows) + origin(runs)
 
 
 def subset() -> str:

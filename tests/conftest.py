@@ -1,9 +1,14 @@
 """What many tests need: small configurations, and commands run as a user runs them."""
 
 import os
+import runpy
 import subprocess
 import sys
+from multiprocessing import get_context
+from multiprocessing.context import BaseContext
+from multiprocessing.reduction import DupFd
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -53,18 +58,49 @@ def ten_real_classes(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture
-def command(tmp_path):
-    """Runs `python -m bagnet_lightning.NAME ARGUMENTS` in an empty folder; returns the finished process."""
+@pytest.fixture(scope="session")
+def server() -> BaseContext:
+    """Forks processes that have imported what commands import, which would else be most of what their tests take."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["bagnet_lightning.training.run", "bagnet_lightning.reporting.report"])
+    return context
 
-    def run(name: str, *arguments: str, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, "-m", f"bagnet_lightning.{name}", *arguments],
-            cwd=cwd,
-            env={**os.environ, "COLUMNS": "200", **environment},
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
+
+@pytest.fixture
+def command(tmp_path, server):
+    """Runs `python -m bagnet_lightning.NAME ARGUMENTS` in an empty folder; returns the finished process.
+
+    anew: in an interpreter of its own, which has imported nothing.
+    """
+
+    def run(
+        name: str, *arguments: str, cwd: Path = tmp_path, anew: bool = False, **environment: str
+    ) -> subprocess.CompletedProcess:
+        words, environment = [f"bagnet_lightning.{name}", *arguments], {**os.environ, "COLUMNS": "200", **environment}
+        if anew:
+            asked = [sys.executable, "-m", *words]
+            return subprocess.run(asked, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+        with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
+            files = DupFd(out.fileno()), DupFd(err.fileno())
+            process = server.Process(target=run_module, args=(words, cwd, environment, *files))
+            process.start()
+            process.join(240)
+            if process.is_alive():
+                process.kill()
+                raise TimeoutError(words)
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(words, process.exitcode, out.read(), err.read())
 
     return run
+
+
+def run_module(words: list[str], cwd: Path, environment: dict[str, str], out: DupFd, err: DupFd) -> None:
+    """As `python -m WORDS`, in a process that was forked."""
+    os.dup2(out.detach(), 1)
+    os.dup2(err.detach(), 2)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv, sys.path[0] = words, str(cwd)
+    runpy.run_module(words[0], run_name="__main__", alter_sys=True)

@@ -72,6 +72,16 @@ def test_it_does_not_matter_which_images_are_explained_together(monkeypatch):
         monkeypatch.undo()
 
 
+def test_grad_cam_of_a_network_without_stages_is_of_its_last_convolution():
+    torch.manual_seed(0)
+    last = torch.nn.Conv2d(4, 5, 3)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), last, torch.nn.AdaptiveAvgPool2d(1))
+    model = torch.nn.Sequential(model, torch.nn.Flatten()).double()
+    image = torch.randn(1, 3, 9, 9, dtype=torch.float64)
+    expected = torch.nn.functional.interpolate(model[0][:3](image)[:, 2:3] / 25, (9, 9), mode="bilinear")
+    torch.testing.assert_close(grad_cam(model, image, torch.tensor([2])), expected[:, 0])
+
+
 def test_without_captum_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     for method in (grad_cam, integrated_gradients):

@@ -124,7 +124,7 @@ def test_what_cannot_be_done_is_one_line(command, tmp_path):
         "import sys; sys.modules['sklearn'] = None"  # as if it were not installed
     )
     path = os.pathsep.join([str(tmp_path / "without"), os.environ.get("PYTHONPATH", "")])
-    refused = command("classical", *SMALL, PYTHONPATH=path)
+    refused = command("classical", *SMALL, anew=True, PYTHONPATH=path)
     assert "pip install 'bagnet-lightning[classical]'" in one_line(refused)
 
 

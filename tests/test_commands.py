@@ -204,6 +204,7 @@ def test_a_dry_run_prints_the_jobs_and_makes_nothing(command, tmp_path):
         (["trainer.limit_train_batches=2"], "+trainer.limit_train_batches=..."),
         (["--epochs", "3"], "there is no option --epochs"),
         (["best.ckpt"], "best.ckpt is of no key"),
+        (["data.root=a(1)/ö"], "put the value in quotes of its own: \"data.root='a(1)/ö'\""),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line_before_anything_is_made(command, tmp_path, arguments, words):
@@ -213,10 +214,39 @@ def test_wrong_arguments_are_refused_in_one_line_before_anything_is_made(command
 
 def test_help_and_wrong_arguments_need_no_torch(command, tmp_path):
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
-    helped = command("train", "--help", PYTHONPATH=str(tmp_path))
+    helped = command("train", "--help", anew=True, PYTHONPATH=str(tmp_path))
     assert helped.returncode == 0
     assert "model: bagnet17 (default), bagnet33, bagnet9, resnet18" in helped.stdout
-    assert "did you mean" in one_line(command("train", "optim.lrr=1", PYTHONPATH=str(tmp_path)))
+    assert "did you mean" in one_line(command("train", "optim.lrr=1", anew=True, PYTHONPATH=str(tmp_path)))
+
+
+def test_a_network_an_optimizer_and_a_schedule_of_the_users_own(command, tmp_path):
+    (tmp_path / "mynet.py").write_text(
+        "from torch import nn\n"
+        "class SmallNet(nn.Sequential):\n"
+        "    def __init__(self, num_classes, width):\n"
+        "        parts = nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes)\n"
+        "        super().__init__(*parts)\n"
+    )
+    for name, text in {
+        "model/smallnet": "_target_: mynet.SmallNet\nwidth: 4\n",
+        "optim/nadam": "_target_: torch.optim.NAdam\n_partial_: true\nlr: 0.001\n",
+        "optim/whole": "_target_: torch.optim.NAdam\nlr: 0.001\n",
+        "scheduler/exp": "_target_: torch.optim.lr_scheduler.ExponentialLR\n_partial_: true\ngamma: 0.9\n",
+    }.items():
+        path = tmp_path / f"my/{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    own = ["--config-dir", "my", *SMALL[:5], "trainer=cpu", "trainer.max_epochs=1", "model=smallnet", "scheduler=exp"]
+    assert command("train", *own, "optim=nadam").returncode == 0
+    (checkpoint,) = tmp_path.glob("multirun_outputs/*/*/best.ckpt")
+    refused = one_line(command("evaluate", f"checkpoint={checkpoint}"))
+    assert "if it is yours, say so by the environment variable BAGNET_NETWORKS=mynet.SmallNet" in refused
+    for name, arguments in (("evaluate", ["split=train"]), ("explain", ["split=val", "count=1"])):
+        done = command(name, f"checkpoint={checkpoint}", *arguments, BAGNET_NETWORKS="mynet.Other,mynet.SmallNet")
+        assert done.returncode == 0, done.stderr
+    failed = command("train", *own, "optim=whole")
+    assert "NAdam.__init__() missing 1 required positional argument: 'params'; see train.log" in failed.stdout
 
 
 def test_missing_data_without_a_network_says_the_ways_out(command, tmp_path):

@@ -70,7 +70,7 @@ def test_the_cosine_ends_with_the_run():
 def test_only_the_rows_with_imagenet_weights_normalise():
     for row in choices("table1"):
         config = composed(f"table1={row}")
-        assert config.data.normalize is config.model.pretrained
+        assert config.data.normalize == ("imagenet" if config.model.pretrained else False)
 
 
 def test_the_modern_recipe_fits_every_model():

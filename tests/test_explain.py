@@ -63,7 +63,9 @@ def test_own_size_and_exact_evidence_alone_need_no_captum(command, checkpoints, 
     with np.load(checkpoints["bagnet9"].parent / "explain/evidence.npz") as held:
         assert held["pixels_0"].shape == (50, 60, 3)
         assert "grad_cam_0" not in held
-    refused = command("explain", f"checkpoint={checkpoints['resnet18']}", "images=photo.png", PYTHONPATH=paths)
+    refused = command(
+        "explain", f"checkpoint={checkpoints['resnet18']}", "images=photo.png", anew=True, PYTHONPATH=paths
+    )
     assert "pip install 'bagnet-lightning[explain]'" in one_line(refused)
 
 

@@ -15,6 +15,13 @@ def data(*overrides):
     return module
 
 
+def test_images_are_normalised_by_their_own_statistics_by_imagenets_or_not_at_all():
+    own = data("data.normalize=true")
+    assert (own.mean, own.std) == (own.store.mean, own.store.std)
+    assert data("data.normalize=imagenet").std == (0.229, 0.224, 0.225)
+    assert data("data.normalize=false").mean == (0, 0, 0)
+
+
 def trainer(epoch, batches_used=0):
     progress = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=batches_used)))
     return SimpleNamespace(

@@ -9,9 +9,11 @@ from rich.console import Console
 from sweep_folders import write_run
 
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.reporting.notes import notes
 from bagnet_lightning.reporting.report import write_report
 from bagnet_lightning.reporting.table import read_table
 from bagnet_lightning.reporting.text import csv_text, markdown, print_table
+from bagnet_lightning.results import note_jobs
 
 FILES = ["curves.png", "figure2.png", "index.html", "table.csv", "table.md"]
 
@@ -81,6 +83,15 @@ def test_markdown_is_one_rectangular_table_and_notes(tmp_path):
     assert "bad \\| worse" in text
 
 
+def test_runs_that_were_asked_for_and_not_begun_count_too(tmp_path):
+    write_run(tmp_path / "a")
+    note_jobs(tmp_path, {"a": ["seed=0"], "b": ["seed=1"]})
+    assert notes(read_table(tmp_path))[:2] == [
+        "1 of 2 runs finished.",
+        "Not begun: 1; the same command again goes on.",
+    ]
+
+
 def test_values_that_cannot_be_compared_stand_in_parentheses(tmp_path):
     write_run(tmp_path / "a", data="textures", accuracy=0.9)
     text = markdown(read_table(tmp_path))
@@ -129,7 +140,7 @@ def test_where_nothing_can_be_written_the_table_is_still_printed(tmp_path):
 
 def test_the_command_reports_without_torch_and_leaves_nothing_else(tmp_path, command):
     grid(tmp_path / "sweep")
-    done = command("report", "runs=sweep", PYTHONPROFILEIMPORTTIME="1")
+    done = command("report", "runs=sweep", anew=True, PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0, done.stderr
     assert "9 of 9 runs finished." in done.stdout
     assert "sweep/table.md" in done.stdout

@@ -26,7 +26,10 @@ def test_a_finished_run_is_told_again_and_another_configuration_refused(tmp_path
     other, described_other = asked("encoding.codebook.size=7")
     refused = begin(other, tmp_path, described_other, FILES, lead=True)
     assert (refused["status"], "another configuration" in refused["error"]) == ("failed", True)
-    assert "name another sweep=NAME, or start over with fresh=true" in refused["error"]
+    assert (
+        "configuration (encoding.codebook.size); name another sweep=NAME, or start over with fresh=true"
+        in refused["error"]
+    )
     assert (tmp_path / "result.json").exists()
 
 

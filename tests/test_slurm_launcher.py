@@ -27,7 +27,8 @@ def test_without_the_package_or_sbatch_it_says_so(command, tmp_path, programs):
     missing = tmp_path / "without"
     missing.mkdir()
     (missing / "submitit.py").write_text("raise ModuleNotFoundError('submitit')")
-    line = one_line(command("train", *SWEEP, PYTHONPATH=f"{missing}:{os.environ.get('PYTHONPATH', '')}"))
+    path = f"{missing}:{os.environ.get('PYTHONPATH', '')}"
+    line = one_line(command("train", *SWEEP, anew=True, PYTHONPATH=path))
     assert "pip install 'bagnet-lightning[slurm]'" in line
 
 

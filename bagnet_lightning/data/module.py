@@ -15,6 +15,8 @@ from bagnet_lightning.data.batches import ALL, Batch, Images, Loader, ShuffledBa
 from bagnet_lightning.data.store import Store
 from bagnet_lightning.errors import UserError
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what all public weights were trained with
+
 
 class ImageData(LightningDataModule, ABC):
     """Training and validation batches of a store.
@@ -22,8 +24,9 @@ class ImageData(LightningDataModule, ABC):
     name: what tables call the data. classes: all (None), the first N, or a list of identifiers or names.
     images_per_class: only the first N train images of each class. holdout: this share of every class's train images
     is validated on instead of the val split, which is then untouched. crop_padding, flip: see augment.py. normalize: by
-    the train split's mean and standard deviation (False: pixels / 255). device_resident: gather batches from a copy of
-    the images on the device that trains ("auto": on a GPU with room). seed: of the order and the augmentation.
+    the train split's mean and standard deviation (False: pixels / 255; "imagenet": by ImageNet's). device_resident:
+    gather batches from a copy of the images on the device that trains ("auto": on a GPU with room). seed: of the order
+    and the augmentation.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class ImageData(LightningDataModule, ABC):
         holdout: float,
         crop_padding: int,
         flip: bool | str,
-        normalize: bool,
+        normalize: bool | str,
         device_resident: bool | str,
         seed: int,
     ):
@@ -71,10 +74,11 @@ class ImageData(LightningDataModule, ABC):
         self.labels = self._chosen_labels()
         self.class_ids = [self.store.classes[label] for label in self.labels]
         self.class_names = [self.store.class_names[label] for label in self.labels]
-        self.mean = self.store.mean if self.normalize else (0.0, 0.0, 0.0)
-        self.std = (1.0, 1.0, 1.0)
-        if self.normalize:  # a channel that is the same everywhere has no deviation
-            self.std = tuple(deviation or 1.0 for deviation in self.store.std)
+        self.mean, self.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        if self.normalize == "imagenet":
+            self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
+        elif self.normalize:  # a channel that is the same everywhere has no deviation
+            self.mean, self.std = self.store.mean, tuple(deviation or 1.0 for deviation in self.store.std)
         train, validation = self._indices_by_class("train"), ("val", self._indices_by_class("val"))
         if self.holdout:
             train, held = _split(train, self.holdout)

@@ -22,14 +22,17 @@ PIXELS_AT_A_TIME = 2**18  # of images in one pass forward and back: 64 images of
 def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     """Grad-CAM (Selvaraju et al., ICCV 2017) of the last convolutional stage, without its final ReLU.
 
-    network: with a `layer4` of blocks, as torchvision's ResNets and the BagNets have. images: (B, 3, H, W), normalised.
+    network: its stage is the last block of `layer4`, which torchvision's ResNets and the BagNets have, or else the
+    last convolution. images: (B, 3, H, W), normalised.
     classes: (B,) int64. Returns (B, H, W): the stage's output weighted by the class's mean gradients, upsampled
     bilinearly, as captum does it, as if its positions tiled the image.
 
     Of a BagNet, before upsampling, it is the patches' contributions to the logit but for the bias.
     Raises UserError if captum is not installed.
     """
-    method = _captum().LayerGradCam(network, network.layer4[-1])
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    stage = network.layer4[-1] if hasattr(network, "layer4") else convolutions[-1]
+    method = _captum().LayerGradCam(network, stage)
     group = max(1, PIXELS_AT_A_TIME // images[0, 0].numel())
     with torch.enable_grad():
         maps = [

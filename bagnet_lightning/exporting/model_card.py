@@ -95,7 +95,7 @@ def _measured(result: dict | None) -> list[str]:
         "top-1, best epoch": known("{best_val_accuracy:.4f}", "best_val_accuracy"),
         "top-5, best epoch": known("{val_top5_accuracy:.4f}", "val_top5_accuracy"),
         "measured on": known("{val_images:,} images of {validated_on}", "val_images", "validated_on"),
-        "trained on": known("{train_images:,} images, {epochs} epochs", "train_images", "epochs"),
+        "trained on": known("{train_images:,} images, epochs: {epochs}", "train_images", "epochs"),
         "optimizer": optimizer_name(result["optimizer"]),
         "runs": known("1 (seed {seed})", "seed"),
         "parameters": known("{parameters:,}", "parameters"),

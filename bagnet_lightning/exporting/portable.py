@@ -56,7 +56,7 @@ def describe(trained: Trained) -> dict:
         "mean": trained.mean,
         "std": trained.std,
         "config": {
-            "model": {**model, "pretrained": model["pretrained"] is not False},
+            "model": {**model, "pretrained": model.get("pretrained", False) is not False},
             "data": {"name": data["name"], "image_size": trained.image_size},
         },
         "bagnet_lightning": bagnet_lightning.__version__,

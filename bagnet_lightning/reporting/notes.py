@@ -3,6 +3,7 @@
 from bagnet_lightning.config import HOW_FAST, NOT_IN_DIGEST
 from bagnet_lightning.reporting.seeds import problem
 from bagnet_lightning.reporting.table import Table, pretraining_name
+from bagnet_lightning.results import read_jobs
 
 # Overrides that a column tells of, or the words of a related system.
 _IN_COLUMNS = {"table1", "model", "optim", "model.pretrained", "trainer.max_epochs", "seed", "method"}
@@ -15,7 +16,10 @@ def notes(table: Table) -> list[str]:
     finished = [run for run in runs if run["status"] == "finished"]
     if not runs:
         return [f"There are no runs in {table.folder}."]
-    said = [f"{len(finished)} of {len(runs)} runs finished.", *problems(table)]
+    waiting = len(read_jobs(table.folder).keys() - {run["folder"].name for run in runs})
+    said = [f"{len(finished)} of {len(runs) + waiting} runs finished.", *problems(table)]
+    if waiting:
+        said.append(f"Not begun: {waiting}; the same command again goes on.")
     reasons = list(dict.fromkeys(reason for line in table.lines for reason in line.not_comparable))
     if reasons:
         said.append(

@@ -14,7 +14,7 @@ STREAMS = 4
 
 
 class Muon(Optimizer):
-    """A filter (O, I, k, k) moves by `lr` times a matrix (O, I k k) whose singular values are all about 1.
+    """A filter (O, I, k, k) moves by `lr` times a matrix (O, I k k) whose singular values are about 1, tiny ones aside.
 
     What is no filter (norms, biases, the classifier) moves as by Nesterov SGD of the same `lr`. weight_decay:
     decoupled, as a share of `lr`. torch.optim.Muon takes matrices only, each by itself; here filters of one shape are
@@ -86,7 +86,7 @@ def _orthogonal(filters: list[Tensor]) -> list[Tensor]:
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """(N, m, n) with singular values moved to between 0.6 and 1.2 by Newton-Schulz iterations.
+    """(N, m, n) with singular values moved to about 1 (0.6 to 1.2, the tiny ones to less) by Newton-Schulz iterations.
 
     They are in bfloat16, which is enough (Jordan et al. 2024), where its products are the fast ones: GPUs and CPUs with
     AMX, where this is about three times as fast.

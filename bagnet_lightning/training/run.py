@@ -1,6 +1,7 @@
 """One run, whatever becomes of it: its result says so, and is written to its folder."""
 
 import logging
+import sys
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -38,7 +39,9 @@ def run(config: DictConfig, folder: Path, asked: dict) -> dict:
     try:
         result = outcome(asked, folder, work)
     except Interrupted as stop:
-        log.info("stopped by %s; the same command again goes on", stop)
+        log.info(stopped := f"stopped by {stop}; the same command again goes on")
+        if rank(config) == 0:
+            print(stopped, file=sys.stderr)
         _close(logger, {**asked, "status": "unfinished"})
         raise
     if rank(config) == 0:

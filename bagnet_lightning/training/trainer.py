@@ -59,7 +59,7 @@ def schedule(config: DictConfig) -> dict:
     return {
         "optimizer": instantiate(config.optim),
         "scheduler": instantiate({key: value for key, value in config.scheduler.items() if key != "interval"}),
-        "interval": config.scheduler.interval,
+        "interval": config.scheduler.get("interval", "epoch"),
     }
 
 
