@@ -95,11 +95,11 @@ def sha256(path: object) -> str | None:
 
 
 def image_files(target: str, root: str | None) -> str | None:
-    """Of the names and sizes of an image_folder's train and val images, as hex digits; None of other data.
+    """Of the names and sizes of an image_folder's train and val images, as hex digits; None of others, or without any.
 
     What a configuration says of the user's own images besides their place: others there are other data.
     """
-    if not target.endswith(".ImageFolder") or root is None:
+    if not target.endswith(".ImageFolder") or root is None or not (Path(root) / "train").is_dir():
         return None
     from bagnet_lightning.data.images import image_suffixes  # Pillow, which other data do not need here
 

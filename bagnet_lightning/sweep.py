@@ -99,6 +99,10 @@ class Sweep(Callback):
 def _check(config: DictConfig, sweep: bool = False, launcher: ParallelLauncher | None = None) -> None:
     try:
         check(_without_hydra(config))
+        if config.data._target_.endswith(".ImageFolder") and config.image_files is None:
+            raise UserError(
+                f"data.root={config.data.root} must be a folder that holds train/<class>/* and val/<class>/*"
+            )
         ranks.check(config, sweep)
         if launcher:
             launcher.check(config)

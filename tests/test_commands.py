@@ -197,6 +197,7 @@ def test_a_dry_run_prints_the_jobs_and_makes_nothing(command, tmp_path):
         (["trainer.max_epochs=three"], "must be a whole number from 1"),
         (["-m", "optim=adam", "optim.lr=0.1,-1"], "optim.lr must be a number above 0"),
         (["data=image_folder"], "add data.root=..."),
+        (["data=image_folder", "data.root=nowhere"], "data.root=nowhere must be a folder that holds train/<class>/*"),
         (["-m", "trainer=auto,cpu"], "2 jobs would share the folder defaults"),
         (["model=bagnet9,bagnet17"], "for a run of each add -m"),
         (["hydra/launcher=ray"], "hydra/launcher is of the runs of a sweep: add -m"),
@@ -232,6 +233,7 @@ def test_a_network_an_optimizer_and_a_schedule_of_the_users_own(command, tmp_pat
         "model/smallnet": "_target_: mynet.SmallNet\nwidth: 4\n",
         "optim/nadam": "_target_: torch.optim.NAdam\n_partial_: true\nlr: 0.001\n",
         "optim/whole": "_target_: torch.optim.NAdam\nlr: 0.001\n",
+        "scheduler/plateau": "_target_: torch.optim.lr_scheduler.ReduceLROnPlateau\n_partial_: true\n",
         "scheduler/exp": "_target_: torch.optim.lr_scheduler.ExponentialLR\n_partial_: true\ngamma: 0.9\n",
     }.items():
         path = tmp_path / f"my/{name}.yaml"
@@ -245,6 +247,7 @@ def test_a_network_an_optimizer_and_a_schedule_of_the_users_own(command, tmp_pat
     for name, arguments in (("evaluate", ["split=train"]), ("explain", ["split=val", "count=1"])):
         done = command(name, f"checkpoint={checkpoint}", *arguments, BAGNET_NETWORKS="mynet.Other,mynet.SmallNet")
         assert done.returncode == 0, done.stderr
+    assert "waits for a metric" in command("train", *own, "optim=nadam", "scheduler=plateau").stdout
     failed = command("train", *own, "optim=whole")
     assert "NAdam.__init__() missing 1 required positional argument: 'params'; see train.log" in failed.stdout
 

@@ -9,7 +9,9 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from bagnet_lightning.errors import UserError
 
 
 class Learner(LightningModule, ABC):
@@ -95,7 +97,12 @@ class Learner(LightningModule, ABC):
         length = {"total_steps": self.trainer.estimated_stepping_batches}  # asked first: num_training_batches needs it
         if "total_steps" not in inspect.signature(self.scheduler).parameters:
             length = {}
-        schedule = {"scheduler": self.scheduler(optimizer, **length), "interval": "step"}
+        scheduler = self.scheduler(optimizer, **length)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise UserError(
+                "scheduler: ReduceLROnPlateau waits for a metric, but rates here are a function of the step"
+            )
+        schedule = {"scheduler": scheduler, "interval": "step"}
         if self.interval == "epoch":
             # After the epoch's last batch: Lightning's own "epoch" comes too late for the checkpoint.
             schedule["frequency"] = self.trainer.num_training_batches
