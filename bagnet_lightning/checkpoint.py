@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from bagnet_lightning.errors import UserError
+from bagnet_lightning.errors import UserError, in_one_line
 from bagnet_lightning.files import write_bytes
 from bagnet_lightning.models.bagnet import bagnet9, bagnet17, bagnet33
 from bagnet_lightning.models.resnet import resnet18
@@ -150,7 +150,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict:
     except pickle.UnpicklingError as error:
         raise UserError(f"checkpoint {path} is refused: it holds more than tensors and plain types") from error
     except Exception as error:  # whatever torch makes of a file of another kind
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = in_one_line(error)
         raise UserError(f"checkpoint {path} cannot be read: {reason}") from error
 
 

@@ -23,3 +23,8 @@ class Interrupted(BaseException):
 
 class Diverged(Exception):
     """The loss was not finite: says at which step, on which images, at what learning rate, and what is left."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """ "ValueError: the first line of its message"."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]

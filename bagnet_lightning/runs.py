@@ -15,7 +15,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from bagnet_lightning.config import HOW_FAST, NAMES, NOT_IN_DIGEST, digest, leaves, plain
-from bagnet_lightning.errors import Diverged, Interrupted, UserError
+from bagnet_lightning.errors import Diverged, Interrupted, UserError, in_one_line
 from bagnet_lightning.files import alone, write_text
 from bagnet_lightning.results import describe, read_run, write_result
 
@@ -104,14 +104,14 @@ def outcome(asked: dict, folder: Path, work: Callable[[], dict]) -> dict:
         return {**asked, "status": "failed", "error": str(error)}
     except Exception as error:
         log.error(traceback.format_exc())
-        what = f"{_in_one_line(error)}; see train.log in {os.path.relpath(folder)}"
+        what = f"{_what(error)}; see train.log in {os.path.relpath(folder)}"
         return {**asked, "status": "failed", "error": what}
 
 
-def _in_one_line(error: Exception) -> str:
-    """Of what could not be instantiated, also the reason."""
+def _what(error: Exception) -> str:
+    """In one line; of what could not be instantiated, the reason too."""
     if not isinstance(error, InstantiationException):
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        return in_one_line(error)
     what, *_ = str(error).replace(", set env var HYDRA_FULL_ERROR=1 to see chained exception.", ":").splitlines()
     *_, why = str(error.__cause__ or error).strip().splitlines()
     return f"{what} {why}"

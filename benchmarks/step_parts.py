@@ -16,8 +16,9 @@ from torch import Tensor
 
 from bagnet_lightning.data.augment import draw_keys
 from bagnet_lightning.machine import chosen_precision
-from bagnet_lightning.training.acceleration import SWITCHES, Graphed, accelerate
+from bagnet_lightning.training.acceleration import SWITCHES, accelerate
 from bagnet_lightning.training.classifier import Classifier
+from bagnet_lightning.training.cuda_graphs import Graphed
 
 KINDS = {  # the first that is found in a kernel's name, or in an operator's on a CPU
     "compiled, with sums": r"^triton_(red|per)_",  # of Inductor: batch norm's statistics and gradients, above all

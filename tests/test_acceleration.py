@@ -15,10 +15,11 @@ from torch.utils._pytree import tree_iter
 
 from bagnet_lightning.errors import Diverged, UserError
 from bagnet_lightning.models.bagnet import Bottleneck
-from bagnet_lightning.training import acceleration, divergence, muon
-from bagnet_lightning.training.acceleration import Compiled, Graphed, UpdateGraphed
+from bagnet_lightning.training import acceleration, cuda_graphs, divergence, muon
+from bagnet_lightning.training.acceleration import Compiled
 from bagnet_lightning.training.batch_norm import WrittenOutBatchNorm2d
 from bagnet_lightning.training.classifier import Classifier
+from bagnet_lightning.training.cuda_graphs import Graphed, UpdateGraphed
 from bagnet_lightning.training.fit import fit
 
 RUN = [*SMALL, "data.train_images=64", "data.val_images=6", "data.batch_size=12", "trainer.max_epochs=2"]
@@ -64,7 +65,7 @@ class Recording(TorchDispatchMode):
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """What acceleration.py needs of torch.cuda."""
+    """What cuda_graphs.py needs of torch.cuda."""
     streams = [SimpleNamespace(wait_stream=lambda other: None)]
     simulated = SimpleNamespace(
         Stream=lambda: SimpleNamespace(wait_stream=lambda other: None),
@@ -78,7 +79,7 @@ def cuda(monkeypatch):
     monkeypatch.setattr(muon, "ITERATIONS", 1)  # most of a step's time here
     monkeypatch.setattr(muon, "_cpu_has_amx", lambda: False)
     monkeypatch.setattr(acceleration, "_no_graph", lambda trainer: None)
-    monkeypatch.setattr(acceleration, "torch", SimpleNamespace(**{**vars(torch), "cuda": simulated}))
+    monkeypatch.setattr(cuda_graphs, "torch", SimpleNamespace(**{**vars(torch), "cuda": simulated}))
 
 
 def weights(folder):
@@ -148,7 +149,7 @@ def test_a_recorded_step_goes_on_from_a_checkpoint(tmp_path, cuda, monkeypatch, 
 
 
 def test_a_graph_that_cannot_be_recorded_is_done_without_unless_it_was_asked_for(tmp_path, cuda, monkeypatch, caplog):
-    torch_cuda = acceleration.torch.cuda
+    torch_cuda = cuda_graphs.torch.cuda
     stream = torch_cuda.current_stream()
 
     def fail(graph, stream):  # as torch's own: where the recording cannot be ended, its stream stays the current one

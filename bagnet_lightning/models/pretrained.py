@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bagnet_lightning.errors import UserError
+from bagnet_lightning.errors import UserError, in_one_line
 from bagnet_lightning.safe_load import safe_load
 
 _BAGNETS = (
@@ -82,7 +82,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"model.pretrained={path}: there is no such file") from None
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = in_one_line(error)
         raise UserError(f"{path} cannot be read as weights: {reason}") from error
 
 

@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from bagnet_lightning.config import plain
-from bagnet_lightning.errors import Interrupted
+from bagnet_lightning.errors import Interrupted, in_one_line
 from bagnet_lightning.results import write_result
 from bagnet_lightning.runs import outcome
 from bagnet_lightning.training.loggers import RunLogger
@@ -56,4 +56,4 @@ def _close(logger: RunLogger | None, result: dict) -> None:
         if logger:
             logger.close(result)
     except Exception as error:
-        log.warning("the logger has failed at the end: %s: %s", type(error).__name__, str(error).partition("\n")[0])
+        log.warning("the logger has failed at the end: %s", in_one_line(error))

@@ -1,0 +1,163 @@
+"""Functions whose kernels are recorded once, as a CUDA graph, and launched all at once from then on."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from bagnet_lightning.errors import in_one_line
+from bagnet_lightning.training.learner import Learner
+from bagnet_lightning.training.muon import Muon
+
+log = logging.getLogger(__name__)
+WARM_UP = 3  # calls before one is recorded: libraries allocate and choose algorithms in the first ones
+
+
+class Graphed:
+    """`function` of tensors on the GPU, from the fourth call on replayed from a CUDA graph.
+
+    Only where `fits` says so: for batches of `batch_size`. What it returns is overwritten by the next replay. All that
+    it reads and writes besides its inputs must stay where it is. required, seconds: as of Compiled, all calls before
+    the first replay.
+    """
+
+    def __init__(self, function: Callable, batch_size: int, required: bool):
+        self.function, self.batch_size, self.required = function, batch_size, required
+        self.calls, self.seconds, self.failed = 0, 0.0, False
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def fits(self, inputs: tuple[Tensor, ...]) -> bool:
+        return len(inputs[0]) == self.batch_size
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if self.failed:
+            return self.function(*inputs)
+        if not self.fits(inputs):
+            return self._plain(inputs)
+        if self.graph is None:
+            started = time.perf_counter()
+            result = self._warm_up(inputs) if self.calls < WARM_UP else self._record(inputs)
+            self.calls += 1
+            torch.cuda.synchronize()
+            self.seconds += time.perf_counter() - started
+            if self.graph is None:
+                return result
+        for kept, given in zip(self.inputs, inputs, strict=True):
+            kept.copy_(given)
+        self.graph.replay()
+        return self.result
+
+    def _plain(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Of another size, as an epoch's last batch is: to search for its fastest convolutions would not pay."""
+        searching, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+        try:
+            return self.function(*inputs)
+        finally:
+            torch.backends.cudnn.benchmark = searching
+
+    def _warm_up(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """A plain call on the stream that will be recorded: gradients remember the stream that they were made on."""
+        if self.calls == 0:
+            self.stream = torch.cuda.Stream()
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            result = self.function(*inputs)
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return result
+
+    def _record(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
+        """Recording computes nothing. Where it fails and is not `required`, all calls are plain from now on."""
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        self.inputs = [given.clone() for given in inputs]
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):
+                self.result = self.function(*self.inputs)
+        except Exception as error:
+            torch.cuda.set_stream(current)  # torch leaves its own in place where the recording cannot be ended
+            if self.required or isinstance(error, torch.OutOfMemoryError):
+                raise
+            # What ends a recording complains too, after what made it fail.
+            log.warning("no CUDA graph (trainer.cuda_graph=false): %s", in_one_line(error.__context__ or error))
+            self.failed = True
+            return self.function(*inputs)
+        self.graph = graph
+        return None
+
+
+class GradientsGraphed(Graphed):
+    """The loss of a batch, and its gradients in the parameters' .grad, replayed from a CUDA graph."""
+
+    def __init__(self, module: Learner, batch_size: int, required: bool):
+        super().__init__(self._loss_and_gradients, batch_size, required)
+        self.module = module
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        loss = super().__call__(*inputs)
+        if self.graph is not None and self.fits(inputs) and not self.in_place:
+            # A smaller batch, or validation, has put others in their place, or none.
+            for parameter, gradient in self.gradients:
+                parameter.grad = gradient
+        return loss
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the parameters' gradients are those that the graph writes."""
+        return self.graph is not None and self.gradients[0][0].grad is self.gradients[0][1]
+
+    def _loss_and_gradients(self, *inputs: Tensor) -> Tensor:
+        # None, and not zeros: the backward pass then hands over its results instead of adding them up.
+        self.module.zero_grad(set_to_none=True)
+        device = inputs[0].device.type
+        dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        # Lightning's own autocast would remember casts of weights from before the recording.
+        with torch.autocast(device, dtype, enabled, cache_enabled=False):
+            loss = self.module.loss(*inputs)
+        with torch.autocast(device, enabled=False):
+            loss.backward()
+        return loss.detach()
+
+    def _record(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
+        self.module.zero_grad(set_to_none=True)
+        result = super()._record(inputs)
+        self.gradients = [(p, p.grad) for p in self.module.parameters() if p.grad is not None]
+        return result
+
+
+class UpdateGraphed(Graphed):
+    """Muon's update, replayed from a CUDA graph while the gradients are those that another graph writes.
+
+    The rates, which a schedule changes at every step, are tensors that are written before each replay.
+    """
+
+    def __init__(self, gradients: GradientsGraphed, required: bool):
+        super().__init__(self._update, 0, required)
+        self.gradients = gradients
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Has the steps of `optimizer`, if it is a Muon, updated from here; others have few kernels."""
+        if isinstance(optimizer, Muon):
+            self.optimizer, self.plain = optimizer, optimizer.update
+            self.rates = [group["params"][0].new_zeros(()) for group in optimizer.param_groups]
+            optimizer.update = self.set_rates_and_update
+
+    def set_rates_and_update(self, rates: Sequence[float]) -> None:
+        for kept, rate in zip(self.rates, rates, strict=True):
+            kept.fill_(rate)
+        self(*self.rates)
+
+    def fits(self, inputs: tuple[Tensor, ...]) -> bool:
+        return self.gradients.in_place and (self.graph is None or self.constants == self._constants())
+
+    def _update(self, *rates: Tensor) -> None:
+        self.plain(rates)
+
+    def _record(self, inputs: tuple[Tensor, ...]) -> None:
+        self.constants = self._constants()
+        super()._record(inputs)
+
+    def _constants(self) -> list[tuple[float, float]]:
+        """What the graph holds as numbers."""
+        return [(group["momentum"], group["weight_decay"]) for group in self.optimizer.param_groups]
