@@ -150,8 +150,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict:
     except pickle.UnpicklingError as error:
         raise UserError(f"checkpoint {path} is refused: it holds more than tensors and plain types") from error
     except Exception as error:  # whatever torch makes of a file of another kind
-        reason = in_one_line(error)
-        raise UserError(f"checkpoint {path} cannot be read: {reason}") from error
+        raise UserError(f"checkpoint {path} cannot be read: {in_one_line(error)}") from error
 
 
 def load_trained(path: str | Path) -> Trained:

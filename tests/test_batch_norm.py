@@ -39,6 +39,12 @@ def test_two_steps_and_an_evaluation_are_those_of_torch(compiled, dtype, toleran
         torch.testing.assert_close(ours, torchs, rtol=tolerance, atol=tolerance)
 
 
+def test_norms_of_another_kind_stay_as_they_are():
+    kinds = ({"affine": False}, {"track_running_stats": False}, {"momentum": None})
+    network = nn.Sequential(*(nn.BatchNorm2d(3, **kind) for kind in kinds))
+    assert {type(norm) for norm in replaced(network, nn.BatchNorm2d, WrittenOutBatchNorm2d)} == {nn.BatchNorm2d}
+
+
 @pytest.mark.parametrize("spread", [0.0, 1e-3, 1.0])
 def test_what_is_far_from_zero_keeps_its_variance(spread):
     values = 30 + spread * torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0))

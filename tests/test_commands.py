@@ -127,14 +127,19 @@ def test_a_killed_sweep_is_completed_by_the_same_command(tmp_path, command):
 def test_a_run_that_is_stopped_ends_with_the_signals_exit_code_and_no_result(tmp_path):
     arguments = [*SMALL, "trainer.max_epochs=1000", "checkpoint.every_n_steps=1"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "bagnet_lightning.train", *arguments], cwd=tmp_path, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "bagnet_lightning.train", *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         while not list(tmp_path.glob("multirun_outputs/textures/*/last.ckpt")):
             assert process.poll() is None
             time.sleep(0.01)
         process.terminate()
-        assert process.wait(60) == 128 + signal.SIGTERM
+        assert "stopped by SIGTERM; the same command again goes on" in process.communicate(timeout=60)[1]
+        assert process.returncode == 128 + signal.SIGTERM
     finally:
         process.kill()
     (run,) = (tmp_path / "multirun_outputs/textures").iterdir()

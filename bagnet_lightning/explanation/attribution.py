@@ -23,9 +23,8 @@ def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     """Grad-CAM (Selvaraju et al., ICCV 2017) of the last convolutional stage, without its final ReLU.
 
     network: its stage is the last block of `layer4`, which torchvision's ResNets and the BagNets have, or else the
-    last convolution. images: (B, 3, H, W), normalised.
-    classes: (B,) int64. Returns (B, H, W): the stage's output weighted by the class's mean gradients, upsampled
-    bilinearly, as captum does it, as if its positions tiled the image.
+    last convolution. images: (B, 3, H, W), normalised. classes: (B,) int64. Returns (B, H, W): the stage's output
+    weighted by the class's mean gradients, upsampled bilinearly as captum does, as if its positions tiled the image.
 
     Of a BagNet, before upsampling, it is the patches' contributions to the logit but for the bias.
     Raises UserError if captum is not installed.

@@ -61,9 +61,12 @@ class SyncBatchNorm(TorchSyncBatchNorm):
 
 
 def replaced(model: nn.Module, old: type[nn.BatchNorm2d], new: type[nn.BatchNorm2d]) -> nn.Module:
-    """`model`, whose batch norms of class `old` are now of class `new`, with the same parameters and buffers."""
+    """`model`, whose batch norms of class `old` are now of class `new`, with the same parameters and buffers.
+
+    Those of a user's network that lack parameters, running statistics or a momentum stay as they are.
+    """
     for module in model.modules():
-        if type(module) is old:
+        if type(module) is old and module.affine and module.track_running_stats and module.momentum is not None:
             module.__class__ = new
     return model
 
