@@ -7,6 +7,7 @@ from bagnet_lightning.analysis.measures import (
     accuracy_of_strongest,
     additivity_error,
     area_under,
+    contribution_maps,
     evidence_maps,
     informative_patches,
     inside_boxes,
@@ -15,7 +16,7 @@ from bagnet_lightning.analysis.measures import (
     pointing_game,
     shuffle_tiles,
 )
-from bagnet_lightning.evidence import dense_evidence, patch_evidence
+from bagnet_lightning.evidence import contributions, dense_evidence, patch_corners, patch_evidence
 from bagnet_lightning.models.bagnet import BagNet, bagnet9, bagnet17, bagnet33
 from bagnet_lightning.models.resnet import resnet18
 
@@ -106,7 +107,8 @@ def test_exact_evidence_of_a_linear_network_gives_the_best_curves_there_are():
 
     exact = (images * weights).sum(1)
     classes = torch.zeros(3, dtype=torch.long)
-    curves = masking_curves(linear, images, classes, exact, tile=8, steps=16)
+    blank = torch.zeros_like(images)
+    curves = masking_curves(linear, images, blank, classes, exact, tile=8, steps=16)
 
     shares = exact.view(3, 4, 8, 4, 8).sum((2, 4)).flatten(1).sort(descending=True).values  # of 16 tiles
     shown = torch.cat([torch.zeros(3, 1), shares.cumsum(1)], 1)
@@ -114,21 +116,22 @@ def test_exact_evidence_of_a_linear_network_gives_the_best_curves_there_are():
     assert torch.allclose(curves["deletion"], (shares.sum(1, keepdim=True) - shown).sigmoid(), atol=1e-5)
     for _ in range(5):
         order = torch.rand(exact.shape, generator=generator)
-        other = masking_curves(linear, images, classes, order, tile=8, steps=16)
+        other = masking_curves(linear, images, blank, classes, order, tile=8, steps=16)
         assert (curves["deletion"] <= other["deletion"] + 1e-6).all()
         assert (curves["insertion"] >= other["insertion"] - 1e-6).all()
         assert (area_under(curves["deletion"]) < area_under(other["deletion"])).all()
         assert (area_under(curves["insertion"]) > area_under(other["insertion"])).all()
 
 
-def test_curves_run_from_the_image_to_the_mean_colour_and_back():
+def test_curves_run_from_the_image_to_its_fill_and_back():
     """Also where tiles do not fit the image, and steps not their number."""
     model = network(bagnet9).double()
     images = torch.randn(2, 3, 33, 21, dtype=torch.float64)
     classes = torch.tensor([3, 1])
-    curves = masking_curves(model, images, classes, torch.randn(2, 33, 21), tile=8, steps=7)
+    fill = torch.randn_like(images)
+    curves = masking_curves(model, images, fill, classes, torch.randn(2, 33, 21), tile=8, steps=7)
     with torch.no_grad():
-        whole, blank = (model(x).softmax(1)[[0, 1], classes] for x in (images, torch.zeros_like(images)))
+        whole, blank = (model(x).softmax(1)[[0, 1], classes] for x in (images, fill))
     assert curves["deletion"].shape == curves["insertion"].shape == (2, 8)
     for curve, start, end in ((curves["deletion"], whole, blank), (curves["insertion"], blank, whole)):
         assert torch.allclose(curve[:, 0], start)
@@ -165,6 +168,21 @@ def test_each_image_has_the_map_of_its_own_class(images):
     maps = evidence_maps(model, images, classes)
     for i, label in enumerate(classes.tolist()):
         assert torch.allclose(maps[i], dense[i, ..., label], atol=1e-5)
+
+
+@pytest.mark.parametrize("pad", [0, 1, 5])
+def test_contributions_lie_on_the_pixels_of_their_patches(images, pad):
+    model, classes = network(bagnet17, pad=pad), torch.tensor([4, 0, 4, 2, 1, 0])
+    shares, corners = contributions(model, images), patch_corners(model, 40, 48)
+    expected = torch.zeros(6, 40, 48)
+    for i, label in enumerate(classes.tolist()):
+        for (top, left), share in zip(corners.flatten(0, 1).tolist(), shares[i, ..., label].flatten(), strict=True):
+            expected[i, max(top, 0) : top + 17, max(left, 0) : left + 17] += share / 17**2
+    assert torch.allclose(contribution_maps(model, images, classes), expected, atol=1e-6)
+    if pad == 0:
+        with torch.no_grad():
+            logits = model(images)[torch.arange(6), classes]
+        assert torch.allclose(expected.sum((1, 2)), logits, atol=1e-5)
 
 
 def test_boxes_hold_both_their_ends():

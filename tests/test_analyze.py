@@ -102,11 +102,15 @@ def test_a_bagnet_and_a_resnet_side_by_side(bagnet, resnet, tmp_path, command):
     assert ours["shuffled"]["tile"] == [8, None]  # 40 px are not made of tiles of 16 or 32 px
     assert ours["shuffled"]["unchanged"][-1]["mean"] == 1
     assert ours["strongest"]["strongest"][-1] == ours["shuffled"]["accuracy"][-1]
-    assert {"evidence", "grad_cam", "integrated_gradients", "random"} <= set(ours["masked"])
-    assert {"grad_cam", "integrated_gradients", "random"} <= set(other["masked"])
+    for fill in ("zero", "blur"):
+        everywhere = {"grad_cam", "integrated_gradients", "random"}
+        assert set(ours["masked"][fill]) == {"evidence", "contributions"} | everywhere
+        assert set(other["masked"][fill]) == everywhere
+        starts = [ours["masked"][fill][method]["deletion"]["curve"][0] for method in ("evidence", "random")]
+        assert starts[0] == starts[1]  # the whole image
+    assert ours["masked"]["zero"]["random"] != ours["masked"]["blur"]["random"]
     for missing in ("additivity_error", "strongest", "informative"):
         assert missing not in other
-    assert "evidence" not in other["masked"]
     for found in ours["informative"].values():
         assert all(0 <= entry["image"] < 24 and entry["left"] >= 0 for entry in found["correct"])
 
@@ -163,10 +167,10 @@ def test_the_pointing_game_is_played_where_there_are_boxes(boxed):
     pytest.importorskip("captum")
     trained, sample = boxed
     pointing = measure(trained, sample, map_count=12, seed=0)["pointing"]
-    assert set(pointing) == {"chance", "centre", "evidence", "grad_cam", "integrated_gradients"}
+    assert set(pointing) == {"chance", "centre", "evidence", "contributions", "grad_cam", "integrated_gradients"}
     assert pointing["chance"] == {"mean": 16 * 24 / 32**2, "se": 0, "n": 11}
     assert pointing["centre"]["mean"] == 1
-    for method in ("evidence", "grad_cam", "integrated_gradients"):
+    for method in ("evidence", "contributions", "grad_cam", "integrated_gradients"):
         assert pointing[method]["hits"]["n"] == 11
         assert 0 <= pointing[method]["mass"]["mean"] <= 1
 
@@ -193,7 +197,8 @@ def test_without_captum_the_rest_is_measured(boxed, monkeypatch):
     trained, sample = boxed
     measured = measure(trained, sample, map_count=2, seed=0)
     assert any("pip install 'bagnet-lightning[explain]'" in note for note in measured["notes"])
-    assert set(measured["masked"]) == {"tile", "shares", "evidence", "random"}
+    assert set(measured["masked"]) == {"tile", "shares", "zero", "blur"}
+    assert set(measured["masked"]["zero"]) == {"evidence", "contributions", "random"}
     assert "evidence" in measured["pointing"]
 
 
@@ -209,7 +214,7 @@ def test_measuring_is_a_function_of_the_seed(boxed):
     trained, sample = boxed
     first, again, other = (measure(trained, sample, map_count=2, seed=seed) for seed in (0, 0, 1))
     assert first == again
-    assert first["masked"]["random"] != other["masked"]["random"]
+    assert first["masked"]["zero"]["random"] != other["masked"]["zero"]["random"]
     assert first["informative"] == other["informative"]
 
 

@@ -4,7 +4,6 @@ import sys
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import contributions
@@ -25,13 +24,21 @@ def network(make, **options):
     return model
 
 
-def test_grad_cam_of_a_bagnet_is_the_exact_contributions_without_the_bias():
-    model = network(bagnet9, width=0.25)
+@pytest.mark.parametrize("pad", [0, 3])
+def test_grad_cam_of_a_bagnet_is_the_exact_contributions_at_the_patches_centres_without_the_bias(pad):
+    model = network(bagnet9, width=0.25, pad=pad)
     images, classes = torch.randn(3, 3, 41, 50, dtype=torch.float64), torch.tensor([4, 0, 4])
     exact = contributions(model, images)  # (3, h, w, 5)
     own = exact[torch.arange(3), ..., classes] - (model.fc.bias / exact[0, ..., 0].numel())[classes, None, None]
-    expected = F.interpolate(own[:, None], (41, 50), mode="bilinear", align_corners=False)[:, 0]
-    assert torch.allclose(grad_cam(model, images, classes), expected, atol=1e-12)
+    maps = grad_cam(model, images, classes)
+    before = (model.receptive_field - 1) // 2 - pad // 2
+    assert torch.allclose(maps[:, before::8, before::8][:, : own.shape[1], : own.shape[2]], own, atol=1e-12)
+    between = maps[:, before + 2, before : before + 9]  # a quarter of the way down, from one column to the next
+    corners = 0.75 * own[:, 0, :2] + 0.25 * own[:, 1, :2]
+    expected = torch.lerp(corners[:, :1], corners[:, 1:], torch.arange(9).double() / 8)
+    assert torch.allclose(between, expected, atol=1e-12)
+    assert torch.allclose(maps[:, 0, 0], own[:, 0, 0], atol=1e-12)
+    assert torch.allclose(maps[:, -1, -1], own[:, -1, -1], atol=1e-12)
 
 
 @pytest.mark.parametrize(

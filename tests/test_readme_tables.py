@@ -29,15 +29,18 @@ def test_ours_stand_beside_the_papers_only_where_they_may_be_compared(tmp_path, 
 
 def test_the_modern_recipe_stands_beside_each_models_best_row(tmp_path, monkeypatch):
     (tmp_path / "table1_modern.csv").write_text(
-        "model,model.stem,accuracy,accuracy_std,n,status,device,precision,torch,commit\n"
-        "bagnet9,,0.43,0.002,3,finished,one card,bf16-mixed,2.13.0,abc\n"
-        "resnet18,small,0.63,0.001,3,finished,one card,bf16-mixed,2.13.0,abc\n"
+        "model,model.stem,trainer.max_epochs,accuracy,accuracy_std,n,status,device,precision,torch,commit\n"
+        "bagnet9,,15,0.43,0.002,3,finished,one card,bf16-mixed,2.13.0,abc\n"
+        "bagnet17,,5,0.44,,1,finished,one card,bf16-mixed,2.13.0,abc\n"
+        "resnet18,small,15,0.63,0.001,3,finished,one card,bf16-mixed,2.13.0,abc\n"
     )
     monkeypatch.setitem(SCRIPT["finished"].__globals__, "RESULTS", tmp_path)
     lines = SCRIPT["modern"]().splitlines()
-    assert "| BagNet-9 | 0.3170 | 0.4300 ± 0.0020 | 3 |" in lines
-    assert "| ResNet-18, ordinary stem | 0.2594 |  |  |" in lines
-    assert "| ResNet-18, small stem |  | 0.6300 ± 0.0010 | 3 |" in lines
+    assert "| BagNet-9 | 15 | 0.3170 | 0.4300 ± 0.0020 | 3 |" in lines
+    assert "| BagNet-17 | 5 | 0.2359 | 0.4400 | 1 |" in lines
+    assert "| BagNet-17 | 15 | 0.4234 |  |  |" in lines
+    assert "| ResNet-18, ordinary stem | 15 | 0.2594 |  |  |" in lines
+    assert "| ResNet-18, small stem | 15 |  | 0.6300 ± 0.0010 | 3 |" in lines
 
 
 def test_a_readme_without_its_markers_is_refused():

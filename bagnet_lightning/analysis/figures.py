@@ -17,10 +17,12 @@ GREY = "#666666"
 # Okabe & Ito's colours: told apart with any colour vision, and in grey.
 METHODS = {
     "evidence": ("exact evidence", "#0072B2"),
+    "contributions": ("exact contributions", "#56B4E9"),
     "grad_cam": ("Grad-CAM", "#E69F00"),
     "integrated_gradients": ("integrated gradients", "#009E73"),
     "random": ("random order", GREY),
 }
+FILLS = {"zero": "mean colour", "blur": "blurred image"}
 RULES = {
     "strongest": ("strongest patches", "#0072B2"),
     "by_class": ("each class's own strongest", "#E69F00"),
@@ -85,24 +87,21 @@ def draw_kept(networks: list[dict]) -> Figure | None:
 
 
 def draw_masked(networks: list[dict]) -> Figure:
-    """Deletion (above) and insertion curves (below), a column a network."""
-    figure, panels = _panels(2, len(networks), sharey="row")
+    """Deletion and insertion curves, a row for each and each fill, a column a network."""
+    rows = [(fill, kind) for fill in FILLS for kind in ("deletion", "insertion")]
+    done = {"deletion": "masked", "insertion": "shown"}
+    figure, panels = _panels(len(rows), len(networks), sharey="row")
     for column, network in enumerate(networks):
-        masked = network["masked"]
-        for axes, kind, words in zip(
-            panels[:, column],
-            ("deletion", "insertion"),
-            ("strongest tiles masked (%)", "strongest tiles shown (%)"),
-            strict=True,
-        ):
+        shares = [100 * share for share in network["masked"]["shares"]]
+        for axes, (fill, kind) in zip(panels[:, column], rows, strict=True):
+            masked = network["masked"][fill]
             for method in (method for method in METHODS if method in masked):
                 name, colour = METHODS[method]
-                shares = [100 * share for share in masked["shares"]]
                 _line(axes, shares, masked[method][kind]["curve"], name, colour)
-            axes.set_xlabel(words)
+            axes.set_xlabel(f"strongest tiles {done[kind]} (%)")
         panels[0, column].set_title(network["name"], fontsize=10)
-    for axes, kind in zip(panels[:, 0], ("deletion", "insertion"), strict=True):
-        axes.set_ylabel(f"{kind}: probability of\nthe predicted class (%)")
+    for axes, (fill, kind) in zip(panels[:, 0], rows, strict=True):
+        axes.set_ylabel(f"{kind}, {FILLS[fill]}:\nprobability of the\npredicted class (%)")
         axes.set_ylim(bottom=0)
     _legend(figure, panels[0, 0])
     return figure

@@ -11,11 +11,13 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
 
 from bagnet_lightning.analysis.measures import (
     accuracy_of_strongest,
     additivity_error,
     area_under,
+    contribution_maps,
     evidence_maps,
     informative_patches,
     inside_boxes,
@@ -35,6 +37,10 @@ from bagnet_lightning.progress_bar import progress_bar
 
 MASKED_TILE = 8  # px; the distance of a BagNet's patches
 MASKING_STEPS = 16  # from the whole image to none of it
+FILLS: dict[str, Callable[[Tensor], Tensor]] = {  # what stands where images (B, 3, H, W) are masked
+    "zero": torch.zeros_like,  # with which evidence.py surrounds images, and from which integrated gradients start
+    "blur": lambda images: gaussian_blur(images, 2 * MASKED_TILE + 1, MASKED_TILE),  # as in RISE
+}
 SHUFFLED_TILES = (8, 16, 32)  # px
 PATCHES_A_CLASS = 6  # of the most informative ones, correct and misleading each
 BATCH, MAP_BATCH = 50, 10  # images; fewer where one takes hundreds of passes, so that the progress bar moves
@@ -137,13 +143,15 @@ def _measure_shuffles(trained: Trained, sample: Sample, seed: int, notes: list[s
 
 def _measure_maps(trained: Trained, sample: Sample, seed: int, notes: list[str]) -> dict:
     """Deletion, insertion and the pointing game for every method that gives maps of this network."""
-    methods: dict[str, Maps] = {"evidence": evidence_maps} if isinstance(trained.network, BagNet) else {}
+    methods: dict[str, Maps] = {}
+    if isinstance(trained.network, BagNet):
+        methods = {"evidence": evidence_maps, "contributions": contribution_maps}
     if find_spec("captum"):
         methods |= {"grad_cam": grad_cam, "integrated_gradients": integrated_gradients}
     else:
         notes.append("Grad-CAM and integrated gradients need captum: pip install 'bagnet-lightning[explain]'.")
     generator = torch.Generator().manual_seed(seed)
-    curves = {name: {"deletion": [], "insertion": []} for name in (*methods, "random")}
+    curves = {fill: {name: {"deletion": [], "insertion": []} for name in (*methods, "random")} for fill in FILLS}
     pointed = {name: ([], []) for name in methods}
     boxed = (sample.boxes >= 0).all(1)
     inside = inside_boxes(sample.boxes, *sample.pixels.shape[1:3])
@@ -152,20 +160,26 @@ def _measure_maps(trained: Trained, sample: Sample, seed: int, notes: list[str])
             predicted = trained.network(images).argmax(1)
         labels = sample.labels[at].to(predicted.device)
         wrong = predicted != labels
-        for name, followed in curves.items():
+        for name in (*methods, "random"):
             if name == "random":
                 maps = torch.rand(len(images), *images.shape[2:], generator=generator).to(images.device)
             else:
                 maps = methods[name](trained.network, images, predicted)
-            points = masking_curves(trained.network, images, predicted, maps, MASKED_TILE, MASKING_STEPS)
-            for kind, values in points.items():
-                followed[kind].append(values.cpu())
+            for fill, filling in FILLS.items():
+                points = masking_curves(
+                    trained.network, images, filling(images), predicted, maps, MASKED_TILE, MASKING_STEPS
+                )
+                for kind, values in points.items():
+                    curves[fill][name][kind].append(values.cpu())
             if name in pointed and boxed[at].any():
                 if wrong.any():  # boxes are of the true class
                     maps[wrong] = methods[name](trained.network, images[wrong], labels[wrong]).to(maps)
                 for values, new in zip(pointed[name], pointing_game(maps.cpu(), inside[at]), strict=True):
                     values.append(new[boxed[at]])
-    measured = {"masked": _summarised_curves(curves)}
+    measured: dict = {
+        "masked": {"tile": MASKED_TILE, "shares": [step / MASKING_STEPS for step in range(MASKING_STEPS + 1)]}
+        | {fill: _summarised_curves(of_methods) for fill, of_methods in curves.items()}
+    }
     if not boxed.any():
         notes.append("No image has a bounding box: the pointing game is left out.")
     elif methods:
@@ -182,7 +196,7 @@ def _measure_maps(trained: Trained, sample: Sample, seed: int, notes: list[str])
 
 def _summarised_curves(curves: dict[str, dict[str, list[Tensor]]]) -> dict:
     """Mean curve and area of each method; and how much larger its area is than the first method's, image by image."""
-    summary: dict = {"tile": MASKED_TILE, "shares": [step / MASKING_STEPS for step in range(MASKING_STEPS + 1)]}
+    summary: dict = {}
     first = {kind: area_under(torch.cat(values)) for kind, values in next(iter(curves.values())).items()}
     for name, followed in curves.items():
         summary[name] = {}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bagnet_lightning.evidence import dense_evidence
+from bagnet_lightning.evidence import contributions, dense_evidence
 from bagnet_lightning.models.bagnet import BagNet
 
 CHUNK = 50  # images whose patch logits are sorted at a time
@@ -99,15 +99,37 @@ def evidence_maps(network: BagNet, images: Tensor, classes: Tensor) -> Tensor:
     return dense[torch.arange(len(images), device=images.device), :, :, place]
 
 
+def contribution_maps(network: BagNet, images: Tensor, classes: Tensor) -> Tensor:
+    """What the patches contribute to the logit, each evenly over its pixels: (B, 3, H, W), (B,) -> (B, H, W).
+
+    Their sum is the logit, but for the part of patches that reach beyond the image; pixels that no patch sees have 0.
+    """
+    wanted, place = classes.unique(return_inverse=True)
+    shares = contributions(network, images, wanted.tolist())  # (B, h, w, classes)
+    shares = shares[torch.arange(len(images), device=images.device), :, :, place][:, None]
+    field, before = network.receptive_field, network.pad // 2
+    spread = F.conv_transpose2d(shares, shares.new_full((1, 1, field, field), field**-2), stride=network.stride)[:, 0]
+    maps = shares.new_zeros(len(images), *(size + network.pad for size in images.shape[2:]))
+    maps[:, : spread.shape[1], : spread.shape[2]] = spread
+    return maps[:, before : before + images.shape[2], before : before + images.shape[3]]
+
+
 @torch.no_grad()
 def masking_curves(
-    network: Callable[[Tensor], Tensor], images: Tensor, classes: Tensor, maps: Tensor, tile: int, steps: int
+    network: Callable[[Tensor], Tensor],
+    images: Tensor,
+    fill: Tensor,
+    classes: Tensor,
+    maps: Tensor,
+    tile: int,
+    steps: int,
 ) -> dict[str, Tensor]:
     """Deletion and insertion curves: Petsiuk et al., RISE, BMVC 2018, with tiles for pixels.
 
-    images: (B, 3, H, W), normalised. classes: (B,) whose probability is followed. maps: (B, H, W); tiles of tile x tile
-    px are ordered by its mean in them, the highest first. deletion: the first s / steps of the tiles are replaced by
-    zero (whose colour evidence.py tells); insertion: all others are. Returns both (B, steps + 1), at s = 0 ... steps.
+    images: (B, 3, H, W), normalised. fill: (B, 3, H, W), what is masked shows this instead. classes: (B,) whose
+    probability is followed. maps: (B, H, W); tiles of tile x tile px are ordered by its mean in them, the highest
+    first. deletion: the first s / steps of the tiles are masked; insertion: all others are. Returns both
+    (B, steps + 1), at s = 0 ... steps.
     """
     height, width = images.shape[2:]
     strength = F.avg_pool2d(maps[:, None].double(), tile, ceil_mode=True)  # smaller tiles at the border, if need be
@@ -116,7 +138,8 @@ def masking_curves(
     curves = {"deletion": [], "insertion": []}
     for step in range(steps + 1):
         first = rank < round(step / steps * strength[0].numel())
-        for name, masked in (("deletion", images * ~first), ("insertion", images * first)):
+        for name, masked in (("deletion", first), ("insertion", ~first)):
+            masked = torch.where(masked, fill, images)
             curves[name].append(network(masked).softmax(1).gather(1, classes[:, None])[:, 0])
     return {name: torch.stack(points, 1) for name, points in curves.items()}
 

@@ -2,7 +2,7 @@
 
 from html import escape
 
-from bagnet_lightning.analysis.figures import METHODS
+from bagnet_lightning.analysis.figures import FILLS, METHODS
 from bagnet_lightning.standalone import STYLE, data_uri
 
 OWN_STYLE = """
@@ -33,9 +33,11 @@ SECTIONS = {
     "masked": (
         "Deletion and insertion",
         "Tiles of {tile} x {tile} px, in the order of each method's map of the predicted class, are replaced by the "
-        "mean colour (black for a network without normalisation), or shown on it (Petsiuk et al. 2018). Same images "
-        "and same tiles for every method. Evidence is exact for whole patches: which of its pixels matter it does not "
-        "say, and a tile is part of several patches.",
+        "mean colour (black for a network without normalisation) or by the blurred image, or shown on it (Petsiuk et "
+        "al. 2018). Same images and same tiles for every method. The mean colour is also where integrated gradients "
+        "start. Exact evidence is, for each pixel, the logit of the patch centred on it; exact contributions are what "
+        "the patches that the network looks at add to the logit, each evenly over its pixels. Both are exact for whole "
+        "patches: which of its pixels matter they do not say, and a tile is part of several patches.",
     ),
     "pointing": (
         "Pointing game",
@@ -60,12 +62,13 @@ def summary(networks: list[dict]) -> list[list[str]]:
             f"{network['additivity_error']:.1e}" if "additivity_error" in network else "" for network in networks
         ],
     }
-    for kind in ("deletion", "insertion"):
-        for method, (name, _) in METHODS.items():
-            rows[f"{kind} area, {name}"] = [
-                value(network["masked"][method][kind]["area"]) if method in network["masked"] else ""
-                for network in networks
-            ]
+    for fill, words in FILLS.items():
+        for kind in ("deletion", "insertion"):
+            for method, (name, _) in METHODS.items():
+                rows[f"{kind} area, {words}, {name}"] = [
+                    value(network["masked"][fill][method][kind]["area"]) if method in network["masked"][fill] else ""
+                    for network in networks
+                ]
     for key, name in (("hits", "points into the box"), ("mass", "positive evidence in the box")):
         for method, (words, _) in METHODS.items():
             rows[f"{name}, {words}"] = [

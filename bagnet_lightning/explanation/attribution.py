@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.evidence import patch_corners
+from bagnet_lightning.models.bagnet import BagNet
 
 PIXELS_AT_A_TIME = 2**18  # of images in one pass forward and back: 64 images of 64 px
 
@@ -24,9 +26,9 @@ def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
 
     network: its stage is the last block of `layer4`, which torchvision's ResNets and the BagNets have, or else the
     last convolution. images: (B, 3, H, W), normalised. classes: (B,) int64. Returns (B, H, W): the stage's output
-    weighted by the class's mean gradients, upsampled bilinearly as captum does, as if its positions tiled the image.
+    weighted by the class's mean gradients, upsampled bilinearly, as if its positions tiled the image (as captum does).
 
-    Of a BagNet, before upsampling, it is the patches' contributions to the logit but for the bias.
+    Of a BagNet it is the patches' contributions to the logit but for the bias, upsampled from the patches' centres.
     Raises UserError if captum is not installed.
     """
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
@@ -38,7 +40,10 @@ def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
             method.attribute(chunk.detach().requires_grad_(), target=target).detach()  # (b, 1, h, w)
             for chunk, target in zip(images.split(group), classes.split(group), strict=True)
         ]
-    return F.interpolate(torch.cat(maps), images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    height, width = images.shape[2:]
+    if isinstance(network, BagNet):
+        return _between_patches(torch.cat(maps), network, height, width)[:, 0]
+    return F.interpolate(torch.cat(maps), (height, width), mode="bilinear", align_corners=False)[:, 0]
 
 
 def integrated_gradients(network: nn.Module, images: Tensor, classes: Tensor, steps: int = 32) -> Tensor:
@@ -61,6 +66,18 @@ def integrated_gradients(network: nn.Module, images: Tensor, classes: Tensor, st
             for image, label in zip(images, classes, strict=True)
         ]
     return torch.cat(maps).sum(1)
+
+
+def _between_patches(maps: Tensor, network: BagNet, height: int, width: int) -> Tensor:
+    """(B, 1, h, w), a value a patch -> (B, 1, height, width): bilinear between centres, the outermost value beyond."""
+    first = patch_corners(network, height, width)[0, 0] + (network.receptive_field - 1) / 2  # centre, (row, column)
+    rows, columns = (
+        (2 * (torch.arange(size) - centre) / network.stride + 1) / count - 1  # -1 to 1 from edge to edge of the map
+        for size, centre, count in zip((height, width), first, maps.shape[2:], strict=True)
+    )
+    grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1).to(maps)  # (height, width, 2): x, y
+    grid = grid.expand(len(maps), -1, -1, -1)
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def _captum() -> ModuleType:
