@@ -251,7 +251,7 @@ def _read_safetensors(path: Path) -> tuple[dict, dict[str, Tensor]]:
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist; export format=safetensors makes one") from None
     except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"checkpoint {path} cannot be read: {in_one_line(error)}") from error
     if not isinstance(described, dict):
         raise UserError(f"checkpoint {path} was not exported by bagnet_lightning; give it as model.pretrained=PATH")
     if "mean" not in described:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -23,8 +23,9 @@ NOT_IN_DIGEST = (
     "data.cache",
     "data.url",
 )
-# Nor do these: left out of the digest, where those above are null.
+# Nor do these.
 HOW_FAST = (
+    "data.eval_batch_size",
     "data.device_resident",
     "trainer.compile",
     "trainer.fused_norm",
@@ -34,8 +35,8 @@ HOW_FAST = (
     "cache",
     "workers",
 )
-# Likewise: names, of systems and of files. What the files hold is in the digest, by its sha256.
-NAMES = ("features.label", "encoding.label", "classifier.label", "features.checkpoint")
+# Likewise: names, of systems and of files (what the files hold is asked for, by its sha256), and what model.* repeats.
+_SAID_ELSEWHERE = ("features.label", "encoding.label", "classifier.label", "features.checkpoint", "bagnet")
 NOT_IN_FOLDER = ("trainer", *NOT_IN_DIGEST, *HOW_FAST)  # of the trainer the choice only: trainer.max_epochs is in it
 CHOICES_FIRST = (
     *("related", "features", "encoding", "classifier", "head", "method"),
@@ -48,40 +49,45 @@ def plain(config: DictConfig) -> dict:
     return OmegaConf.to_container(config, resolve=True)
 
 
-def leaves(config: dict, path: str = "") -> dict[str, object]:
-    """{"model.width": 0.25, ...}; lists are leaves, as text, and classes go without their module."""
+def leaves(config: dict, path: str = "", modules: bool = False) -> dict[str, object]:
+    """{"model.width": 0.25, ...}; lists are leaves, as text, and classes go without their `modules`."""
     found = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            found |= leaves(value, f"{path}{key}.")
+            found |= leaves(value, f"{path}{key}.", modules)
         elif isinstance(value, list):
             found[f"{path}{key}"] = ", ".join(map(str, value))
         else:
-            found[f"{path}{key}"] = str(value).rpartition(".")[2] if key == "_target_" else value
+            found[f"{path}{key}"] = str(value).rpartition(".")[2] if key == "_target_" and not modules else value
     return found
+
+
+def within(key: str, groups: Iterable[str]) -> bool:
+    """Whether a leaf is one of `groups`, or lies in one of them."""
+    return any(key == group or key.startswith(f"{group}.") for group in groups)
+
+
+def asked_for(config: DictConfig) -> dict[str, object]:
+    """The leaves of a configuration that say what is trained: not where, how fast, or by which name."""
+    no_matter = (*NOT_IN_DIGEST, *HOW_FAST, *_SAID_ELSEWHERE)
+    asked = {key: value for key, value in leaves(plain(config), modules=True).items() if not within(key, no_matter)}
+    if isinstance(asked.get("model.pretrained"), str):
+        del asked["model.pretrained"]  # pretrained_sha256 says which file
+    trainer = config.get("trainer", {})
+    if not trainer.get("sync_batchnorm", True):  # then the statistics are of a device's part of the batch
+        asked["trainer.devices"] = trainer.get("devices", 1) * trainer.get("num_nodes", 1)
+    if "method" in config:  # of pretraining: what distant tiles of the validation are drawn from
+        asked["data.eval_batch_size"] = config.data.eval_batch_size
+    return asked
 
 
 def digest(config: DictConfig) -> str:
     """Twelve hex digits that are equal for two configurations exactly if they ask for the same training."""
-    asked = OmegaConf.create(plain(config))
-    for key in NOT_IN_DIGEST:
-        OmegaConf.update(asked, key, None, force_add=True)
-    for key in (*HOW_FAST, *NAMES):
-        *groups, name = key.split(".")
-        holder = asked
-        for group in groups:
-            holder = holder.get(group, {})
-        holder.pop(name, None)
-    if isinstance(config.get("model", {}).get("pretrained"), str):
-        asked.model.pretrained = None  # pretrained_sha256 says which file
-    trainer = config.get("trainer", {})
-    if not trainer.get("sync_batchnorm", True):  # then the statistics are of a device's part of the batch
-        asked.trainer.devices = trainer.get("devices", 1) * trainer.get("num_nodes", 1)
-    return hashlib.sha256(json.dumps(plain(asked), sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(asked_for(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def sha256(path: object) -> str | None:
-    """Of a file, as hex digits, or of model.safetensors in a folder (checkpoint.py); None where there is no such file.
+    """SHA-256 of a file, or of model.safetensors in a folder (checkpoint.py), as hex digits; None if there is none.
 
     What a configuration says of weights besides their path: others at the same path are another system.
     """
@@ -95,7 +101,7 @@ def sha256(path: object) -> str | None:
 
 
 def image_files(target: str, root: str | None) -> str | None:
-    """Of the names and sizes of an image_folder's train and val images, as hex digits; None of others, or without any.
+    """SHA-256 of the names and sizes of an image_folder's train and val images; None for other data, or without any.
 
     What a configuration says of the user's own images besides their place: others there are other data.
     """
@@ -106,8 +112,9 @@ def image_files(target: str, root: str | None) -> str | None:
     digest, suffixes = hashlib.sha256(), image_suffixes()
     for pattern in ("train/*/*", "val/*/*"):  # through links, too, unlike rglob
         for path in sorted(Path(root).glob(pattern)):
-            if path.name.lower().endswith(suffixes) and not path.name.startswith(".") and path.is_file():
-                digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
+            name = path.relative_to(root).as_posix()
+            if name.lower().endswith(suffixes) and "/." not in name and path.is_file():
+                digest.update(f"{name} {path.stat().st_size}\n".encode())
     return digest.hexdigest()
 
 

@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from bagnet_lightning.cli import command
-from bagnet_lightning.errors import UserError
+from bagnet_lightning.errors import UserError, in_one_line
 
 
 @command("dashboard")
@@ -24,7 +24,7 @@ def main(config: DictConfig) -> None:
         config.entity = config.entity or wandb.Api().default_entity
         workspace = instantiate(config.workspace, _convert_="all").save()
     except (wandb.errors.Error, ValueError, OSError) as error:
-        raise UserError(f"W&B did not take the dashboard: {str(error).splitlines()[0]}") from error
+        raise UserError(f"W&B did not take the dashboard: {in_one_line(error)}") from error
     print(f"{sweep}: {workspace.url}")
 
 

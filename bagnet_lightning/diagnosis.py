@@ -17,6 +17,7 @@ from bagnet_lightning.machine import (
     driver,
     gpu_problem,
     versions,
+    wandb_key,
     wandb_mode,
 )
 
@@ -55,7 +56,8 @@ def facts(config: dict) -> dict[str, str]:
         "runs": f"{RUNS.absolute()}, {_free_disk(runs):.1f} GiB free",
         "data": f"{config['data']['name']}, {_state_of_data(config['data'])}"
         + (f"; {Path(data).absolute()}, {_free_disk(_existing(Path(data))):.1f} GiB free" if data else ""),
-        "W&B": wandb_mode() + ("" if wandb_mode() == "online" else " (no key: `wandb login`, or WANDB_API_KEY)"),
+        "W&B": wandb_mode()
+        + ("" if wandb_mode() == "online" or wandb_key() else " (no key: `wandb login`, or WANDB_API_KEY)"),
     }
 
 
@@ -80,7 +82,8 @@ def problems(config: dict) -> list[Problem]:
     root = config["data"].get("root")
     state = _state_of_data(config["data"])
     if root and state == "missing":
-        found.append(Problem(f"data.root={root} does not exist: give the folder that holds the data", fatal=True))
+        what = "is empty" if Path(root).is_dir() else "does not exist"
+        found.append(Problem(f"data.root={root} {what}: give the folder that holds the data", fatal=True))
     elif root and not state.startswith("packed"):
         key = "root" if "url" in config["data"] else "cache"  # where the packed images go
         place = Path(config["data"].get(key) or root)
@@ -108,8 +111,9 @@ def _state_of_data(data: dict) -> str:
     if "root" not in data:
         return "generated"
     root = Path(data["root"])
-    stores = [*root.glob("*.store/manifest.json"), *root.glob(".bagnet_store-*/manifest.json")]
-    if stores:
+    cached = Path(data.get("cache") or root), f"{root.resolve().name}-*.store"
+    places = [(root, "*.store"), (root, ".bagnet_store-*"), cached]
+    if any(any(folder.glob(f"{name}/manifest.json")) for folder, name in places):
         return "packed"
     if root.is_dir() and any(root.iterdir()):
         return "to be packed at the first use"

@@ -16,6 +16,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from bagnet_lightning.errors import in_one_line
 from bagnet_lightning.files import write_text
 from bagnet_lightning.results import describe, read_run, write_result
 
@@ -112,7 +113,7 @@ def run_until_stopped(job: DictConfig, task_function: TaskFunction) -> dict:
         return failed(job, str(stop.code).removeprefix("error: "))
     result = ended._return_value
     if isinstance(result, Exception):
-        return failed(job, f"{type(result).__name__}: {result}".splitlines()[0])
+        return failed(job, in_one_line(result))
     return result
 
 

@@ -129,10 +129,14 @@ def commit() -> str | None:
 
 
 def wandb_mode() -> str:
-    """What WANDB_MODE says, else online where a key is configured (WANDB_API_KEY or `wandb login`), else offline."""
+    """What WANDB_MODE says, else online where a key is configured, else offline."""
+    return os.environ.get("WANDB_MODE") or ("online" if wandb_key() else "offline")
+
+
+def wandb_key() -> bool:
+    """Whether a key is configured, by WANDB_API_KEY or `wandb login`."""
     server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    has_key = "WANDB_API_KEY" in os.environ or get_netrc_auth(server) is not None
-    return os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
+    return "WANDB_API_KEY" in os.environ or get_netrc_auth(server) is not None
 
 
 def _lines(path: Path) -> list[str]:

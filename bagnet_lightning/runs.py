@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from bagnet_lightning.config import HOW_FAST, NAMES, NOT_IN_DIGEST, digest, leaves, plain
+from bagnet_lightning.config import asked_for, digest, plain
 from bagnet_lightning.errors import Diverged, Interrupted, UserError, in_one_line
 from bagnet_lightning.files import alone, write_text
 from bagnet_lightning.results import describe, read_run, write_result
@@ -74,13 +74,10 @@ def begin(config: DictConfig, folder: Path, asked: dict, files: Sequence[str], l
             else:
                 (folder / name).unlink(missing_ok=True)
     earlier = {} if config.fresh else read_run(folder)
-    if earlier.get("config") and digest(OmegaConf.create(earlier["config"])) != asked["config_digest"]:
-        before, now = leaves(earlier["config"]), leaves(plain(config))
-        changed = [
-            key
-            for key in sorted({*before, *now} - {*NOT_IN_DIGEST, *HOW_FAST, *NAMES})
-            if before.get(key) != now.get(key)
-        ]
+    of_earlier = OmegaConf.create(earlier.get("config") or {})
+    if of_earlier and digest(of_earlier) != asked["config_digest"]:
+        before, now = asked_for(of_earlier), asked_for(config)
+        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
         error = (
             f"{folder} holds a run of another configuration ({', '.join(changed)}); name another sweep=NAME, or start "
             "over with fresh=true"

@@ -1,3 +1,4 @@
+import math
 from functools import partial
 from itertools import product
 from types import SimpleNamespace
@@ -7,7 +8,7 @@ import torch
 from pytorch_lightning import Trainer
 from torch import nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import OneCycleLR, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from bagnet_lightning.errors import UserError
@@ -62,7 +63,7 @@ def test_norms_and_biases_do_not_decay():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 4))
     optimizer = partial(torch.optim.SGD, lr=0.0, weight_decay=0.5)
     module = Classifier(network, optimizer, partial(StepLR, step_size=1), "epoch", label_smoothing=0.0, about={})
-    module._trainer = SimpleNamespace(estimated_stepping_batches=1, num_training_batches=1)
+    module._trainer = SimpleNamespace(estimated_stepping_batches=1, num_training_batches=1, max_epochs=1)
     decays = {
         p: group["weight_decay"]
         for group in module.configure_optimizers()["optimizer"].param_groups
@@ -77,6 +78,17 @@ def test_onecycle_spans_the_whole_run_in_steps():
     assert max(seen) == pytest.approx(2.0)
     assert 4 <= seen.index(max(seen)) <= 6  # at 30 % of 20 steps
     assert seen[-1] < 0.001
+
+
+@pytest.mark.parametrize(("interval", "length"), [("epoch", 4), ("step", 4 * BATCHES)])
+def test_a_cycle_and_a_cosine_end_with_the_run_however_they_are_stepped(interval, length):
+    cycle = rates(partial(OneCycleLR, max_lr=2.0, pct_start=0.5), interval, epochs=4)
+    assert max(cycle) > 1.5
+    cosine = rates(partial(CosineAnnealingLR, eta_min=0.0), interval, epochs=4)
+    steps = [step if interval == "step" else step // BATCHES for step in range(4 * BATCHES)]
+    assert cosine == pytest.approx([(1 + math.cos(math.pi * step / length)) / 2 for step in steps])
+    asked = rates(partial(CosineAnnealingLR, T_max=2 * length), interval, epochs=4)
+    assert asked[-1] > 0.5
 
 
 def test_a_share_of_the_loss_is_of_every_patchs_own_logits():

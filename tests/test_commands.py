@@ -252,6 +252,12 @@ def test_a_network_an_optimizer_and_a_schedule_of_the_users_own(command, tmp_pat
     for name, arguments in (("evaluate", ["split=train"]), ("explain", ["split=val", "count=1"])):
         done = command(name, f"checkpoint={checkpoint}", *arguments, BAGNET_NETWORKS="mynet.Other,mynet.SmallNet")
         assert done.returncode == 0, done.stderr
+    exported = command("export", f"checkpoint={checkpoint}", "format=hub", "out=hub", BAGNET_NETWORKS="mynet.SmallNet")
+    assert exported.returncode == 0, exported.stderr
+    assert not (tmp_path / "hub/config.json").exists()  # timm could not make it
+    card = (tmp_path / "hub/README.md").read_text()
+    assert "timm" not in card
+    assert "BAGNET_NETWORKS=mynet.SmallNet" in card
     assert "waits for a metric" in command("train", *own, "optim=nadam", "scheduler=plateau").stdout
     failed = command("train", *own, "optim=whole")
     assert "NAdam.__init__() missing 1 required positional argument: 'params'; see train.log" in failed.stdout

@@ -6,7 +6,7 @@ from conftest import composed
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from bagnet_lightning.config import digest, folder
+from bagnet_lightning.config import asked_for, digest, folder
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.paths import CONF
 from bagnet_lightning.rules import RULES, check
@@ -37,8 +37,8 @@ def test_every_model_can_be_made(model):
 def test_every_optimizer_and_scheduler_can_be_made(optim, scheduler):
     config = composed(f"optim={optim}", f"scheduler={scheduler}")
     optimizer = instantiate(config.optim)([torch.nn.Parameter(torch.zeros(3))])
-    steps = {"total_steps": 10} if config.scheduler.interval == "step" else {}
-    instantiate({k: v for k, v in config.scheduler.items() if k != "interval"})(optimizer, **steps)
+    length = {"onecycle": {"total_steps": 10}, "cosine": {"T_max": 10}}.get(scheduler, {})
+    instantiate({k: v for k, v in config.scheduler.items() if k != "interval"})(optimizer, **length)
 
 
 def test_the_paper_settings_are_the_defaults():
@@ -61,10 +61,6 @@ def test_the_modern_recipe_is_muon_in_one_cycle_with_smoothed_labels():
     assert config.optim._target_.endswith(".Muon")
     assert config.scheduler._target_.endswith(".OneCycleLR")
     assert config.scheduler.max_lr == 0.3
-
-
-def test_the_cosine_ends_with_the_run():
-    assert composed("scheduler=cosine", "trainer.max_epochs=4").scheduler.T_max == 4
 
 
 def test_only_the_rows_with_imagenet_weights_normalise():
@@ -200,9 +196,11 @@ def test_digest_is_of_what_is_trained():
         "logger=wandb",
         "data.root=/elsewhere",
         "data.device_resident=false",
+        "data.eval_batch_size=7",
         "trainer.compile=true",
     ):
         assert digest(composed(same)) == asked
+        assert asked_for(composed(same)) == asked_for(composed())
     assert digest(composed("trainer=ddp", "trainer.num_nodes=2")) == asked
     for other in (
         "seed=1",
@@ -214,6 +212,13 @@ def test_digest_is_of_what_is_trained():
     ):
         assert digest(composed(other)) != asked
     assert digest(composed("model=bagnet17", "optim=sgd")) == asked
+    assert digest(composed("bagnet.pad=1")) == digest(composed("model.pad=1")) != asked
+    assert digest(composed("model=resnet18", "bagnet.pad=1")) == digest(composed("model=resnet18"))
+    own = composed("optim._target_=mine.SGD")
+    assert digest(own) != asked
+    assert asked_for(own).items() - asked_for(composed()).items() == {("optim._target_", "mine.SGD")}
+    tiles = [digest(composed(f"data.eval_batch_size={n}", "method=tile2vec", name="pretrain")) for n in (6, 7)]
+    assert tiles[0] != tiles[1]  # distant ones are drawn from the batch
 
 
 def test_weights_that_are_started_from_count_by_their_content_and_not_their_path(tmp_path):
@@ -236,6 +241,8 @@ def test_a_folder_of_images_counts_by_its_files_and_not_their_place(tmp_path):
     (tmp_path / "b/.bagnet_store-64").mkdir()
     (tmp_path / "d/train/x/2.png").write_bytes(b"2")
     (tmp_path / "a/train/x/notes.txt").write_bytes(b"no image")
+    (tmp_path / "a/train/.ipynb_checkpoints").mkdir()
+    (tmp_path / "a/train/.ipynb_checkpoints/1.png").write_bytes(b"of another program")
     (tmp_path / "e/train").mkdir(parents=True)
     for linked in ("train/x", "train/y", "val"):
         (tmp_path / "e" / linked).symlink_to(tmp_path / "a" / linked)

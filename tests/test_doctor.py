@@ -34,6 +34,23 @@ def test_what_would_stop_a_sweep_is_a_line_with_its_remedy_and_exit_code_1(comma
     assert "data.root=nowhere does not exist" in ill.stdout
 
 
+def test_packed_images_are_found_and_an_offline_mode_lacks_no_key(tmp_path, monkeypatch):
+    (tmp_path / "images/train").mkdir(parents=True)
+    asked = ["trainer=cpu", "data=image_folder", f"data.root={tmp_path}/images", f"data.cache={tmp_path}/cache"]
+    assert "to be packed" in facts(doctor(*asked))["data"]
+    (tmp_path / "cache/images-64.store").mkdir(parents=True)
+    (tmp_path / "cache/images-64.store/manifest.json").touch()
+    assert "packed" in facts(doctor(*asked))["data"]
+    assert "to be packed" not in facts(doctor(*asked))["data"]
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    assert facts(doctor(*asked))["W&B"] == "offline"
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    assert "no key" in facts(doctor(*asked))["W&B"]
+
+
 def test_little_room_is_a_warning_and_none_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(diagnosis, "_free_memory", lambda: 100.0)

@@ -68,9 +68,18 @@ def test_paper_row_finds_the_cell_or_nothing():
         (["model=bagnet17", "optim=adam"], []),
         (["model=bagnet17", "optim=adam", "data.classes=9", "optim.lr=0.1"], ["data.classes=9", "optim.lr=0.1"]),
         (["model=bagnet17", "optim=adam", "scheduler=cosine"], ["scheduler=CosineAnnealingLR"]),
+        (["model=bagnet17", "optim=adam", "+trainer.limit_train_batches=3"], ["trainer.limit_train_batches=3"]),
     ],
 )
 def test_a_run_is_of_a_row_only_with_its_settings(overrides, departs):
     config = composed(*overrides)
     assert departures(plain(config), paper_row("bagnet17", "adam", False, 15)) == departs
     assert describe(config, overrides)["row"] == (None if departs else 10)
+
+
+def test_weights_of_ones_own_are_no_imagenet_weights():
+    row = ["model=bagnet17", "optim=adam", "trainer.max_epochs=5", "data.normalize=imagenet"]
+    assert describe(composed(*row, "model.pretrained=true"), [])["row"] == 11
+    own = composed(*row, "model.pretrained=backbone.safetensors")
+    assert departures(plain(own), paper_row("bagnet17", "adam", True, 5)) == ["model.pretrained=backbone.safetensors"]
+    assert describe(own, [])["row"] is None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bagnet_lightning.checkpoint import Trained, load_trained
-from bagnet_lightning.errors import UserError
+from bagnet_lightning.errors import UserError, in_one_line
 from bagnet_lightning.exporting.portable import Portable, describe
 
 Outputs = dict[str, Tensor]
@@ -43,7 +43,7 @@ def difference(trained: Trained, run: Callable[[Tensor], Outputs]) -> float:
         except AssertionError as error:  # torch.export's way to refuse a size
             raise UserError(
                 f"the written file does not take images of {shape[3]} x {shape[2]} px: not kept; another version of "
-                f"torch, or format=onnx, may do it ({str(error).splitlines()[0]})"
+                f"torch, or format=onnx, may do it ({in_one_line(error)})"
             ) from error
         if expected.keys() != got.keys():
             raise UserError(f"the written file has outputs {', '.join(got)} instead of {', '.join(expected)}")

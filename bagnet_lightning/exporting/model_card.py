@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from bagnet_lightning.checkpoint import Trained
+from bagnet_lightning.checkpoint import NETWORKS, Trained
 from bagnet_lightning.config import NOT_IN_DIGEST
 from bagnet_lightning.exporting.portable import describe
 from bagnet_lightning.models.bagnet import BagNet
@@ -14,14 +14,22 @@ PAPER = "https://openreview.net/forum?id=SkfMWhAqYQ"
 
 
 def write_card(folder: Path, trained: Trained, checkpoint: Path) -> list[str]:
-    """Writes config.json and README.md, with the numbers of the result.json beside best.ckpt. Returns notes."""
+    """Writes README.md, with the numbers of the result.json beside best.ckpt, and config.json for timm. Returns notes.
+
+    A network of the user's own has no config.json, since timm could not make it.
+    """
     result, notes = read_run(checkpoint.parent), []
     if checkpoint.name != "best.ckpt" or result["status"] != "finished":
         notes = [f"{checkpoint} is not the best.ckpt of a finished run: the card has no measured numbers"]
         result = None
-    (folder / "config.json").write_text(json.dumps(_timm_config(trained), indent=1) + "\n", encoding="utf-8")
+    if _is_ours(trained):
+        (folder / "config.json").write_text(json.dumps(_timm_config(trained), indent=1) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_card(trained, result), encoding="utf-8")
     return notes
+
+
+def _is_ours(trained: Trained) -> bool:
+    return trained.config["model"]["_target_"] in NETWORKS
 
 
 def _timm_config(trained: Trained) -> dict:
@@ -114,10 +122,13 @@ def _use(trained: Trained) -> list[str]:
     lines = ["    pip install bagnet-lightning", "    bagnet-predict checkpoint=FOLDER images=PHOTO.jpg"]
     if isinstance(trained.network, BagNet):
         lines += ["    bagnet-explain checkpoint=FOLDER images=PHOTO.jpg"]
-    model = trained.config["model"]
-    if model.get("stem", "imagenet") == "imagenet":
+    if not _is_ours(trained):
+        needed = trained.config["model"]["_target_"]
+        lines += ["", f"with its code on PYTHONPATH and BAGNET_NETWORKS={needed} in the environment."]
+    elif trained.config["model"].get("stem", "imagenet") == "imagenet":
         register = "import bagnet_lightning.timm_models  # registers the BagNets\n    "
         lines += ["", "or with timm:", "", f"    {register}import timm"]
         lines += ['    network = timm.create_model("local-dir:FOLDER", pretrained=True)']
-    about = f"Images are RGB from 0 to 1, {size} px a side in training, normalised by mean and std of config.json."
+    mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (trained.mean, trained.std))
+    about = f"Images are RGB from 0 to 1, {size} px a side in training, less the mean ({mean}) and divided by ({std})."
     return [*lines, "", about]

@@ -12,7 +12,7 @@ import safetensors.numpy
 from hydra.utils import instantiate
 from safetensors import SafetensorError, safe_open
 
-from bagnet_lightning.errors import UserError
+from bagnet_lightning.errors import UserError, in_one_line
 from bagnet_lightning.files import write_bytes
 from bagnet_lightning.local_features.bag import Bag
 from bagnet_lightning.names import model_name
@@ -138,7 +138,7 @@ def _about(path: str | Path) -> dict | None:
             f"{path} does not exist; a run of bagnet_lightning.classical leaves model.safetensors"
         ) from None
     except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} cannot be read: {in_one_line(error)}") from error
     config = about.get("config") if isinstance(about, dict) else None
     is_ours = isinstance(config, dict) and all(isinstance(config.get(part), dict) for part in PARTS)
     return about if is_ours else None

@@ -36,6 +36,8 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
     if config.images == "train+test":
         _add_test_images(data)
     network = instantiate(config.model, _partial_=True)(num_classes=1)
+    if not hasattr(network, "fc"):
+        raise UserError(f"pretraining takes the network's last layer, fc, away, and {type(network).__name__} has none")
     features, network.fc = network.fc.in_features, nn.Identity()
     method: Method = instantiate(config.method)
     if data.flip == "alternating":

@@ -6,9 +6,9 @@ Their runs are those of `python -m bagnet_lightning.classical`, "kind": "related
 import re
 from dataclasses import dataclass
 
-from bagnet_lightning.config import HOW_FAST, NOT_IN_DIGEST
+from bagnet_lightning.config import HOW_FAST, NOT_IN_DIGEST, leaves, within
 from bagnet_lightning.reporting.seeds import deviation, mean, problem, values
-from bagnet_lightning.reporting.settings import in_words, leaves
+from bagnet_lightning.reporting.settings import in_words
 
 FEATURES = ("sift", "fast_brief", "orb", "dense_sift", "bagnet")  # in the table's order
 _NOT_TOLD = "features.sha256"  # tells two runs apart, but no reader what they are
@@ -74,10 +74,7 @@ def _asked(run: dict) -> dict[str, object]:
     """The leaves of a run's config that change what it computes, but for its seed."""
     found = leaves(run["config"])
     return {
-        name: value
-        for name, value in found.items()
-        if not name.endswith(".label")
-        and not any(name == leaf or name.startswith(f"{leaf}.") for leaf in _NOT_A_SETTING)
+        name: value for name, value in found.items() if not name.endswith(".label") and not within(name, _NOT_A_SETTING)
     }
 
 

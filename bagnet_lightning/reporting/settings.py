@@ -1,6 +1,6 @@
 """What the runs of a sweep were asked for differently, beyond what the columns of every table say."""
 
-from bagnet_lightning.config import HOW_FAST, NOT_IN_DIGEST, leaves
+from bagnet_lightning.config import HOW_FAST, NOT_IN_DIGEST, leaves, within
 from bagnet_lightning.names import clipped
 
 # Leaves of the config that are a column anyway, that seeds are merged over, or that do not touch the training.
@@ -17,7 +17,7 @@ def differing_settings(runs: list[dict]) -> list[str]:
     known = [[repr(run.get(name)) for run in runs] for name in ("seed", "epochs", "model", "optimizer")]
     names = []
     for name in dict.fromkeys(leaf for config in configs for leaf in config):
-        if any(name == leaf or name.startswith(f"{leaf}.") for leaf in _NOT_A_SETTING):
+        if within(name, _NOT_A_SETTING):
             continue
         if name == "scheduler._target_":
             differs = len({_scheduler(config) for config in configs if config}) > 1

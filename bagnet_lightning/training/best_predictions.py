@@ -36,14 +36,13 @@ class BestPredictions(Callback):
         if not trainer.is_global_zero:
             return
         data = trainer.datamodule
-        in_order = np.zeros(len(data.val_images), np.int64)
-        in_order[indices] = predicted
+        indices, first = np.unique(indices, return_index=True)  # in order; fewer than all with limit_val_batches
         write_predictions(
             self.path,
             data.class_names,
-            data.val_images.labels.numpy(),
-            in_order,
-            lambda places: data.val_images[torch.tensor(places)][0].numpy(),
+            data.val_images.labels.numpy()[indices],
+            predicted[first],
+            lambda places: data.val_images[torch.from_numpy(indices[places])][0].numpy(),
         )
 
     def state_dict(self) -> dict:

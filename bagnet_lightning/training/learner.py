@@ -18,8 +18,8 @@ class Learner(LightningModule, ABC):
     """Trains `network` on the `loss` of a subclass.
 
     optimizer: makes one from parameter groups; norms and biases are a group without weight decay. scheduler: makes one
-    from the optimizer, and from the run's `total_steps` if it takes them; with interval "epoch" it is stepped once an
-    epoch, with "step" once an optimizer step.
+    from the optimizer; with interval "epoch" it is stepped once an epoch, with "step" once an optimizer step, and how
+    often in the whole run it is told as `total_steps` or `T_max` if it has such a parameter, unset.
     about: plain data that travels in every checkpoint (config, classes, class_names, mean, std).
     figures: how many sums a subclass keeps over the images of an epoch, in `train_totals` and `val_totals`.
     """
@@ -94,10 +94,11 @@ class Learner(LightningModule, ABC):
 
     def configure_optimizers(self) -> dict:
         optimizer = self.make_optimizer()
-        length = {"total_steps": self.trainer.estimated_stepping_batches}  # asked first: num_training_batches needs it
-        if "total_steps" not in inspect.signature(self.scheduler).parameters:
-            length = {}
-        scheduler = self.scheduler(optimizer, **length)
+        steps = self.trainer.estimated_stepping_batches  # asked first: num_training_batches below needs it
+        length = self.trainer.max_epochs if self.interval == "epoch" else steps
+        unset = (inspect.Parameter.empty, None)
+        takes = {key for key, value in inspect.signature(self.scheduler).parameters.items() if value.default in unset}
+        scheduler = self.scheduler(optimizer, **dict.fromkeys(takes & {"total_steps", "T_max"}, length))
         if isinstance(scheduler, ReduceLROnPlateau):
             raise UserError(
                 "scheduler: ReduceLROnPlateau waits for a metric, but rates here are a function of the step"

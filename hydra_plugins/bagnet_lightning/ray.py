@@ -13,7 +13,7 @@ from hydra.core.singleton import Singleton
 from hydra.types import TaskFunction
 from omegaconf import DictConfig
 
-from bagnet_lightning.errors import UserError
+from bagnet_lightning.errors import UserError, in_one_line
 from bagnet_lightning.launching import GOES_ON, ParallelLauncher, devices, failed, folder, on_cpu, run
 
 _ENVIRONMENT = ("BAGNET_", "WANDB_")  # what jobs on other nodes are given of the command's environment
@@ -151,9 +151,9 @@ def _result(ray: ModuleType, task: _Task, ref: object) -> dict:
     except ray.exceptions.WorkerCrashedError:
         reason = "its process was killed (SIGKILL; the system does that when memory runs out)"
     except ray.exceptions.RayTaskError as error:
-        reason = f"{type(error.cause).__name__}: {error.cause}".splitlines()[0]
+        reason = in_one_line(error.cause)
     except ray.exceptions.RayError as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = in_one_line(error)
     return failed(task.job, f"{reason}; {GOES_ON}")
 
 

@@ -109,7 +109,7 @@ def common_config(runs: list[dict]) -> dict:
 
 def _facts(run: dict) -> list[list[str]]:
     """[what, how much], for what is known."""
-    seconds, devices = run.get("train_seconds"), run.get("devices") or 1
+    seconds, devices = run.get("train_seconds"), (run.get("devices") or 1) * (run.get("num_nodes") or 1)
     versions = run.get("versions") or {}
     facts = {
         "Best validation accuracy": _text(run.get("best_val_accuracy"), ".4f"),
