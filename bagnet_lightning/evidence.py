@@ -43,7 +43,13 @@ def dense_evidence(
     Raises UserError if model is no BagNet; ValueError for an image smaller than q px, a class that the model does not
     have, another stride, and a limit that not even a single patch keeps.
     """
-    return _valid_evidence(model, _padded(model, images, centred=True), classes, stride, max_memory_mib)
+    _only_of_bagnets(model)
+    field, (height, width) = model.receptive_field, images.shape[2:]
+    if min(height, width) < field:
+        raise ValueError(f"images of {width} x {height} px are smaller than the {field} px receptive field")
+    before, after = (field - 1) // 2, field // 2
+    surrounded = F.pad(images, (before, after, before, after))
+    return _valid_evidence(model, surrounded, classes, stride, max_memory_mib)
 
 
 def patch_evidence(
@@ -54,7 +60,8 @@ def patch_evidence(
     images: (B, 3, H, W), normalised; model.pad is added as the model does. classes, max_memory_mib and errors as for
     dense_evidence. Returns (B, h, w, classes); patch_corners says where in the image they lie.
     """
-    return _valid_evidence(model, _padded(model, images, centred=False), classes, model.stride, max_memory_mib)
+    _only_of_bagnets(model)
+    return _valid_evidence(model, model.padded(images), classes, model.stride, max_memory_mib)
 
 
 def patch_corners(model: BagNet, height: int, width: int) -> Tensor:
@@ -81,18 +88,9 @@ def contributions(
     return evidence / (evidence.shape[1] * evidence.shape[2])
 
 
-def _padded(model: BagNet, images: Tensor, centred: bool) -> Tensor:
-    """Images amid zeros: so many that a patch is centred on every pixel, or as many as the model itself adds."""
+def _only_of_bagnets(model: nn.Module) -> None:
     if not isinstance(model, BagNet):
         raise UserError(f"exact evidence needs a BagNet, not {type(model).__name__}; use gradients for other networks")
-    field, pad = model.receptive_field, 0 if centred else model.pad
-    height, width = images.shape[2:]
-    if min(height, width) + pad < field:
-        raise ValueError(
-            f"images of {width} x {height} px (padded by {pad}) are smaller than the {field} px receptive field"
-        )
-    before, after = ((field - 1) // 2, field // 2) if centred else (pad // 2, pad - pad // 2)
-    return F.pad(images, (before, after, before, after))
 
 
 @torch.no_grad()

@@ -115,7 +115,7 @@ def related() -> str:
         ]
         for run in finished("related/related.csv")
     ]
-    return markdown(["system", "ten classes", "all 200", "features", "training", "size", "explains"], rows)
+    return markdown(["system", "ten classes", "all 200", "feature time", "training time", "size", "explains"], rows)
 
 
 def cell(network: dict, path: tuple) -> str:

@@ -72,3 +72,11 @@ def test_a_run_keeps_those_of_its_best_checkpoint(tmp_path):
     loss = F.cross_entropy(logits, data.val_images.labels).item()
     assert read_metrics(tmp_path)[result["best_epoch"] - 1]["val_loss"] == pytest.approx(loss, rel=1e-4)
     assert not (tmp_path / "progress.json").exists()
+
+
+def test_of_a_limited_validation_only_what_was_seen_is_kept(tmp_path):
+    limited = [*SMALL, "data.val_images=11", "data.eval_batch_size=5", "+trainer.limit_val_batches=1"]
+    result = fit(composed(*limited), tmp_path)
+    read = read_predictions(tmp_path)
+    assert len(read.labels) == len(read.predicted) == 4
+    assert (read.labels == read.predicted).mean() == pytest.approx(result["best_val_accuracy"])

@@ -86,20 +86,18 @@ def _orthogonal(filters: list[Tensor]) -> list[Tensor]:
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """(N, m, n) with singular values moved to about 1 (0.6 to 1.2, the tiny ones to less) by Newton-Schulz iterations.
+    """(N, m, n), m <= n, with singular values moved to about 1 (0.6 to 1.2, the tiny ones to less), by Newton-Schulz.
 
     They are in bfloat16, which is enough (Jordan et al. 2024), where its products are the fast ones: GPUs and CPUs with
     AMX, where this is about three times as fast.
     """
     a, b, c = QUINTIC
     x = matrices.bfloat16() if matrices.is_cuda or _cpu_has_amx() else matrices
-    tall = x.shape[1] > x.shape[2]
-    x = x.mT if tall else x
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(matrices.dtype)
+    return x.to(matrices.dtype)
 
 
 def _side_by_side(jobs: list[Callable[[], list[Tensor]]], tensors: list[Tensor]) -> list[list[Tensor]]:
