@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Everything that a GPU has to measure, in one go: speed, the 14 from-scratch rows of Table 1, recipe=modern tuned on
-# held-out train images and then measured, what its parts give, seeds, why SGD fails, and several jobs on one card.
+# Everything that a GPU has to measure, in one go: the 14 from-scratch rows of Table 1, speed, recipe=modern as it is and
+# tuned on held-out train images, what its parts give, seeds, why SGD fails, and several jobs on one card.
 #
-#   BAGNET_DATA=data OUT=gpu_results benchmarks/gpu_table1.sh [STEP...]
+#   BAGNET_DATA=data OUT=gpu_results benchmarks/gpu_table1.sh [STEP[:SECONDS]...]
 #
 # The machine needs Python with torch, torchvision, pytorch-lightning, torchmetrics and matplotlib; what else is missing
 # is installed from WHEELS, a folder of wheels (here: pip wheel --no-deps -w wheels hydra-core==1.3.8 omegaconf==2.3.1
@@ -12,8 +12,9 @@
 # WORK; OUT gets two small files after every step, results.tar.gz and summary.txt. On a new machine, RESUME=FILE is the
 # results.tar.gz of an earlier one.
 #
-#   BUDGET      seconds for this call; a step gets what is left of it, at most. On a machine that is lent for a few
-#               calls of ten minutes: BUDGET=560 in each; the first three get as far as time allows in the steps' order
+#   BUDGET      seconds for this call; a step gets what is left of it, at most, or its own SECONDS. For a quarter of an
+#               hour: compile while the data are copied, then BUDGET=480 ... smoke data table1:200 speed modern table1,
+#               with SPEED="--models bagnet33 --plain-steps 60" and WORK on a disk in memory
 #   BAGNET_COMMIT  what results say of the code, where this copy of it has no .git
 #   OVERRIDES   of every training instead of validation in batches of 1,000; to rehearse:
 #               OVERRIDES="+trainer.limit_train_batches=3 +trainer.limit_val_batches=1 data.batch_size=8 data.classes=5
@@ -39,14 +40,15 @@ TUNE=${TUNE:-}
 JOBS=${JOBS:-2}
 DEADLINE=$((SECONDS + ${BUDGET:-1000000}))
 RESULTS=$WORK/results
-ROWS=${ROWS:-resnet18_sgd_15,bagnet9_sgd_5,bagnet9_sgd_15,bagnet9_adam_15,bagnet9_adadelta_15,bagnet17_sgd_5,\
-bagnet17_sgd_15,bagnet17_adam_5,bagnet17_adam_15,bagnet17_adadelta_15,bagnet33_sgd_15,bagnet33_adam_5,\
-bagnet33_adam_15,bagnet33_adadelta_15}
-STEPS=(smoke data table1 tune modern speed ablation why_sgd seeds modern_seeds variants shares)
+# What says most first.
+ROWS=${ROWS:-bagnet33_adam_15,resnet18_sgd_15,bagnet9_adam_15,bagnet17_adam_15,bagnet17_adadelta_15,\
+bagnet33_adadelta_15,bagnet9_adadelta_15,bagnet33_adam_5,bagnet17_adam_5,bagnet33_sgd_15,bagnet17_sgd_15,\
+bagnet9_sgd_15,bagnet17_sgd_5,bagnet9_sgd_5}
+STEPS=(compile smoke data table1 speed modern tune tuned ablation why_sgd seeds tuned_seeds variants shares)
 
 # name: seconds, what it may take
-declare -A LIMIT=([smoke]=400 [data]=300 [speed]=580 [table1]=1200 [tune]=900 [modern]=600 [ablation]=900
-                  [why_sgd]=900 [seeds]=700 [modern_seeds]=1000 [variants]=580 [shares]=400)
+declare -A LIMIT=([compile]=300 [smoke]=400 [data]=300 [speed]=580 [table1]=1200 [modern]=600 [tune]=900 [tuned]=600
+                  [ablation]=900 [why_sgd]=900 [seeds]=700 [tuned_seeds]=1000 [variants]=580 [shares]=400)
 
 train() { # SWEEP ARGUMENTS...
     local sweep=$1
@@ -61,8 +63,32 @@ keep() { # what is small of all runs
         -o -name train.log \) -print0 | tar --null -cf - -T -) | tar -C "$RESULTS/sweeps" -xf -
 }
 
+compile() { # every network at once, without data: torch keeps what it made on disk, for all that comes
+    local networks=() code=0
+    for network in bagnet33 resnet18 bagnet9 bagnet17; do
+        "$PYTHON" - "$network" <<'COMPILE' &
+import sys
+import bagnet_lightning, torch
+from bagnet_lightning.models import bagnet, resnet
+from bagnet_lightning.training.acceleration import Compiled
+device = "cuda" if torch.cuda.is_available() else "cpu"
+name = sys.argv[1]
+network = getattr(resnet if name == "resnet18" else bagnet, name)(num_classes=200)
+network = network.to(device, memory_format=torch.channels_last)
+images = torch.randn(100, 3, 64, 64, device=device).contiguous(memory_format=torch.channels_last)
+forward = Compiled(network.forward, 100, required=True)
+with torch.autocast(device, torch.bfloat16, cache_enabled=False):
+    loss = forward(images).float().logsumexp(1).mean()
+loss.backward()
+print(f"{name}: compiled in {forward.seconds:.0f} s", flush=True)
+COMPILE
+        networks+=($!)
+    done
+    for network in "${networks[@]}"; do wait "$network" || code=1; done
+    return $code
+}
+
 smoke() { # the same losses with a plain step, a compiled and recorded one, and one that was broken off
-    "$PYTHON" -m bagnet_lightning.doctor 2>/dev/null || true
     # On a GPU "auto" would hide what fails. The last batch of an epoch is a smaller one.
     local on=true code=0 forms
     "$PYTHON" -c "import torch; raise SystemExit(not torch.cuda.is_available())" || on=auto
@@ -129,7 +155,7 @@ variants() { # what each part is worth on BagNet-33: a step's time, and an epoch
         echo "== $name"
         # shellcheck disable=SC2086
         "$PYTHON" "$REPOSITORY/benchmarks/train_speed.py" "$BAGNET_DATA" $plain $SPEED \
-            --out "$RESULTS/speed_$name.json" $overrides $OVERRIDES || code=1
+            --out "$RESULTS/speed_$name.json" $OVERRIDES $overrides || code=1
     done 3<<'VARIANTS'
 plain trainer.compile=false trainer.cuda_graph=false
 graph_alone trainer.compile=false
@@ -146,6 +172,19 @@ table1() {
     local started=$SECONDS
     train table1_paper "table1=$ROWS" || return
     echo "these rows took $((SECONDS - started)) s, all included (target: 600 s for all 14 on one H200)"
+    told table1_paper
+}
+
+told() { # SWEEP: how fast each run was, and whether it was compiled and recorded
+    "$PYTHON" - "$1" <<'TOLD'
+import sys
+from pathlib import Path
+from bagnet_lightning.results import read_runs
+for run in read_runs(Path("multirun_outputs", sys.argv[1])):
+    told = [f"{key} {run.get(key)}" for key in ("best_val_accuracy", "images_per_second", "train_seconds",
+                                                "compile_seconds", "compiled", "cuda_graph", "peak_memory_mib")]
+    print(f"{run['folder'].name}: {run['status']}, {', '.join(told)}")
+TOLD
 }
 
 seeds() { train table1_paper table1=resnet18_sgd_15,bagnet9_adam_15,bagnet17_adam_15,bagnet33_adam_15 seed=1,2; }
@@ -167,20 +206,29 @@ ablation() { # recipe=modern as tuned, without each of its parts, on the same he
     "$PYTHON" "$REPOSITORY/benchmarks/tune.py" ablate "$RESULTS" --jobs "$JOBS" $TUNE $OVERRIDES
 }
 
-modern() { measure_modern 0; }
+modern() { # its own settings, which were chosen on small held-out parts (results/recipe_subset/)
+    local code=0
+    train modern recipe=modern model=bagnet33,resnet18,bagnet17,bagnet9 || code=1
+    train modern recipe=modern model=resnet18 model.stem=small || code=1
+    told modern
+    return $code
+}
 
-modern_seeds() { measure_modern 1,2; }
+tuned() { measure_tuned 0; }
 
-measure_modern() { # SEEDS: on val, with the settings that were chosen when it first ran, so that all seeds share them
+tuned_seeds() { measure_tuned 1,2; }
+
+measure_tuned() { # SEEDS: on val, with the settings that were chosen when it first ran, so that all seeds share them
     local settings code=0
     finished tune || { echo "tune is not done, and val is not for settings that are still open"; return 1; }
     # shellcheck disable=SC2086
-    [ -s "$RESULTS/modern.txt" ] ||
-        "$PYTHON" "$REPOSITORY/benchmarks/tune.py" show "$RESULTS" $TUNE >"$RESULTS/modern.txt" || return
+    [ -s "$RESULTS/measured.txt" ] ||
+        "$PYTHON" "$REPOSITORY/benchmarks/tune.py" show "$RESULTS" $TUNE >"$RESULTS/measured.txt" || return
     while read -r settings <&3; do
         # shellcheck disable=SC2086
-        train modern recipe=modern $settings "seed=$1" || code=1
-    done 3<"$RESULTS/modern.txt"
+        train tuned recipe=modern $settings "seed=$1" || code=1
+    done 3<"$RESULTS/measured.txt"
+    told tuned
     return $code
 }
 
@@ -209,8 +257,9 @@ pack_results() {
 
 finished() { [ "$(cut -d ' ' -f 1 "$RESULTS/$1.state" 2>/dev/null)" = done ]; } # NAME
 
-step() { # NAME: runs it in a process of its own within its limit, unless it is done
-    local name=$1 left=$((DEADLINE - SECONDS)) limit=$((LIMIT[$1] * ${PATIENCE:-1})) started=$SECONDS code=0
+step() { # NAME[:SECONDS]: runs it in a process of its own within its limit, unless it is done
+    local name=${1%:*} left=$((DEADLINE - SECONDS)) limit started=$SECONDS code=0
+    [ "$1" = "$name" ] && limit=$((LIMIT[$name] * ${PATIENCE:-1})) || limit=${1#*:}
     finished "$name" && return 0
     if [ $left -lt 30 ]; then
         echo "no time left for $name"

@@ -63,9 +63,9 @@ def modern() -> str:
     """
     runs = finished("table1_modern.csv")
     ours = {}
-    for run in runs:  # stem and epochs have columns only where runs differ in them
+    for run in runs:  # the stem has a column only where runs differ in it
         stem = run.get("model.stem") or ("imagenet" if run["model"] == "resnet18" else "")
-        ours[run["model"], stem, int(run.get("trainer.max_epochs") or 15)] = run
+        ours[run["model"], stem, int(run["epochs"])] = run
     rows = []
     for (model, stem), name in MODELS.items():
         for epochs in (5, 15):

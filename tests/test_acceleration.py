@@ -42,7 +42,7 @@ class SimulatedGraph:
 class Recording(TorchDispatchMode):
     """Unlike a GPU's it has to compute, so it puts back what was there before."""
 
-    def __init__(self, graph, stream):
+    def __init__(self, graph, pool, stream):
         super().__init__()
         self.graph, self.before, self.made = graph, {}, {}
 
@@ -74,6 +74,8 @@ def cuda(monkeypatch):
         stream=lambda of: contextlib.nullcontext(),
         synchronize=lambda: None,
         CUDAGraph=SimulatedGraph,
+        graph_pool_handle=lambda: (0, 1),
+        current_device=lambda: 0,
         graph=Recording,
     )
     monkeypatch.setattr(muon, "ITERATIONS", 1)  # most of a step's time here
@@ -152,7 +154,7 @@ def test_a_graph_that_cannot_be_recorded_is_done_without_unless_it_was_asked_for
     torch_cuda = cuda_graphs.torch.cuda
     stream = torch_cuda.current_stream()
 
-    def fail(graph, stream):  # as torch's own: where the recording cannot be ended, its stream stays the current one
+    def fail(graph, pool, stream):  # as torch's own: its stream stays where recording cannot be ended
         torch_cuda.set_stream(stream)
         try:
             raise NotImplementedError("no such operation while a stream is recorded")
@@ -160,10 +162,15 @@ def test_a_graph_that_cannot_be_recorded_is_done_without_unless_it_was_asked_for
             raise RuntimeError("previous error during capture")  # noqa: B904
 
     monkeypatch.setattr(torch_cuda, "graph", fail)
+    ended = []
+    private = {name: lambda *pool: ended.append(pool) for name in ("_cuda_endAllocateToPool", "_cuda_releasePool")}
+    monkeypatch.setattr(cuda_graphs.torch, "_C", SimpleNamespace(**private))
+    monkeypatch.setattr(cuda_graphs.torch, "__version__", torch.torch_version.TorchVersion("2.11.0+cu130"))
     fit(composed(*RUN, "trainer.cuda_graph=false"), tmp_path / "plain")
     assert not fit(composed(*RUN), tmp_path / "auto")["cuda_graph"]
     assert "NotImplementedError: no such operation" in caplog.text
     assert torch_cuda.current_stream() is stream
+    assert set(ended) == {(0, (0, 1))}
     for expected, trained in zip(weights(tmp_path / "plain"), weights(tmp_path / "auto"), strict=True):
         assert torch.equal(expected, trained)
     with pytest.raises(RuntimeError, match="capture"):

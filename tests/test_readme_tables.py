@@ -29,7 +29,7 @@ def test_ours_stand_beside_the_papers_only_where_they_may_be_compared(tmp_path, 
 
 def test_the_modern_recipe_stands_beside_each_models_best_row(tmp_path, monkeypatch):
     (tmp_path / "table1_modern.csv").write_text(
-        "model,model.stem,trainer.max_epochs,accuracy,accuracy_std,n,status,device,precision,torch,commit\n"
+        "model,model.stem,epochs,accuracy,accuracy_std,n,status,device,precision,torch,commit\n"
         "bagnet9,,15,0.43,0.002,3,finished,one card,bf16-mixed,2.13.0,abc\n"
         "bagnet17,,5,0.44,,1,finished,one card,bf16-mixed,2.13.0,abc\n"
         "resnet18,small,15,0.63,0.001,3,finished,one card,bf16-mixed,2.13.0,abc\n"

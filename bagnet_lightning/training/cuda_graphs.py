@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -70,13 +71,20 @@ class Graphed:
 
     def _record(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
         """Recording computes nothing. Where it fails and is not `required`, all calls are plain from now on."""
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        current = torch.cuda.current_stream()
         self.inputs = [given.clone() for given in inputs]
         try:
-            with torch.cuda.graph(graph, stream=self.stream):
+            with torch.cuda.graph(graph, pool, self.stream):
                 self.result = self.function(*self.inputs)
         except Exception as error:
-            torch.cuda.set_stream(current)  # torch leaves its own in place where the recording cannot be ended
+            # Where a recording cannot be ended, torch leaves its stream in place, and before 2.12 its memory pool too,
+            # on which the next empty_cache would fail.
+            torch.cuda.set_stream(current)
+            if torch.__version__ < "2.12":
+                with suppress(RuntimeError):  # it was ended
+                    torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+                    torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
             if self.required or isinstance(error, torch.OutOfMemoryError):
                 raise
             # What ends a recording complains too, after what made it fail.
