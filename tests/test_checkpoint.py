@@ -1,24 +1,14 @@
-import os
-import resource
 import tarfile
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
-from pytorch_lightning.strategies import SingleDeviceStrategy
 
-from bagnet_lightning.checkpoint import (
-    AtomicCheckpointIO,
-    BestCheckpoint,
-    LastCheckpoint,
-    load_backbone,
-    load_trained,
-    write_backbone,
-)
+from bagnet_lightning.checkpoint import load_backbone, load_trained, write_backbone
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import bagnet9
 from bagnet_lightning.models.resnet import resnet18
+from bagnet_lightning.training.checkpoints import AtomicCheckpointIO
 
 
 def about(classes=3):
@@ -80,68 +70,6 @@ def test_a_run_is_a_backbone_too(tmp_path):
     torch.testing.assert_close(backbone.network.fc.weight, network.fc.weight)
 
 
-@pytest.fixture
-def last(tmp_path):
-    """A whole last.ckpt, {"step": 1}, in a folder of its own."""
-    AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
-    return tmp_path / "last.ckpt"
-
-
-def refused(path, words):
-    """Saving to `path` is an error that says `words`, and leaves the old file and nothing else."""
-    with pytest.raises(UserError, match=words):
-        AtomicCheckpointIO().save_checkpoint({"step": torch.zeros(100_000)}, path)
-    assert torch.load(path, weights_only=True) == {"step": 1}
-    assert os.listdir(path.parent) == ["last.ckpt"]
-
-
-def test_a_disk_that_takes_only_a_part_keeps_the_old_checkpoint(last):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # bytes; more is an error, like a full disk
-    try:
-        refused(last, r"last\.ckpt cannot be written \(File too large\); the one before it is whole")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_disk_that_fails_or_holds_something_else_keeps_the_old_checkpoint(last, monkeypatch):
-    def fail(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    refused(last, "No space left on device")
-    monkeypatch.setattr(os, "fsync", lambda descriptor: os.pwrite(descriptor, b"wrong", 200_000))
-    refused(last, "does not read back as it was written")
-
-
-def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot be written \(Not a directory\); there is none before it"):
-        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "file/last.ckpt")
-
-
-def test_what_a_killed_process_had_half_written_is_removed_by_the_next(last):
-    last.with_name(".last.ckpt.12345").write_bytes(b"half")
-    AtomicCheckpointIO().save_checkpoint({"step": 2}, last)
-    assert os.listdir(last.parent) == ["last.ckpt"]
-
-
-def test_the_last_checkpoint_is_written_once_in_the_minutes_that_were_asked_for(tmp_path, monkeypatch):
-    saved, clock = [], SimpleNamespace(seconds=100)
-    monkeypatch.setattr("bagnet_lightning.checkpoint.time", SimpleNamespace(monotonic=lambda: clock.seconds))
-    trainer = SimpleNamespace(
-        accumulate_grad_batches=1,
-        is_last_batch=False,
-        strategy=SimpleNamespace(reduce_boolean_decision=lambda late, all: late),
-        save_checkpoint=lambda path: saved.append((path, clock.seconds)),
-    )
-    callback = LastCheckpoint(tmp_path / "last.ckpt", every_n_steps=None, every_n_minutes=10)
-    callback.on_train_start(trainer, None)
-    for clock.seconds in range(100, 1400):
-        callback.on_train_batch_end(trainer, None, None, None, 0)
-    assert saved == [(tmp_path / "last.ckpt", 700), (tmp_path / "last.ckpt", 1300)]
-
-
 class Payload:
     def __reduce__(self):
         return open, ("payload-ran", "w")
@@ -193,14 +121,3 @@ def test_weights_of_another_size_are_refused(tmp_path):
     torch.save(checkpoint(bagnet9(5, width=0.25)), tmp_path / "x.ckpt")
     with pytest.raises(UserError, match=r"x\.ckpt"):
         load_trained(tmp_path / "x.ckpt")
-
-
-def test_the_best_accuracy_is_remembered_where_the_folder_has_been_moved(tmp_path):
-    before, after = BestCheckpoint(tmp_path / "a"), BestCheckpoint(tmp_path / "b")
-    before.best_model_score, before.best_model_path = torch.tensor(0.5), str(tmp_path / "a/best.ckpt")
-    before.best_k_models, before.kth_value = {before.best_model_path: before.best_model_score}, before.best_model_score
-    before.kth_best_model_path = before.best_model_path
-    after.load_state_dict(before.state_dict())
-    assert not after.check_monitor_top_k(SimpleNamespace(strategy=SingleDeviceStrategy()), torch.tensor(0.4))
-    assert after.best_model_path == str(tmp_path / "b/best.ckpt")
-    assert list(after.best_k_models) == [after.best_model_path]

@@ -10,8 +10,8 @@ import torch
 from conftest import SMALL, composed
 from test_fit import progress, rows, weights
 
-from bagnet_lightning.checkpoint import AtomicCheckpointIO
 from bagnet_lightning.errors import Interrupted
+from bagnet_lightning.training.checkpoints import AtomicCheckpointIO
 from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.fit import fit
 from bagnet_lightning.training.interrupts import StopOnSignal

@@ -6,8 +6,9 @@ from conftest import SMALL, composed
 from test_acceleration import RUN, cuda, weights  # noqa: F401
 from test_interrupts import before
 
-from bagnet_lightning.checkpoint import BestCheckpoint, load_trained
+from bagnet_lightning.checkpoint import load_trained
 from bagnet_lightning.errors import Interrupted
+from bagnet_lightning.training.checkpoints import BestCheckpoint
 from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.fit import fit
 from bagnet_lightning.training.weight_average import WeightAverage

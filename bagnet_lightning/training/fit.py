@@ -8,11 +8,11 @@ from omegaconf import DictConfig
 from pytorch_lightning import Callback
 from torch import nn
 
-from bagnet_lightning.checkpoint import BestCheckpoint
 from bagnet_lightning.config import plain
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.training.best_predictions import BestPredictions
+from bagnet_lightning.training.checkpoints import BestCheckpoint
 from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.history import History
 from bagnet_lightning.training.loggers import RunLogger

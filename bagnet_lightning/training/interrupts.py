@@ -9,8 +9,8 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from bagnet_lightning.checkpoint import gradients_pending
 from bagnet_lightning.errors import SIGNALS, Interrupted
+from bagnet_lightning.training.checkpoints import gradients_pending
 
 
 class StopOnSignal(Callback):

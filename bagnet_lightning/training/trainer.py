@@ -15,13 +15,12 @@ from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.memory import is_oom_error
 
-from bagnet_lightning.checkpoint import LastCheckpoint
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.machine import check_device, chosen_precision, commit, device_name, peak_memory_mib, versions
 from bagnet_lightning.training.acceleration import SWITCHES, NoProfiler, accelerate, accelerated, compile_seconds
 from bagnet_lightning.training.batch_norm import SyncBatchNorm
-from bagnet_lightning.training.checkpoint_writer import CheckpointWriter
+from bagnet_lightning.training.checkpoints import CheckpointWriter, LastCheckpoint
 from bagnet_lightning.training.divergence import StopOnDivergence
 from bagnet_lightning.training.history import History
 from bagnet_lightning.training.interrupts import StopOnSignal, ValidateOnContinuing

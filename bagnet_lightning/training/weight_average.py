@@ -6,7 +6,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from bagnet_lightning.checkpoint import gradients_pending
+from bagnet_lightning.training.checkpoints import gradients_pending
 
 
 class WeightAverage(Callback):
