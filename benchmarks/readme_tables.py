@@ -10,8 +10,9 @@ import json
 import re
 from pathlib import Path
 
+from bagnet_lightning.analysis.figures import FILLS, METHODS
 from bagnet_lightning.files import write_text
-from bagnet_lightning.names import model_name, model_order, optimizer_name
+from bagnet_lightning.names import model_name, optimizer_name
 from bagnet_lightning.table1 import paper_rows
 
 ROOT = Path(__file__).parents[1]
@@ -23,18 +24,8 @@ MODELS = {  # (model, stem) as report says them -> name
     ("resnet18", "imagenet"): "ResNet-18, ordinary stem",
     ("resnet18", "small"): "ResNet-18, small stem",
 }
-EVIDENCE = {  # label -> where it is in an analysis.json
-    "accuracy": ("shuffled", "accuracy", -1),
-    "additivity error of the logits": ("additivity_error",),
-    "insertion area (higher is better): exact evidence": ("masked", "evidence", "insertion", "area"),
-    "Grad-CAM": ("masked", "grad_cam", "insertion", "area"),
-    "integrated gradients": ("masked", "integrated_gradients", "insertion", "area"),
-    "random order": ("masked", "random", "insertion", "area"),
-    "strongest pixel in the object's box: exact evidence": ("pointing", "evidence", "hits"),
-    "Grad-CAM ": ("pointing", "grad_cam", "hits"),
-    "integrated gradients ": ("pointing", "integrated_gradients", "hits"),
-    "predictions unchanged when 8 px tiles are shuffled": ("shuffled", "unchanged", 0),
-}
+CURVES = [(kind, fill) for kind in ("insertion", "deletion") for fill in FILLS]
+BETTER = {"insertion": "↑", "deletion": "↓"}
 
 
 def table1() -> str:
@@ -91,14 +82,36 @@ def subset() -> str:
 
 
 def evidence() -> str:
-    """What `analyze` measured of three networks: results/ten_classes_cpu."""
-    networks = {}
-    for name in ("bagnet17", "bagnet33"):
-        said = json.loads((RESULTS / "ten_classes_cpu" / f"{name}.analysis.json").read_text(encoding="utf-8"))
-        networks |= {network["name"]: network for network in said["networks"]}
-    names = sorted(networks, key=lambda name: model_order(name.lower().replace("-", "")))
-    rows = [[label, *(cell(networks[name], path) for name in names)] for label, path in EVIDENCE.items()]
-    return markdown(["", *names], rows)
+    """What `analyze` measured of two networks and of the maps of each: results/evidence/analysis.json."""
+    networks = json.loads((RESULTS / "evidence/analysis.json").read_text(encoding="utf-8"))["networks"]
+    maps = [
+        [
+            network["name"],
+            name,
+            *(cell(network["masked"][fill][method][kind]["area"]) for kind, fill in CURVES),
+            cell(network["pointing"].get(method, {}).get("hits")),
+        ]
+        for network in networks
+        for method, (name, _) in METHODS.items()
+        if method in network["masked"]["zero"]
+    ]
+    curves = [f"{kind} area {BETTER[kind]}, {FILLS[fill]}" for kind, fill in CURVES]
+    sizes = [f"unchanged, {size} px tiles shuffled" for size in networks[0]["shuffled"]["tile"] if size]
+    wholes = [
+        [
+            network["name"],
+            cell(network["shuffled"]["accuracy"][-1]),
+            cell(network.get("additivity_error")),
+            *map(cell, network["shuffled"]["unchanged"][: len(sizes)]),
+        ]
+        for network in networks
+    ]
+    return "\n".join(
+        [
+            markdown(["", "map", *curves, "strongest pixel in the object's box ↑"], maps),
+            markdown(["", "accuracy", "additivity error of the logits", *sizes], wholes),
+        ]
+    )
 
 
 def related() -> str:
@@ -118,14 +131,11 @@ def related() -> str:
     return markdown(["system", "ten classes", "all 200", "feature time", "training time", "size", "explains"], rows)
 
 
-def cell(network: dict, path: tuple) -> str:
-    """The number at `path` of an analysis, with its standard error if it has one; "-" where this network has none."""
-    found = network
-    for key in path:
-        if isinstance(found, dict) and key not in found:
-            return "-"
-        found = found[key]
-    return f"{found['mean']:.3f} ± {found['se']:.3f}" if isinstance(found, dict) else f"{found:.1e}"
+def cell(number: dict | float | None) -> str:
+    """A number of an analysis, with its standard error if it has one; empty where a network has none."""
+    if number is None:
+        return ""
+    return f"{number['mean']:.3f} ± {number['se']:.3f}" if isinstance(number, dict) else f"{number:.1e}"
 
 
 TABLES = {"table1": table1, "modern": modern, "subset": subset, "evidence": evidence, "related": related}

@@ -150,9 +150,10 @@ def _measure_maps(trained: Trained, sample: Sample, seed: int, notes: list[str])
         methods |= {"grad_cam": grad_cam, "integrated_gradients": integrated_gradients}
     else:
         notes.append("Grad-CAM and integrated gradients need captum: pip install 'bagnet-lightning[explain]'.")
-    generator = torch.Generator().manual_seed(seed)
-    curves = {fill: {name: {"deletion": [], "insertion": []} for name in (*methods, "random")} for fill in FILLS}
     pointed = {name: ([], []) for name in methods}
+    generator = torch.Generator().manual_seed(seed)
+    methods["random"] = lambda _, images, __: torch.rand(images[:, 0].shape, generator=generator).to(images.device)
+    curves = {fill: {name: {"deletion": [], "insertion": []} for name in methods} for fill in FILLS}
     boxed = (sample.boxes >= 0).all(1)
     inside = inside_boxes(sample.boxes, *sample.pixels.shape[1:3])
     for images, at in _batches(trained, sample, "maps and masks", MAP_BATCH):
@@ -160,11 +161,8 @@ def _measure_maps(trained: Trained, sample: Sample, seed: int, notes: list[str])
             predicted = trained.network(images).argmax(1)
         labels = sample.labels[at].to(predicted.device)
         wrong = predicted != labels
-        for name in (*methods, "random"):
-            if name == "random":
-                maps = torch.rand(len(images), *images.shape[2:], generator=generator).to(images.device)
-            else:
-                maps = methods[name](trained.network, images, predicted)
+        for name, method in methods.items():
+            maps = method(trained.network, images, predicted)
             for fill, filling in FILLS.items():
                 points = masking_curves(
                     trained.network, images, filling(images), predicted, maps, MASKED_TILE, MASKING_STEPS
@@ -173,7 +171,7 @@ def _measure_maps(trained: Trained, sample: Sample, seed: int, notes: list[str])
                     curves[fill][name][kind].append(values.cpu())
             if name in pointed and boxed[at].any():
                 if wrong.any():  # boxes are of the true class
-                    maps[wrong] = methods[name](trained.network, images[wrong], labels[wrong]).to(maps)
+                    maps[wrong] = method(trained.network, images[wrong], labels[wrong]).to(maps)
                 for values, new in zip(pointed[name], pointing_game(maps.cpu(), inside[at]), strict=True):
                     values.append(new[boxed[at]])
     measured: dict = {
@@ -182,7 +180,7 @@ def _measure_maps(trained: Trained, sample: Sample, seed: int, notes: list[str])
     }
     if not boxed.any():
         notes.append("No image has a bounding box: the pointing game is left out.")
-    elif methods:
+    elif pointed:
         centre = inside[boxed, sample.pixels.shape[1] // 2, sample.pixels.shape[2] // 2]
         measured["pointing"] = {
             "chance": mean_and_error(inside[boxed].double().mean((1, 2))),  # the box's share of the image
