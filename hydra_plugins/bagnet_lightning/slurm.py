@@ -19,7 +19,7 @@ from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bagnet_lightning.errors import UserError, in_one_line
+from bagnet_lightning.errors import UserError
 from bagnet_lightning.launching import (
     GOES_ON,
     ParallelLauncher,
@@ -94,7 +94,7 @@ class SlurmLauncher(ParallelLauncher):
         try:
             settings = OmegaConf.to_container(OmegaConf.merge(SlurmQueueConf, self.settings))
         except OmegaConfBaseException as error:
-            raise UserError(f"hydra.launcher: {in_one_line(error)}") from error
+            raise UserError(f"hydra.launcher: {str(error).splitlines()[0]}") from error
         place, times = settings.pop("submitit_folder"), settings.pop("max_num_timeout")
         common = set(OmegaConf.structured(BaseQueueConf))
         settings = {name if name in common else f"slurm_{name}": value for name, value in settings.items()}
