@@ -58,8 +58,9 @@ def resnet(tmp_path_factory):
 
 
 @pytest.fixture
-def boxed(bagnet):
-    """A trained BagNet, and images with boxes for it: twelve, of which the last has none."""
+def boxed(bagnet, monkeypatch):
+    """A trained BagNet, and images with boxes for it: twelve, of which the last has none. Masks are few, and quick."""
+    monkeypatch.setattr("bagnet_lightning.analysis.measure.MASKING_STEPS", 2)
     trained = load_trained(bagnet)
     pixels = torch.randint(256, (12, 32, 32, 3), dtype=torch.uint8)
     boxes = torch.tensor([[4, 4, 19, 27]] * 11 + [[-1] * 4], dtype=torch.int16)
