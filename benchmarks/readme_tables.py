@@ -10,7 +10,7 @@ import json
 import re
 from pathlib import Path
 
-from bagnet_lightning.analysis.figures import FILLS, METHODS
+from bagnet_lightning.analysis.figures import FILL_NAMES, METHODS
 from bagnet_lightning.files import write_text
 from bagnet_lightning.names import model_name, optimizer_name
 from bagnet_lightning.table1 import paper_rows
@@ -24,7 +24,7 @@ MODELS = {  # (model, stem) as report says them -> name
     ("resnet18", "imagenet"): "ResNet-18, ordinary stem",
     ("resnet18", "small"): "ResNet-18, small stem",
 }
-CURVES = [(kind, fill) for kind in ("insertion", "deletion") for fill in FILLS]
+CURVES = [(kind, fill) for kind in ("insertion", "deletion") for fill in FILL_NAMES]
 BETTER = {"insertion": "↑", "deletion": "↓"}
 
 
@@ -95,7 +95,7 @@ def evidence() -> str:
         for method, (name, _) in METHODS.items()
         if method in network["masked"]["zero"]
     ]
-    curves = [f"{kind} area {BETTER[kind]}, {FILLS[fill]}" for kind, fill in CURVES]
+    curves = [f"{kind} area {BETTER[kind]}, {FILL_NAMES[fill]}" for kind, fill in CURVES]
     sizes = [f"unchanged, {size} px tiles shuffled" for size in networks[0]["shuffled"]["tile"] if size]
     wholes = [
         [

@@ -22,7 +22,7 @@ METHODS = {
     "integrated_gradients": ("integrated gradients", "#009E73"),
     "random": ("random order", GREY),
 }
-FILLS = {"zero": "mean colour", "blur": "blurred image"}
+FILL_NAMES = {"zero": "mean colour", "blur": "blurred image"}
 RULES = {
     "strongest": ("strongest patches", "#0072B2"),
     "by_class": ("each class's own strongest", "#E69F00"),
@@ -88,7 +88,7 @@ def draw_kept(networks: list[dict]) -> Figure | None:
 
 def draw_masked(networks: list[dict]) -> Figure:
     """Deletion and insertion curves, a row for each and each fill, a column a network."""
-    rows = [(fill, kind) for fill in FILLS for kind in ("deletion", "insertion")]
+    rows = [(fill, kind) for fill in FILL_NAMES for kind in ("deletion", "insertion")]
     done = {"deletion": "masked", "insertion": "shown"}
     figure, panels = _panels(len(rows), len(networks), sharey="row")
     for column, network in enumerate(networks):
@@ -101,7 +101,7 @@ def draw_masked(networks: list[dict]) -> Figure:
             axes.set_xlabel(f"strongest tiles {done[kind]} (%)")
         panels[0, column].set_title(network["name"], fontsize=10)
     for axes, (fill, kind) in zip(panels[:, 0], rows, strict=True):
-        axes.set_ylabel(f"{kind}, {FILLS[fill]}:\nprobability of the\npredicted class (%)")
+        axes.set_ylabel(f"{kind}, {FILL_NAMES[fill]}:\nprobability of the\npredicted class (%)")
         axes.set_ylim(bottom=0)
     _legend(figure, panels[0, 0])
     return figure

@@ -161,12 +161,11 @@ def _measure_maps(trained: Trained, sample: Sample, seed: int, notes: list[str])
             predicted = trained.network(images).argmax(1)
         labels = sample.labels[at].to(predicted.device)
         wrong = predicted != labels
+        fills = {fill: filling(images) for fill, filling in FILLS.items()}
         for name, method in methods.items():
             maps = method(trained.network, images, predicted)
-            for fill, filling in FILLS.items():
-                points = masking_curves(
-                    trained.network, images, filling(images), predicted, maps, MASKED_TILE, MASKING_STEPS
-                )
+            for fill, shown in fills.items():
+                points = masking_curves(trained.network, images, shown, predicted, maps, MASKED_TILE, MASKING_STEPS)
                 for kind, values in points.items():
                     curves[fill][name][kind].append(values.cpu())
             if name in pointed and boxed[at].any():

@@ -94,9 +94,7 @@ def accuracy_of_strongest(patch_logits: Tensor, labels: Tensor, seed: int) -> di
 
 def evidence_maps(network: BagNet, images: Tensor, classes: Tensor) -> Tensor:
     """For each pixel the logit of the patch centred on it: (B, 3, H, W), (B,) -> (B, H, W). See dense_evidence."""
-    wanted, place = classes.unique(return_inverse=True)
-    dense = dense_evidence(network, images, wanted.tolist())
-    return dense[torch.arange(len(images), device=images.device), :, :, place]
+    return _of_own_class(dense_evidence, network, images, classes)
 
 
 def contribution_maps(network: BagNet, images: Tensor, classes: Tensor) -> Tensor:
@@ -104,14 +102,17 @@ def contribution_maps(network: BagNet, images: Tensor, classes: Tensor) -> Tenso
 
     Their sum is the logit, but for the part of patches that reach beyond the image; pixels that no patch sees have 0.
     """
-    wanted, place = classes.unique(return_inverse=True)
-    shares = contributions(network, images, wanted.tolist())  # (B, h, w, classes)
-    shares = shares[torch.arange(len(images), device=images.device), :, :, place][:, None]
+    shares = _of_own_class(contributions, network, images, classes)[:, None]  # (B, 1, h, w)
     field, before = network.receptive_field, network.pad // 2
     spread = F.conv_transpose2d(shares, shares.new_full((1, 1, field, field), field**-2), stride=network.stride)[:, 0]
     maps = shares.new_zeros(len(images), *(size + network.pad for size in images.shape[2:]))
     maps[:, : spread.shape[1], : spread.shape[2]] = spread
     return maps[:, before : before + images.shape[2], before : before + images.shape[3]]
+
+
+def _of_own_class(evidence: Callable[..., Tensor], network: BagNet, images: Tensor, classes: Tensor) -> Tensor:
+    wanted, place = classes.unique(return_inverse=True)
+    return evidence(network, images, wanted.tolist())[torch.arange(len(images), device=images.device), :, :, place]
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from html import escape
 
-from bagnet_lightning.analysis.figures import FILLS, METHODS
+from bagnet_lightning.analysis.figures import FILL_NAMES, METHODS
 from bagnet_lightning.standalone import STYLE, data_uri
 
 OWN_STYLE = """
@@ -62,7 +62,7 @@ def summary(networks: list[dict]) -> list[list[str]]:
             f"{network['additivity_error']:.1e}" if "additivity_error" in network else "" for network in networks
         ],
     }
-    for fill, words in FILLS.items():
+    for fill, words in FILL_NAMES.items():
         for kind in ("deletion", "insertion"):
             for method, (name, _) in METHODS.items():
                 rows[f"{kind} area, {words}, {name}"] = [
