@@ -16,7 +16,6 @@ from bagnet_lightning.evidence import dense_evidence
 from bagnet_lightning.explanation.drawing import overlay, scale_end
 from bagnet_lightning.inference import best_device, predict
 from bagnet_lightning.models.bagnet import BagNet
-from bagnet_lightning.names import short_name
 from bagnet_lightning.prediction import TOP
 
 THEME = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none to be fetched
@@ -61,7 +60,7 @@ def page(trained: Trained, max_pixels: int) -> gradio.Blocks:
 
 def labels(trained: Trained) -> list[str]:
     """What the page calls each class: its first synonym, with the identifier where two classes share it."""
-    names = [short_name(name) for name in trained.class_names]
+    names = trained.class_names
     return [
         f"{name} ({identifier})" if names.count(name) > 1 else name
         for name, identifier in zip(names, trained.classes, strict=True)

@@ -28,11 +28,6 @@ def model_order(model: str) -> tuple:
     return (match[1], int(match[2])) if match else ("~", model)
 
 
-def short_name(class_name: str) -> str:
-    """The first of a class's synonyms: "goldfish" of "goldfish, Carassius auratus"."""
-    return class_name.partition(",")[0]
-
-
 def clipped(value: object, length: int = 16) -> str:
     """As text for a narrow place; a list of classes can be very long."""
     text = str(value)

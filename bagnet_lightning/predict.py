@@ -24,7 +24,6 @@ def main(config: DictConfig) -> None:
     from bagnet_lightning.checkpoint import load_trained
     from bagnet_lightning.data.images import image_files
     from bagnet_lightning.data.of_run import data_of_run
-    from bagnet_lightning.names import short_name
     from bagnet_lightning.prediction import as_csv, as_json, predict_files, submission
 
     trained = load_trained(config.checkpoint)
@@ -41,7 +40,7 @@ def main(config: DictConfig) -> None:
         if one.error:
             print(f"error: {one.error}", file=sys.stderr)
         else:
-            said = ", ".join(f"{short_name(trained.class_names[index])} {share:.2f}" for index, share in one.top)
+            said = ", ".join(f"{trained.class_names[index]} {share:.2f}" for index, share in one.top)
             print(f"{one.file}: {said}")
     unreadable = sum(one.error is not None for one in predictions)
 

@@ -11,7 +11,6 @@ from bagnet_lightning.explanation.drawing import COLOURS, exact_limit
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.maps import explain, load_model
 from bagnet_lightning.explanation.page import Page
-from bagnet_lightning.names import short_name
 
 pytest.importorskip("captum", reason="captum is an optional dependency: pip install 'bagnet-lightning[explain]'")
 from selenium.webdriver.common.by import By
@@ -37,7 +36,7 @@ def explained(tmp_path_factory):
         page.add(picture, both)
     path = folder / "index.html"
     path.write_text(page.html(), encoding="utf-8")
-    return path, explanations, [short_name(name) for name in models[0].trained.class_names]
+    return path, explanations, models[0].trained.class_names
 
 
 @pytest.fixture(scope="module")

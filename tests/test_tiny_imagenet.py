@@ -81,7 +81,7 @@ def test_everything_the_folder_says_is_in_the_store(root):
     store = open_store(root)
     assert store.name == "tiny_imagenet"
     assert store.classes == ["n00000001", "n00000002", "n00000003"]
-    assert store.class_names == ["goldfish, Carassius auratus", "crane", "n00000003"]
+    assert store.class_names == ["goldfish", "crane", "n00000003"]
     train, val, test = (store.splits[split] for split in ("train", "val", "test"))
     assert train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert train.boxes[:4].tolist() == [[1, 0, 63, 62], [1, 1, 63, 62], [-1] * 4, [1, 3, 63, 62]]

@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 CLASSES = ["n01", "n02", "n03", "n04", "n05", "n06", "n07"]
-CLASS_NAMES = ["goldfish, Carassius auratus", "trilobite", "scorpion", "crane", "crane", "<b>bold</b>", "black widow"]
+CLASS_NAMES = ["goldfish", "trilobite", "scorpion", "crane", "crane", "<b>bold</b>", "widow, black"]
 
 
 def write_checkpoint(path: Path, model: str, classes: list[str] = CLASSES) -> Path:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from bagnet_lightning.names import clipped, short_name
+from bagnet_lightning.names import clipped
 
 DPI = 150
 GREY = "#666666"
@@ -53,9 +53,9 @@ def draw_patches(network: dict, class_names: dict[str, str], pixels: np.ndarray)
                 axes.imshow(patch, extent=(x, x + 0.94, y + 0.94, y), interpolation="nearest")
                 words = f"{entry['logit']:.1f}"
                 if kind == "misleading":
-                    words += f"\n{clipped(short_name(class_names[entry['label']]), 15)}"
+                    words += f"\n{clipped(class_names[entry['label']], 15)}"
                 axes.text(x + 0.47, y + 0.97, words, ha="center", va="top", fontsize=5.5, color=GREY, linespacing=0.95)
-        name = textwrap.fill(clipped(short_name(class_names[label]), 30), 16)
+        name = textwrap.fill(clipped(class_names[label], 30), 16)
         axes.text(-0.15, ROW * row + 0.47, name, ha="right", va="center", fontsize=8)
     for kind, words in (("correct", "in images of the class"), ("misleading", "in images of other classes (named)")):
         axes.text(starts[kind], -0.15, words, fontsize=9, va="bottom")

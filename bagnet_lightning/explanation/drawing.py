@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.maps import EXACT, Explanation, Model, strongest
-from bagnet_lightning.names import clipped, short_name
+from bagnet_lightning.names import clipped
 
 COLOURS = "RdBu_r"  # red speaks for the class, blue against it
 OVERLAY = 0.7  # opacity of a map over its image
@@ -84,8 +84,8 @@ def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: E
     height = _height(picture, explanation)
     patch_rows = len(shown) if explanation.dense is not None else 0
     certain = explanation.logits.softmax(0)[explanation.predicted].item()
-    says = f"{short_name(names[explanation.predicted])} ({certain:.0%})"
-    truth = "" if picture.label is None else f"; true class: {short_name(names[picture.label])}"
+    says = f"{names[explanation.predicted]} ({certain:.0%})"
+    truth = "" if picture.label is None else f"; true class: {names[picture.label]}"
     block.text(0.02, 1 - 0.12 / height, f"{model.name}: {says}{truth}", weight="bold", va="top", fontsize=11)
     block.text(0.98, 1 - 0.12 / height, picture.name, color=GREY, va="top", ha="right", fontsize=8)
 
@@ -119,7 +119,7 @@ def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: E
             mappable = _overlay(axes, picture, one, end)
             if row == 0:
                 logit = explanation.logits[index].item()
-                axes.set_title(f"{clipped(short_name(names[index]), CLASS)}  logit {logit:.2f}", fontsize=9)
+                axes.set_title(f"{clipped(names[index], CLASS)}  logit {logit:.2f}", fontsize=9)
         bar = block.colorbar(mappable, cax=block.add_subplot(grid[row, -1]), extend="both")
         bar.ax.tick_params(labelsize=7)
         bar.set_label(f"{method}\n{'logit of the patch' if exact else 'an approximation'}", fontsize=7)
@@ -142,7 +142,7 @@ def _draw_patches(
     side = 0.78  # inches
     groups = (("highest", True, 0.02), ("lowest", False, 0.51))
     for word, largest, left in groups:
-        title = f"{word} scores for {clipped(short_name(model.trained.class_names[index]), CLASS)}"
+        title = f"{word} scores for {clipped(model.trained.class_names[index], CLASS)}"
         block.text(left, top - 0.06 / height, title, fontsize=8.5, va="top")
         found = strongest(explanation.dense[..., index], model.field, PATCHES, largest)
         for place, (row, column, score) in enumerate(found):

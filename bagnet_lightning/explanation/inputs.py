@@ -9,7 +9,6 @@ import numpy as np
 from bagnet_lightning.data.images import load_image, visible_files
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.names import short_name
 
 
 @dataclass(frozen=True)
@@ -22,16 +21,16 @@ class Picture:
 
 
 def find_class(asked: str, classes: list[str], class_names: list[str]) -> int:
-    """Index of the class with this identifier, name or first synonym. Raises UserError, with the nearest names."""
+    """Index of the class with this identifier or name. Raises UserError, with the nearest names."""
     wanted = asked.strip().casefold()
-    for known in (classes, class_names, [short_name(name) for name in class_names]):
+    for known in (classes, class_names):
         found = [index for index, name in enumerate(known) if name.casefold() == wanted]
         if len(found) == 1:
             return found[0]
         if found:
             several = ", ".join(f"{classes[index]} ({class_names[index]})" for index in found)
             raise UserError(f"class={asked} may be any of {several}; give the identifier")
-    names = {name.casefold(): name for name in [*classes, *map(short_name, class_names)]}
+    names = {name.casefold(): name for name in [*classes, *class_names]}
     close = get_close_matches(wanted, names, n=3, cutoff=0.5) or sorted(names)[:3]
     nearest = ", ".join(names[name] for name in close)
     raise UserError(f"class={asked}: the checkpoint knows no such class; nearest: {nearest}")

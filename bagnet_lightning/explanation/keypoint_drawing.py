@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from bagnet_lightning.explanation.drawing import CLASS, COLOURS, DPI, GREY, LUMINANCE, PANEL, PATCHES, bare, scale_end
 from bagnet_lightning.explanation.inputs import Picture
-from bagnet_lightning.names import clipped, short_name
+from bagnet_lightning.names import clipped
 
 if TYPE_CHECKING:
     from bagnet_lightning.explanation.keypoints import KeypointExplanation
@@ -41,8 +41,8 @@ def draw(
     def axes_at(left: float, bottom: float, wide: float, high: float) -> Axes:
         return figure.add_axes((left / width, bottom / height, wide / width, high / height))
 
-    said = short_name(class_names[explanation.predicted])
-    truth = "" if picture.label is None else f" ✗ (it is {short_name(class_names[picture.label])})"
+    said = class_names[explanation.predicted]
+    truth = "" if picture.label is None else f" ✗ (it is {class_names[picture.label]})"
     right = " ✓" if picture.label == explanation.predicted else truth
     figure.text(0.2 / width, 1 - 0.12 / height, f"{system}: {said}{right}", weight="bold", va="top", fontsize=11)
     figure.text(1 - 0.2 / width, 1 - 0.12 / height, picture.name, color=GREY, va="top", ha="right", fontsize=8)
@@ -62,13 +62,13 @@ def draw(
         score, bias = explanation.scores[index], explanation.bias[index]
         sign, added = "+" if score >= bias else "-", abs(score - bias)
         sum_ = f"score {score:.{digits}f} = bias {bias:.{digits}f} {sign} {added:.{digits}f}"
-        axes.set_title(f"{clipped(short_name(class_names[index]), CLASS)}\n{sum_}", fontsize=9)
+        axes.set_title(f"{clipped(class_names[index], CLASS)}\n{sum_}", fontsize=9)
     bar = figure.colorbar(scale, cax=axes_at(0.2 + (1 + len(shown)) * (SIDE + GAP), below, 0.1, tall), extend="both")
     bar.ax.tick_params(labelsize=7)
     bar.set_label(f"what a {'patch' if patches else 'keypoint'} adds to the score", fontsize=7)
     for row, index in enumerate(shown):
         top = (len(shown) - row) * ROW
-        name = clipped(short_name(class_names[index]), CLASS)
+        name = clipped(class_names[index], CLASS)
         found = strongest(explanation.keypoints, shares[:, index])
         for title, places, left in ((f"most for {name}", found[0], 0.2), ("most against it", found[1], width / 2)):
             if places:

@@ -9,7 +9,6 @@ from bagnet_lightning.explanation.drawing import scale_end
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.keypoint_drawing import strongest
 from bagnet_lightning.explanation.page import MOST_CLASSES, TOP, write_page
-from bagnet_lightning.names import short_name
 from bagnet_lightning.standalone import png_uri
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class KeypointPage:
         data = {
             "system": self.system,
             "patches": self.patches,
-            "classes": [short_name(name) for name in self.class_names],
+            "classes": self.class_names,
             "identifiers": self.classes,
             "asked": self.asked,
             "images": self.images,

@@ -16,7 +16,6 @@ from bagnet_lightning.explanation.keypoint_page import KeypointPage
 from bagnet_lightning.local_features.bag import Bag
 from bagnet_lightning.local_features.encoding import BagOfWords
 from bagnet_lightning.local_features.model import LocalModel, keypoint_shares, load_local_model, system
-from bagnet_lightning.names import short_name
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ class Keypoints:
         if explanation.words is not None:
             of_image["words"] = explanation.words
         self.arrays.keep(picture, explanation.predicted, explanation.shown, of_image, scores=explanation.scores)
-        said = short_name(self.class_names[explanation.predicted])
-        truth = "" if picture.label is None else f", true class {short_name(self.class_names[picture.label])}"
+        said = self.class_names[explanation.predicted]
+        truth = "" if picture.label is None else f", true class {self.class_names[picture.label]}"
         count, what = len(explanation.keypoints), "patches" if self.patches else "keypoints"
         exact = (
             f"its score is its bias and the sum of {count} {what}' shares (off by {explanation.additivity_error:.0e})"

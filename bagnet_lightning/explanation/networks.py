@@ -8,7 +8,6 @@ from bagnet_lightning.explanation.drawing import draw
 from bagnet_lightning.explanation.inputs import Picture, find_class
 from bagnet_lightning.explanation.maps import explain, load_model
 from bagnet_lightning.explanation.page import Page
-from bagnet_lightning.names import short_name
 
 
 class Networks:
@@ -38,8 +37,8 @@ class Networks:
         lines = []
         for model, explanation, kept in zip(self.models, explanations, self.arrays, strict=True):
             kept.add(picture, explanation)
-            said = short_name(self.class_names[explanation.predicted])
-            truth = "" if picture.label is None else f", true class {short_name(self.class_names[picture.label])}"
+            said = self.class_names[explanation.predicted]
+            truth = "" if picture.label is None else f", true class {self.class_names[picture.label]}"
             exact = ""
             if model.field:
                 patches = explanation.shares[..., 0].numel()

@@ -14,7 +14,6 @@ from torch import Tensor
 from bagnet_lightning.explanation.drawing import COLOURS, PATCHES, exact_limit, scale_end
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.maps import EXACT, Explanation, Model, strongest
-from bagnet_lightning.names import short_name
 from bagnet_lightning.standalone import STYLE, embedded, fill, png_uri
 
 TEMPLATE = Path(__file__).parent / "template"
@@ -60,7 +59,7 @@ class Page:
                 }
                 for model in self.models
             ],
-            "classes": [short_name(name) for name in self.models[0].trained.class_names],
+            "classes": self.models[0].trained.class_names,
             "identifiers": self.models[0].trained.classes,
             "asked": self.asked,
             "images": self.images,

@@ -7,7 +7,7 @@ from bagnet_lightning.checkpoint import NETWORKS, Trained
 from bagnet_lightning.config import NOT_IN_DIGEST
 from bagnet_lightning.exporting.portable import describe
 from bagnet_lightning.models.bagnet import BagNet
-from bagnet_lightning.names import model_name, optimizer_name, short_name
+from bagnet_lightning.names import model_name, optimizer_name
 from bagnet_lightning.results import read_run
 
 PAPER = "https://openreview.net/forum?id=SkfMWhAqYQ"
@@ -61,7 +61,7 @@ def _timm_config(trained: Trained) -> dict:
 def _card(trained: Trained, result: dict | None) -> str:
     about, name = describe(trained), model_name(describe(trained)["model"])
     data = about["config"]["data"]["name"]
-    names = ", ".join(short_name(one) for one in trained.class_names[:8])
+    names = ", ".join(trained.class_names[:8])
     names += f", … ({len(trained.class_names)} in all)" if len(trained.class_names) > 8 else ""
     front = {"pipeline_tag": "image-classification", "tags": ["image-classification", "bagnet_lightning"]}
     if result:

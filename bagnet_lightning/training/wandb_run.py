@@ -20,7 +20,6 @@ from bagnet_lightning.explanation.drawing import overlay, scale_end
 from bagnet_lightning.files import write_text
 from bagnet_lightning.machine import wandb_mode
 from bagnet_lightning.models.bagnet import BagNet
-from bagnet_lightning.names import short_name
 from bagnet_lightning.predictions import Predictions, most_confused, read_predictions
 from bagnet_lightning.training.loggers import RunLogger
 
@@ -140,7 +139,7 @@ class WandbEvidence(Callback):
             first, second = network(image)[0].topk(2).indices.tolist()
             classes = [first, second if first == label else label]
             strip = _strip(pixels[number].numpy(), dense_evidence(network, image, classes)[0].cpu())
-            names = [short_name(data.class_names[index]) for index in classes]
+            names = [data.class_names[index] for index in classes]
             caption = f"predicted: {names[0]} | {'next' if first == label else 'true'}: {names[1]}"
             pictures.append(wandb.Image(strip, caption=caption))
         self.write({"evidence": pictures, "epoch": epoch})

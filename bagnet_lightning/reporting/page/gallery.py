@@ -5,7 +5,6 @@ from pathlib import Path
 from bagnet_lightning.explanation.drawing import exact_limit, overlay
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.maps import explain, load_model
-from bagnet_lightning.names import short_name
 from bagnet_lightning.predictions import Predictions
 from bagnet_lightning.standalone import png_uri
 
@@ -19,7 +18,7 @@ def gallery(checkpoint: Path, predictions: Predictions) -> list[dict]:
     be read.
     """
     model = load_model(checkpoint, exact_only=True)
-    names = [short_name(name) for name in model.trained.class_names]
+    names = model.trained.class_names
     items = []
     for pixels, label in zip(predictions.examples[:COUNT], predictions.example_labels[:COUNT].tolist(), strict=True):
         (explanation,) = explain([model], Picture("", pixels, label), None, approximate=False)

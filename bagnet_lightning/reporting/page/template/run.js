@@ -61,19 +61,18 @@ function drawRun(run, colour) {
 function confusions(data, run) {
   if (!run.confusion) return [];
   const { pairs, sheet, side, each, among, matrix, right, images } = run.confusion, names = data.classes[run.confusion.classes];
-  const short = index => names[index].split(",")[0];
   const items = pairs.map(([true_, said, count], i) => {
     const thumbs = Array.from({ length: Math.min(count, each) }, (_, j) => {
       const thumb = make("span", "thumb");
       thumb.style.cssText = `width:${side}px;height:${side}px;background-image:url(${sheet});background-position:${-j * side}px ${-i * side}px`;
       return thumb;
     });
-    return make("li", "", make("span", "thumbs", ...thumbs), make("span", "", make("b", "", short(true_)), " taken for ", make("b", "", short(said)),
+    return make("li", "", make("span", "thumbs", ...thumbs), make("span", "", make("b", "", names[true_]), " taken for ", make("b", "", names[said]),
       make("span", "quiet", ` ${count} of ${images[true_]} images`)));
   });
   const most = Math.max(1, ...matrix.flat());
-  const grid = make("table", "matrix", make("tr", "", make("td", "quiet", "true \\ said"), ...among.map(index => make("th", "", make("span", "", short(index))))),
-    ...among.map((index, i) => make("tr", "", make("th", "left", short(index)), ...matrix[i].map((count, j) => {
+  const grid = make("table", "matrix", make("tr", "", make("td", "quiet", "true \\ said"), ...among.map(index => make("th", "", make("span", "", names[index])))),
+    ...among.map((index, i) => make("tr", "", make("th", "left", names[index]), ...matrix[i].map((count, j) => {
       const cell = make("td", i === j ? "right" : "", String(count || ""));
       cell.style.setProperty("--share", `${Math.round(60 * count / most)}%`);
       return cell;
@@ -82,7 +81,7 @@ function confusions(data, run) {
   const bars = list => make("ol", "bars", ...list.map(([index, accuracy]) => {
     const bar = make("i");
     bar.style.width = `${100 * accuracy}%`;
-    return make("li", "", make("span", "name", short(index)), make("span", "track", bar), make("span", "", `${(100 * accuracy).toFixed(0)} %`));
+    return make("li", "", make("span", "name", names[index]), make("span", "track", bar), make("span", "", `${(100 * accuracy).toFixed(0)} %`));
   }));
   const many = classes.length > 16;
   return [
