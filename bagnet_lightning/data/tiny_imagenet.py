@@ -97,9 +97,7 @@ def _read_layout(folder: Path, fingerprint: str) -> Source:
     return Source(
         name="tiny_imagenet",
         classes=classes,
-        class_names=[
-            words.get(wnid, wnid).partition(",")[0] for wnid in classes
-        ],  # first synonyms, all different
+        class_names=[words.get(wnid, wnid).partition(",")[0] for wnid in classes],  # first synonyms, all different
         image_size=IMAGE_SIZE,
         resize=False,
         splits=splits,

@@ -51,7 +51,8 @@ class Compiled:
         started = time.perf_counter()
         try:
             # With its backward pass, which would else be compiled, and fail, where it is called.
-            with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
+            settings, at_once = torch._functorch.config, "force_non_lazy_backward_lowering"
+            with settings.patch({at_once: True} if hasattr(settings, at_once) else {}):  # newer torch has it
                 return self.compiled(*inputs)
         except torch.OutOfMemoryError:
             raise
