@@ -10,34 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from bagnet_lightning.paths import CONF
 
-# What changes where things are or how they are shown, but not what is trained.
+# What changes where things are, how fast they go or how they are shown, but not what is trained.
 NOT_IN_DIGEST = (
-    "sweep",
-    "fresh",
-    "dry_run",
-    "logger",
-    "checkpoint",
-    "backbones",
-    "paper",
-    "data.root",
-    "data.cache",
-    "data.url",
-)
-# Nor do these.
-HOW_FAST = (
-    "data.eval_batch_size",
-    "data.device_resident",
-    "trainer.compile",
-    "trainer.fused_norm",
-    "trainer.cuda_graph",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "cache",
-    "workers",
+    *("sweep", "fresh", "dry_run", "logger", "checkpoint", "backbones", "paper", "cache", "workers"),
+    *("data.root", "data.cache", "data.url", "data.eval_batch_size", "data.device_resident"),
+    *("trainer.compile", "trainer.fused_norm", "trainer.cuda_graph", "trainer.devices", "trainer.num_nodes"),
 )
 # Likewise: names, of systems and of files (what the files hold is asked for, by its sha256), and what model.* repeats.
 _SAID_ELSEWHERE = ("features.label", "encoding.label", "classifier.label", "features.checkpoint", "bagnet")
-NOT_IN_FOLDER = ("trainer", *NOT_IN_DIGEST, *HOW_FAST)  # of the trainer the choice only: trainer.max_epochs is in it
 CHOICES_FIRST = (
     *("related", "features", "encoding", "classifier", "head", "method"),
     *("recipe", "table1", "model", "optim", "scheduler", "data"),
@@ -69,7 +49,7 @@ def within(key: str, groups: Iterable[str]) -> bool:
 
 def asked_for(config: DictConfig) -> dict[str, object]:
     """The leaves of a configuration that say what is trained: not where, how fast, or by which name."""
-    no_matter = (*NOT_IN_DIGEST, *HOW_FAST, *_SAID_ELSEWHERE)
+    no_matter = (*NOT_IN_DIGEST, *_SAID_ELSEWHERE)
     asked = {key: value for key, value in leaves(plain(config), modules=True).items() if not within(key, no_matter)}
     if isinstance(asked.get("model.pretrained"), str):
         del asked["model.pretrained"]  # pretrained_sha256 says which file
@@ -124,18 +104,13 @@ def folder(overrides: Sequence[str]) -> str:
     Safe in shells and in Hydra's own grammar, and at most 120 characters long.
     """
     asked = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
-    asked = {key: value for key, value in sorted(asked.items()) if not _left_out(key)}
+    asked = {key: value for key, value in sorted(asked.items()) if key != "trainer" and not within(key, NOT_IN_DIGEST)}
     parts = [asked.pop(group) for group in CHOICES_FIRST if group in asked]
     parts += [f"{key.rpartition('.')[2]}-{value}" for key, value in asked.items()]
     name = re.sub(r"[^\w.+-]+", "-", "_".join(parts)).strip("-") or "defaults"
     if len(name) > 120:
         name = f"{name[:107]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
     return name
-
-
-def _left_out(key: str) -> bool:
-    group = key.partition(".")[0]
-    return key in NOT_IN_FOLDER or (group in NOT_IN_FOLDER and group != "trainer")
 
 
 def keys(name: str) -> str:

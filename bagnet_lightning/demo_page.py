@@ -59,7 +59,7 @@ def page(trained: Trained, max_pixels: int) -> gradio.Blocks:
 
 
 def labels(trained: Trained) -> list[str]:
-    """What the page calls each class: its first synonym, with the identifier where two classes share it."""
+    """What the page calls each class: its name, with the identifier where two share it."""
     names = trained.class_names
     return [
         f"{name} ({identifier})" if names.count(name) > 1 else name

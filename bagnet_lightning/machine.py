@@ -36,6 +36,8 @@ def gpu_problem() -> str | None:
             f"{build}, made for CUDA {torch.version.cuda}, finds no GPU that the driver {driver()} lets it use: update "
             "the driver, or install a torch for an older CUDA (for a K80: make k80)"
         )
+    if torch.version.hip is not None:  # ROCm, whose architectures have other names
+        return None
     for device in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(device)
         if not serves(torch.cuda.get_arch_list(), capability):

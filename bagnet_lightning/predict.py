@@ -22,7 +22,7 @@ def main(config: DictConfig) -> None:
     if config.split not in (None, "test"):
         raise UserError(f"split={config.split}: split must be test; evaluate tells of those with labels")
     from bagnet_lightning.checkpoint import load_trained
-    from bagnet_lightning.data.images import image_files
+    from bagnet_lightning.data.images import find_images
     from bagnet_lightning.data.of_run import data_of_run
     from bagnet_lightning.prediction import as_csv, as_json, predict_files, submission
 
@@ -31,7 +31,7 @@ def main(config: DictConfig) -> None:
     if config.split:
         files = data_of_run(trained.config, config.get("data")).test_files()
     else:
-        files = image_files(Path(str(config.images)))
+        files = find_images(Path(str(config.images)))
     out = writable(Path(config.out or Path(config.checkpoint).parent))
 
     predictions = []

@@ -37,7 +37,7 @@ class Sweep(Callback):
         self.total = 1
         self.began = time.monotonic()
         self.results: list[dict] = []
-        self.console = Console(stderr=False, soft_wrap=True)
+        self.console = Console(soft_wrap=True)
 
     def on_run_start(self, config: DictConfig, **kwargs) -> None:
         _check(config)

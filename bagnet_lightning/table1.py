@@ -8,14 +8,17 @@ from hydra._internal.utils import create_config_search_path
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from bagnet_lightning.config import HOW_FAST, NOT_IN_DIGEST, leaves, plain
+from bagnet_lightning.config import NOT_IN_DIGEST, leaves, plain
 from bagnet_lightning.paths import CONF
 
-_SETTINGS = ("data.", "model.", "optim.", "scheduler.", "label_smoothing", "patch_loss", "weight_average")
+_SETTINGS = (
+    *("data.", "model.", "optim.", "scheduler.", "label_smoothing", "patch_loss", "weight_average"),
+    *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val"),
+)
 # Not settings of the training, or what a row is chosen by.
-_OTHER = {*NOT_IN_DIGEST, *HOW_FAST, "data.seed", "data.name", "data.sha256"}
+_OTHER = {*NOT_IN_DIGEST, "data.seed", "data.name", "data.sha256"}
 _OTHER |= {"data._target_", "model._target_", "optim._target_"}
-_LIMITS = ("trainer.limit_", "trainer.overfit_", "trainer.fast_dev")
+_LIMITS = ("trainer.limit_", "trainer.overfit_", "trainer.fast_dev", "trainer.max_steps", "trainer.max_time")
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,9 @@ def open_store(root: str | Path, image_size: int, cache: str | Path | None = Non
         splits = {}
         for split, files in labelled.items():
             labels = np.repeat(np.arange(len(classes)), [len(files.get(name, ())) for name in classes])
-            splits[split] = _image_files(root, [path for name in classes for path in files.get(name, ())], labels)
+            splits[split] = _without_boxes(root, [path for name in classes for path in files.get(name, ())], labels)
         if unlabelled:
-            splits["test"] = _image_files(root, unlabelled, np.full(len(unlabelled), -1))
+            splits["test"] = _without_boxes(root, unlabelled, np.full(len(unlabelled), -1))
         return Source(root.resolve().name, classes, classes, image_size, True, splits, fingerprint)
 
     if cache is None:
@@ -98,6 +98,6 @@ def _fingerprint(root: Path, names: list[str], image_size: int) -> str:
     return digest.hexdigest()
 
 
-def _image_files(root: Path, names: list[str], labels: np.ndarray) -> ImageFiles:
+def _without_boxes(root: Path, names: list[str], labels: np.ndarray) -> ImageFiles:
     no_boxes = np.full((len(names), 4), -1, np.int16)
     return ImageFiles([f"{root}/{name}" for name in names], labels.astype(np.int64), no_boxes)

@@ -1,7 +1,6 @@
 """From image files to uint8 pixels. Packing workers start with this module: it imports neither torch nor Lightning."""
 
 import hashlib
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -58,7 +57,7 @@ def image_suffixes() -> tuple[str, ...]:
     return tuple(suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN)
 
 
-def image_files(path: Path) -> list[Path]:
+def find_images(path: Path) -> list[Path]:
     """The file `path`, or those in and below the folder `path` whose names are images', sorted; none that is hidden.
 
     Raises UserError if there is none.
@@ -68,17 +67,11 @@ def image_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     suffixes = image_suffixes()
-    files = [file for file in visible_files(path) if file.name.lower().endswith(suffixes)]
+    files = [file for file in sorted(path.rglob("*")) if file.name.lower().endswith(suffixes) and file.is_file()]
+    files = [file for file in files if "/." not in f"/{file.relative_to(path).as_posix()}"]
     if not files:
         raise UserError(f"{path} holds no image file; give an image file or a folder of them")
     return files
-
-
-def visible_files(folder: Path) -> Iterator[Path]:
-    """The files in and below `folder`, sorted; none that is hidden."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            yield path
 
 
 class PackedChunk(NamedTuple):

@@ -13,7 +13,7 @@ from bagnet_lightning.data.images import PackedChunk, pack_chunk
 from bagnet_lightning.data.workers import in_processes
 from bagnet_lightning.progress_bar import progress_bar
 
-FORMAT = 2  # of packed stores; also stands for how images are decoded, so a change of either raises it
+FORMAT = 1  # of packed stores; also stands for how images are decoded, so a change of either raises it
 CHUNK_BYTES = 4 * 2**20  # of pixels that a worker decodes, writes and hashes at a time; part of the format
 
 

@@ -77,7 +77,7 @@ def _fingerprint(folder: Path) -> str:
 
     Not of times and pixels: the official images never change, and a copied folder should not be packed again.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"first synonyms")  # how class names are read from the lists
     for path in (folder / "wnids.txt", folder / "words.txt", folder / "val" / "val_annotations.txt"):
         digest.update(path.read_bytes() if path.is_file() else b"")
     for images in [*sorted(folder.glob("train/*/images")), folder / "val" / "images", folder / "test" / "images"]:

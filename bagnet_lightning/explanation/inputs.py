@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bagnet_lightning.data.images import load_image, visible_files
+from bagnet_lightning.data.images import find_images, load_image
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import UserError
 
@@ -52,7 +52,7 @@ def pictures_of_files(
     """The image file `path`, or up to `count` images below the folder `path`, spread evenly over their sorted paths.
 
     size: as of load_image. The true class is known where a file's folder, or the one above that, is named by a class's
-    identifier or name. Hidden files are passed over, and those of a folder that are no images skipped.
+    identifier or name. Images of a folder that cannot be read are skipped.
     Returns the pictures and notes for the user. Raises UserError if the file is no image, or the folder has none.
     """
     places = {name: i for i, name in enumerate(class_names)} | {name: i for i, name in enumerate(classes)}
@@ -62,11 +62,9 @@ def pictures_of_files(
         name = str(file.relative_to(path)) if file != path else file.name
         return Picture(name, load_image(file, size), label)
 
-    if not path.exists():
-        raise UserError(f"images={path} does not exist; give an image file or a folder of them")
-    if not path.is_dir():
+    files = find_images(path)
+    if files == [path]:
         return [read(path)], []
-    files = list(visible_files(path))
     first = _spread(len(files), count)
     pictures, skipped = [], []
     for place in [*first, *sorted({*range(len(files))} - {*first})]:  # others stand in for those that are no images
@@ -77,8 +75,7 @@ def pictures_of_files(
         except UserError:
             skipped.append(files[place])
     if not pictures:
-        held = f"none of its {len(files)} files can be read as one" if files else "it is empty"
-        raise UserError(f"images={path} holds no image: {held}")
+        raise UserError(f"{path} holds no image that can be read")
     pictures.sort(key=lambda picture: picture.name)
     notes = []
     if skipped:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from bagnet_lightning.checkpoint import NETWORKS, Trained
-from bagnet_lightning.config import NOT_IN_DIGEST
+from bagnet_lightning.config import NOT_IN_DIGEST, within
 from bagnet_lightning.exporting.portable import describe
 from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.names import model_name, optimizer_name
@@ -97,7 +97,7 @@ def _measured(result: dict | None) -> list[str]:
         return None if None in values.values() else words.format(**values)
 
     versions = result.get("versions") or {}
-    asked = [word for word in result.get("overrides") or [] if word.partition("=")[0] not in NOT_IN_DIGEST]
+    asked = [word for word in result.get("overrides") or [] if _to_be_published(word)]
     speed = ("train_seconds", "images_per_second")
     rows = {
         "top-1, best epoch": known("{best_val_accuracy:.4f}", "best_val_accuracy"),
@@ -115,6 +115,12 @@ def _measured(result: dict | None) -> list[str]:
     }
     table = [f"| {key} | {value} |" for key, value in rows.items() if value]
     return ["## Measured", "", "| | |", "|---|---|", *table, ""]
+
+
+def _to_be_published(override: str) -> bool:
+    """Not what a path of the user's may be in, or what does not matter."""
+    key, _, value = override.lstrip("+~").partition("=")
+    return not within(key, NOT_IN_DIGEST) and (key != "model.pretrained" or value == "true")
 
 
 def _use(trained: Trained) -> list[str]:

@@ -48,7 +48,8 @@ def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict], floa
         raise UserError(f"{config.features.checkpoint} is refused: a value of its model or data is more than a value")
     em = plain(config)["em"]
     run = {
-        **{key: em[key] for key in ("label_smoothing", "patch_loss", "weight_average", "checkpoint")},
+        **{key: em[key] for key in ("label_smoothing", "weight_average", "checkpoint")},
+        "patch_loss": 0.0,  # EM has a loss of its own
         "seed": config.seed,
         "data": {**plain(config)["data"], **as_trained},
         "model": {**start.config["model"], "pretrained": str(config.features.checkpoint)},

@@ -1,6 +1,6 @@
 """What a reader of a sweep's table has to know: what did not finish, what cannot be compared, where it ran."""
 
-from bagnet_lightning.config import HOW_FAST, NOT_IN_DIGEST, within
+from bagnet_lightning.config import NOT_IN_DIGEST, within
 from bagnet_lightning.reporting.seeds import problem
 from bagnet_lightning.reporting.table import Table, pretraining_name
 from bagnet_lightning.results import read_jobs
@@ -40,7 +40,7 @@ def notes(table: Table) -> list[str]:
 
 def _tells(key: str) -> bool:
     """Whether an override of `key` says of a run what no column does."""
-    return not within(key, NOT_IN_DIGEST) and key not in {*HOW_FAST, *_IN_COLUMNS}
+    return not within(key, NOT_IN_DIGEST) and key not in _IN_COLUMNS
 
 
 def problems(table: Table) -> list[str]:

@@ -6,13 +6,13 @@ Their runs are those of `python -m bagnet_lightning.classical`, "kind": "related
 import re
 from dataclasses import dataclass
 
-from bagnet_lightning.config import HOW_FAST, NOT_IN_DIGEST, leaves, within
+from bagnet_lightning.config import NOT_IN_DIGEST, leaves, within
 from bagnet_lightning.reporting.seeds import deviation, mean, problem, values
 from bagnet_lightning.reporting.settings import in_words
 
 FEATURES = ("sift", "fast_brief", "orb", "dense_sift", "bagnet")  # in the table's order
 _NOT_TOLD = "features.sha256"  # tells two runs apart, but no reader what they are
-_NOT_A_SETTING = (*NOT_IN_DIGEST, *HOW_FAST, "seed", "data.seed", "data._target_")
+_NOT_A_SETTING = (*NOT_IN_DIGEST, "seed", "data.seed", "data._target_")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import nn
 from bagnet_lightning.config import plain
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.training.best_predictions import BestPredictions
 from bagnet_lightning.training.checkpoints import BestCheckpoint
 from bagnet_lightning.training.classifier import Classifier
@@ -70,7 +71,7 @@ def summary(network: nn.Module, data: ImageData) -> str:
         f"{len(data.train_images):,} train and {len(data.val_images):,} validation images of {width} x {height} px",
         f"{len(data.class_ids)} classes",
     ]
-    if hasattr(network, "receptive_field"):
+    if isinstance(network, BagNet):
         parts.insert(
             1,
             f"patches of {network.receptive_field} px every {network.stride} px that see "

@@ -38,7 +38,7 @@ def page_data(tables: list[Table], pictures: dict[str, str], with_gallery: bool,
             {"name": name, "folder": str(table.folder), "notes": _notes(table)}
             for name, table in zip(names, tables, strict=True)
         ],
-        "between": _between(tables, names),
+        "between": _between(tables),
         "states": Counter(run["state"] for run in runs.values()),
         "settings": [{"key": setting, "name": short(setting)} for setting in settings],
         "models": [[model, model_name(model)] for model in models],
@@ -98,7 +98,7 @@ def _notes(table: Table) -> list[str]:
     return told + ([f"Runs were made by different versions: {'; '.join(mixed)}."] if mixed else [])
 
 
-def _between(tables: list[Table], names: list[str]) -> list[list[str]]:
+def _between(tables: list[Table]) -> list[list[str]]:
     """[key, value in each sweep], for what is one value within every sweep and not the same in all."""
     if len(tables) < 2:
         return []
