@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -69,34 +70,62 @@ def writable(out: Path) -> Path:
     return out
 
 
-def made_once(
-    folder: Path, opened: Callable[[], Made | None], make: Callable[[Path], None], if_unwritable: str
-) -> Made:
-    """What `opened` finds in `folder`; where that is None, `make` first makes the folder that it is given.
+def made_once(folder: Path, opened: Callable[[dict], Made], make: Callable[[Path], dict], if_unwritable: str) -> Made:
+    """What `opened` makes of the manifest of `folder`; where there is none, `make` first fills an empty folder.
 
-    By one process at a time; the new folder takes its place, and an old one's, when it is whole.
+    opened: raises ValueError for a manifest that is not the wanted one. make: returns the manifest, which is written
+    with the sizes of all files as manifest.json, so that a folder is used only if it is whole.
+    By one process at a time; the new folder takes its place, and an old one's, when all is on the disk.
     Raises UserError, with what `if_unwritable` says can be done, if it cannot be written.
     """
-    found = opened()
+    found = _opened(folder, opened)
     if found is not None:
         return found
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with one_process_at_a_time(folder.parent):
-            found = opened()  # somebody else may have made it while we waited
+        with locked(folder.parent, wait=True) as free:
+            if free:
+                for left_over in folder.parent.glob(f".*{LEFT_OVER}"):  # by processes that were killed
+                    rmtree(left_over, ignore_errors=True)
+            found = _opened(folder, opened)  # somebody else may have made it while we waited
             if found is not None:
                 return found
             with temporary_folder(folder) as temporary:
-                make(temporary / "new")
+                new = temporary / "new"
+                new.mkdir()
+                manifest = make(new)
+                manifest["bytes"] = {path.name: path.stat().st_size for path in sorted(new.iterdir())}
+                (new / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+                for path in new.iterdir():
+                    sync(path)
                 if folder.exists():
                     folder.rename(temporary / "old")
-                (temporary / "new").rename(folder)
+                new.rename(folder)
     except OSError as error:
         raise UserError(f"cannot make {folder}: {error}; {if_unwritable}") from error
-    found = opened()
+    found = _opened(folder, opened)
     if found is None:
         raise UserError(f"{folder} has changed while it was made; give the same command again")
     return found
+
+
+def _opened(folder: Path, opened: Callable[[dict], Made]) -> Made | None:
+    """None where the folder is not whole, or `opened` refuses it. Cheap: of the files only the sizes are looked at."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        for name, size in manifest["bytes"].items():
+            if (folder / name).stat().st_size != size:
+                raise ValueError(f"{name} has another size")
+        return opened(manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if folder.exists():
+            log.info("%s is not used: %s", folder, error)
+        return None
+
+
+def sync(path: Path) -> None:
+    """Returns once the disk has what was written: what is found after a power cut must not hold gaps."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -107,41 +136,24 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def one_process_at_a_time(folder: Path) -> Iterator[None]:
-    """Waits until no other process is in here with the same folder, then removes what killed ones left behind."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("another process is at work in %s: waiting for it", folder)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks: two processes may do the same work, and the last one's stays
-            yield
-            return
-        for left_over in folder.glob(f".*{LEFT_OVER}"):
-            rmtree(left_over, ignore_errors=True)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[bool]:
-    """Whether no other process is in such a block for `folder`; always on a file system without locks."""
+def locked(folder: Path, wait: bool) -> Iterator[bool | None]:
+    """Whether no other process is in such a block for `folder`, with `wait` once that is so; None: no locks here."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        yield _locked(descriptor)
+        yield _lock(descriptor, wait, folder)
     finally:
         os.close(descriptor)
 
 
-def _locked(descriptor: int) -> bool:
+def _lock(descriptor: int, wait: bool, folder: Path) -> bool | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
-    except OSError:
-        return True
+        if wait:
+            log.info("another process is at work in %s: waiting for it", folder)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return wait
+    except OSError:  # a file system without locks: two processes may do the same work, and the last one's stays
+        return None
     return True

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bagnet_lightning.config import asked_for, digest, plain
 from bagnet_lightning.errors import Diverged, Interrupted, UserError, in_one_line
-from bagnet_lightning.files import alone, write_text
+from bagnet_lightning.files import locked, write_text
 from bagnet_lightning.results import describe, read_run, write_result
 
 log = logging.getLogger(__name__)
@@ -52,8 +52,8 @@ def in_its_folder(
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     asked = describe(config, list(HydraConfig.get().overrides.task))
-    with alone(folder) if lead else nullcontext(True) as free:
-        if not free:
+    with locked(folder, wait=False) if lead else nullcontext() as free:
+        if free is False:
             error = f"another process trains in {folder}; wait for it, or stop it"
             return {**asked, "status": "failed", "error": error}
         earlier = begin(config, folder, asked, files, lead)

@@ -15,7 +15,7 @@ from PIL import Image
 from sweep_folders import write_run
 
 from bagnet_lightning.data.image_folder import open_store
-from bagnet_lightning.files import alone
+from bagnet_lightning.files import locked
 
 SWEEP = ["-m", *[word for word in SMALL if word != "model=bagnet9"], "sweep=s"]
 
@@ -301,7 +301,7 @@ def test_prepare_notices_a_packed_store_that_has_changed(command, tmp_path):
 
 def test_a_run_that_another_process_trains_is_left_to_it(command, tmp_path):
     folder = tmp_path / "multirun_outputs/mine/bagnet9"
-    with alone(folder) as free:
+    with locked(folder, wait=False) as free:
         assert free
         done = command("train", "-m", *SMALL, "sweep=mine", f"hydra.sweep.subdir={folder.name}")
     assert done.returncode == 1

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from bagnet_lightning.data.images import PackedChunk, pack_chunk
 from bagnet_lightning.data.workers import in_processes
+from bagnet_lightning.files import sync
 from bagnet_lightning.progress_bar import progress_bar
 
 FORMAT = 1  # of packed stores; also stands for how images are decoded, so a change of either raises it
@@ -42,12 +42,12 @@ class Source:
     fingerprint: str
 
 
-def pack(folder: Path, source: Source, workers: int | None) -> None:
-    """Writes the store of `source` into the new folder `folder`, by `workers` processes (None: one a core).
+def pack(folder: Path, source: Source, workers: int | None) -> dict:
+    """Writes the arrays of `source` into the empty folder `folder`, by `workers` processes (None: one a core).
 
+    Returns what else the store is to tell of them.
     Raises UserError, naming the file, if an image cannot be decoded; OSError if the folder cannot be written.
     """
-    folder.mkdir()
     step = chunk_length(source.image_size)
     jobs = {}  # (split, first image): the arguments of images.pack_chunk
     for name, files in source.splits.items():
@@ -74,7 +74,7 @@ def pack(folder: Path, source: Source, workers: int | None) -> None:
         name: [chunks[key].sha256 for key in jobs if key[0] == name] + [sha256(files.labels), sha256(files.boxes)]
         for name, files in source.splits.items()
     }
-    manifest = {
+    return {
         "format": FORMAT,
         "name": source.name,
         "fingerprint": source.fingerprint,
@@ -82,13 +82,9 @@ def pack(folder: Path, source: Source, workers: int | None) -> None:
         "mean": mean,
         "std": std,
         "splits": list(source.splits),
-        "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
         "classes": source.classes,
         "class_names": source.class_names,
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    for path in folder.iterdir():
-        sync(path)
 
 
 def _mean_and_std(chunks: list[PackedChunk], count: int) -> tuple[list[float], list[float]]:
@@ -98,12 +94,6 @@ def _mean_and_std(chunks: list[PackedChunk], count: int) -> tuple[list[float], l
     mean = [total / (255 * count) for total in sums]
     std = [math.sqrt(count * square - total**2) / (255 * count) for total, square in zip(sums, squares, strict=True)]
     return mean, std
-
-
-def sync(path: Path) -> None:
-    """Returns once the disk has what was written: what is found after a power cut must not hold gaps."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 def chunk_length(image_size: int) -> int:

@@ -1,9 +1,8 @@
 """Images in memory or packed on disk: one uint8 array a split, with labels, boxes and class names."""
 
-import json
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,6 @@ from torch import Tensor
 
 from bagnet_lightning.data.pack import FORMAT, Source, chunk_length, digest, pack, sha256
 from bagnet_lightning.files import made_once
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def packed_store(
     """
     return made_once(
         folder,
-        lambda: _open(folder, fingerprint),
+        partial(_open, folder, fingerprint),
         lambda new: pack(new, find_source(), workers),
         if_unwritable,
     )
@@ -74,39 +71,30 @@ def verify(store: Store) -> bool:
     return store.digest == digest(store.name, store.classes, store.class_names, hashes)
 
 
-def _open(folder: Path, fingerprint: str | None) -> Store | None:
-    """The store in `folder`, or None if there is none that is whole, of this format and of these source files.
+def _open(folder: Path, fingerprint: str | None, manifest: dict) -> Store:
+    """The store in `folder`. Raises ValueError unless it is of this format and of these source files.
 
-    Cheap: files must exist and have the right sizes; `verify` reads them.
+    What is in the files is not looked at; `verify` reads them.
     """
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        if manifest["format"] != FORMAT:
-            raise ValueError("it has another format")
-        if fingerprint not in (None, manifest["fingerprint"]):
-            raise ValueError("its source files have changed")
-        for name, size in manifest["bytes"].items():
-            if (folder / name).stat().st_size != size:
-                raise ValueError(f"{name} has another size")
-        # Copy on write: a tensor must be writable, and what is written to it never reaches the file.
-        splits = {
-            name: Split(
-                torch.from_numpy(np.load(folder / f"{name}_images.npy", mmap_mode="c")),
-                torch.from_numpy(np.load(folder / f"{name}_labels.npy")),
-                torch.from_numpy(np.load(folder / f"{name}_boxes.npy")),
-            )
-            for name in manifest["splits"]
-        }
-        return Store(
-            name=manifest["name"],
-            classes=manifest["classes"],
-            class_names=manifest["class_names"],
-            mean=tuple(manifest["mean"]),
-            std=tuple(manifest["std"]),
-            splits=splits,
-            digest=manifest["digest"],
+    if manifest["format"] != FORMAT:
+        raise ValueError("it has another format")
+    if fingerprint not in (None, manifest["fingerprint"]):
+        raise ValueError("its source files have changed")
+    # Copy on write: a tensor must be writable, and what is written to it never reaches the file.
+    splits = {
+        name: Split(
+            torch.from_numpy(np.load(folder / f"{name}_images.npy", mmap_mode="c")),
+            torch.from_numpy(np.load(folder / f"{name}_labels.npy")),
+            torch.from_numpy(np.load(folder / f"{name}_boxes.npy")),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if folder.exists():
-            log.info("%s is not used: %s", folder, error)
-        return None
+        for name in manifest["splits"]
+    }
+    return Store(
+        name=manifest["name"],
+        classes=manifest["classes"],
+        class_names=manifest["class_names"],
+        mean=tuple(manifest["mean"]),
+        std=tuple(manifest["std"]),
+        splits=splits,
+        digest=manifest["digest"],
+    )

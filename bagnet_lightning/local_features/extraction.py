@@ -6,7 +6,6 @@ Its name ends in the digest of all that decides its content, so what is there an
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -17,14 +16,12 @@ import cv2
 import numpy as np
 
 from bagnet_lightning.data.batches import Images
-from bagnet_lightning.data.pack import sync
 from bagnet_lightning.data.workers import in_processes
 from bagnet_lightning.files import made_once
 from bagnet_lightning.local_features.bag import Bag
 from bagnet_lightning.local_features.detectors import Detector
 from bagnet_lightning.progress_bar import progress_bar
 
-log = logging.getLogger(__name__)
 FORMAT = 1  # goes up when a detector computes something else from the same settings
 CHUNK = 128  # images that a process is given at a time
 
@@ -73,16 +70,20 @@ def extracted(detector: Detector, images: Images, cache: Path, workers: int | No
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     folder = cache / f"{type(detector).__name__.lower()}-{digest[:16]}"
+
+    def opened(manifest: dict) -> Extracted:
+        offsets = np.load(folder / "offsets.npy")
+        return Extracted(folder, detector.binary, offsets, detector.descriptor_bytes, manifest["seconds"])
+
     return made_once(
         folder,
-        lambda: _open(folder, detector),
+        opened,
         lambda new: _compute(detector, images, new, settings, workers),
         "free some space, or set cache=FOLDER",
     )
 
 
-def _compute(detector: Detector, images: Images, folder: Path, settings: dict, workers: int | None) -> None:
-    folder.mkdir()
+def _compute(detector: Detector, images: Images, folder: Path, settings: dict, workers: int | None) -> dict:
     jobs = ((detector, pixels) for pixels in _chunks(images))
     began, counts, features = time.perf_counter(), [0], 0
     with (
@@ -101,12 +102,7 @@ def _compute(detector: Detector, images: Images, folder: Path, settings: dict, w
         _header(descriptors, np.uint8, features, detector.descriptor_bytes)
         _header(keypoints, np.float32, features, 4)
     np.save(folder / "offsets.npy", np.cumsum(counts, dtype=np.int64))
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    seconds = time.perf_counter() - began
-    manifest = {**settings, "count": len(images), "features": features, "seconds": seconds, "bytes": sizes}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    for path in folder.iterdir():
-        sync(path)
+    return {**settings, "count": len(images), "features": features, "seconds": time.perf_counter() - began}
 
 
 def _chunks(images: Images) -> Iterator[np.ndarray]:
@@ -128,18 +124,3 @@ def _rows(path: Path, kind: type, columns: int, first: int, last: int) -> np.nda
         np.lib.format.read_array_header_1_0(file)
         file.seek(first * columns * np.dtype(kind).itemsize, 1)
         return np.fromfile(file, kind, (last - first) * columns).reshape(-1, columns)
-
-
-def _open(folder: Path, detector: Detector) -> Extracted | None:
-    """What is in `folder`, or None if it is not there or not whole."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        for name, size in manifest["bytes"].items():
-            if (folder / name).stat().st_size != size:
-                raise ValueError(f"{name} has another size")
-        offsets = np.load(folder / "offsets.npy")
-        return Extracted(folder, detector.binary, offsets, detector.descriptor_bytes, manifest["seconds"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if folder.exists():
-            log.info("%s is not used: %s", folder, error)
-        return None
