@@ -3,7 +3,6 @@
 python -m bagnet_lightning.analyze checkpoint=multirun_outputs/SWEEP/RUN/best.ckpt compare=ANOTHER/best.ckpt
 """
 
-import io
 import json
 from pathlib import Path
 
@@ -23,7 +22,8 @@ def main(config: DictConfig) -> None:
     from bagnet_lightning.analysis.measure import Sample, measure
     from bagnet_lightning.analysis.page import as_text, page, summary
     from bagnet_lightning.checkpoint import load_trained
-    from bagnet_lightning.data.of_run import data_of_run
+    from bagnet_lightning.data.of_config import data_of_run
+    from bagnet_lightning.standalone import png
 
     paths = [str(path) for path in (config.checkpoint, config.compare) if path is not None]
     all_trained = [load_trained(path) for path in paths]
@@ -72,11 +72,7 @@ def main(config: DictConfig) -> None:
     ):
         if figure := draw(networks):
             figures[name] = figure
-    pictures = {}
-    for name, figure in figures.items():
-        stream = io.BytesIO()
-        figure.savefig(stream, format="png")
-        pictures[name] = stream.getvalue()
+    pictures = {name: png(figure) for name, figure in figures.items()}
     with writing(out):
         write_text(out / "analysis.json", json.dumps(analysis, indent=1) + "\n")
         for name, picture in pictures.items():

@@ -114,9 +114,8 @@ def _one_line(error: Exception) -> str:
     if "Ambiguous value for argument" in str(error):
         return f"{str(error).splitlines()[0].strip()}: for a run of each add -m; for a list write KEY=[A,B]"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    choices = [line.removeprefix("Available options in ") for line in lines if line.startswith("Available options")]
-    if choices:
-        start = next(i for i, line in enumerate(lines) if line.startswith("Available options"))
+    start = next((i for i, line in enumerate(lines) if line.startswith("Available options")), None)
+    if start is not None:
         stop = next((i for i, line in enumerate(lines) if line.startswith("Config search path")), len(lines))
         return f"{lines[0].rstrip('.')}; choices: {', '.join(lines[start + 1 : stop])}"
     return "; ".join(lines[:2])

@@ -29,6 +29,11 @@ def plain(config: DictConfig) -> dict:
     return OmegaConf.to_container(config, resolve=True)
 
 
+def without_hydra(config: DictConfig) -> DictConfig:
+    """What a command itself is given of what Hydra composed."""
+    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+
+
 def leaves(config: dict, path: str = "", modules: bool = False) -> dict[str, object]:
     """{"model.width": 0.25, ...}; lists are leaves, as text, and classes go without their `modules`."""
     found = {}

@@ -17,7 +17,7 @@ from bagnet_lightning.files import writable, write_text, writing
 @command("evaluate", data_of_run=True)
 def main(config: DictConfig) -> None:
     from bagnet_lightning.checkpoint import load_trained
-    from bagnet_lightning.data.of_run import data_of_run
+    from bagnet_lightning.data.of_config import data_of_run
     from bagnet_lightning.inference import predict
     from bagnet_lightning.predictions import confusion, most_confused
 

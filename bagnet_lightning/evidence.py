@@ -52,16 +52,14 @@ def dense_evidence(
     return _valid_evidence(model, surrounded, classes, stride, max_memory_mib)
 
 
-def patch_evidence(
-    model: BagNet, images: Tensor, classes: Sequence[int] | None = None, max_memory_mib: float = 1024
-) -> Tensor:
+def patch_evidence(model: BagNet, images: Tensor, classes: Sequence[int] | None = None) -> Tensor:
     """Logits of the patches that the network itself looks at, model.stride px apart; their mean is the image's logits.
 
-    images: (B, 3, H, W), normalised; model.pad is added as the model does. classes, max_memory_mib and errors as for
+    images: (B, 3, H, W), normalised; model.pad is added as the model does. classes and errors as for
     dense_evidence. Returns (B, h, w, classes); patch_corners says where in the image they lie.
     """
     _only_of_bagnets(model)
-    return _valid_evidence(model, model.padded(images), classes, model.stride, max_memory_mib)
+    return _valid_evidence(model, model.padded(images), classes, model.stride)
 
 
 def patch_corners(model: BagNet, height: int, width: int) -> Tensor:
@@ -77,14 +75,12 @@ def patch_corners(model: BagNet, height: int, width: int) -> Tensor:
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
 
 
-def contributions(
-    model: BagNet, images: Tensor, classes: Sequence[int] | None = None, max_memory_mib: float = 1024
-) -> Tensor:
+def contributions(model: BagNet, images: Tensor, classes: Sequence[int] | None = None) -> Tensor:
     """Each patch's share of the image's logits, bias included: their sum over h, w is model(images).
 
     Arguments and errors as for patch_evidence. Returns (B, h, w, classes). Brendel & Bethge 2019, section 3.
     """
-    evidence = patch_evidence(model, images, classes, max_memory_mib)
+    evidence = patch_evidence(model, images, classes)
     return evidence / (evidence.shape[1] * evidence.shape[2])
 
 
@@ -95,7 +91,7 @@ def _only_of_bagnets(model: nn.Module) -> None:
 
 @torch.no_grad()
 def _valid_evidence(
-    model: BagNet, images: Tensor, classes: Sequence[int] | None, stride: int, max_memory_mib: float
+    model: BagNet, images: Tensor, classes: Sequence[int] | None, stride: int, max_memory_mib: float = 1024
 ) -> Tensor:
     """Logits of the patches that begin at every stride-th pixel: (B, 3, H, W) -> (B, h, w, classes)."""
     strides = {1 << n for n in range(model.stride.bit_length())}

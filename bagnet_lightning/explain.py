@@ -30,7 +30,7 @@ def main(config: DictConfig) -> None:
         raise UserError(f"size={config.size} is of files; add images=FILE_OR_FOLDER, or leave it out")
     if isinstance(config.checkpoint, ListConfig) and not config.checkpoint:
         raise UserError("checkpoint=[]: give one checkpoint or more")
-    from bagnet_lightning.data.of_run import data_of_run
+    from bagnet_lightning.data.of_config import data_of_run
     from bagnet_lightning.explanation.inputs import pictures_of_files, pictures_of_split
 
     paths = [*config.checkpoint] if isinstance(config.checkpoint, ListConfig) else [config.checkpoint]

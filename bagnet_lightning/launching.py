@@ -16,6 +16,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from bagnet_lightning.config import without_hydra
 from bagnet_lightning.errors import in_one_line
 from bagnet_lightning.files import write_text
 from bagnet_lightning.results import describe, read_run, write_result
@@ -127,7 +128,7 @@ def ending(code: int) -> str:
 
 def failed(job: DictConfig, error: str) -> dict:
     """The result of a job that left none, also written to its folder unless that holds a finished one."""
-    config = OmegaConf.masked_copy(job, [key for key in job if key != "hydra"])
+    config = without_hydra(job)
     asked = describe(config, OmegaConf.to_container(job.hydra.overrides.task))
     result = {**asked, "status": "failed", "error": error}
     earlier = read_run(folder(job))

@@ -6,10 +6,11 @@ import re
 import resource
 import subprocess
 from importlib.metadata import version
+from netrc import NetrcParseError, netrc
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
-from requests.utils import get_netrc_auth
 
 import bagnet_lightning
 from bagnet_lightning.errors import UserError
@@ -137,8 +138,12 @@ def wandb_mode() -> str:
 
 def wandb_key() -> bool:
     """Whether a key is configured, by WANDB_API_KEY or `wandb login`."""
-    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    return "WANDB_API_KEY" in os.environ or get_netrc_auth(server) is not None
+    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return "WANDB_API_KEY" in os.environ or netrc(file).authenticators(server) is not None
+    except (OSError, NetrcParseError):
+        return False
 
 
 def _lines(path: Path) -> list[str]:

@@ -23,7 +23,7 @@ def main(config: DictConfig) -> None:
         raise UserError(f"split={config.split}: split must be test; evaluate tells of those with labels")
     from bagnet_lightning.checkpoint import load_trained
     from bagnet_lightning.data.images import find_images
-    from bagnet_lightning.data.of_run import data_of_run
+    from bagnet_lightning.data.of_config import data_of_run
     from bagnet_lightning.prediction import as_csv, as_json, predict_files, submission
 
     trained = load_trained(config.checkpoint)

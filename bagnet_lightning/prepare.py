@@ -14,12 +14,11 @@ from bagnet_lightning.rules import RULES
 
 @command("prepare", RULES)
 def main(config: DictConfig) -> None:
-    from hydra.utils import instantiate
-
+    from bagnet_lightning.data.of_config import data_of
     from bagnet_lightning.data.store import verify
 
     started = time.perf_counter()
-    store = instantiate(config.data, _partial_=True, _convert_="all")().open_store()
+    store = data_of(config.data).open_store()
     if "root" in config.data and not verify(store):
         raise UserError(
             f"the packed images under data.root={config.data.root} have changed since they were packed: delete the "

@@ -13,24 +13,15 @@ Rule = tuple[Callable[[Any], bool], str]
 
 
 def number(low: float, high: float = float("inf"), *, above: bool = False) -> Rule:
-    words = f"a number {'above' if above else 'from'} {low:g}" + (f" to {high:g}" if high < float("inf") else "")
-
     def test(value: Any) -> bool:
-        return (
-            isinstance(value, (int, float))
-            and not isinstance(value, bool)
-            and (low < value if above else low <= value)
-            and value <= high
-        )
+        return type(value) in (int, float) and (low < value if above else low <= value) and value <= high
 
-    return test, words
+    return test, f"a number {'above' if above else 'from'} {low:g}" + (f" to {high:g}" if high < float("inf") else "")
 
 
 def whole(low: int, high: float = float("inf")) -> Rule:
-    return (
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high,
-        f"a whole number from {low}" + (f" to {high}" if high < float("inf") else ""),
-    )
+    words = f"a whole number from {low}" + (f" to {high}" if high < float("inf") else "")
+    return lambda value: type(value) is int and low <= value <= high, words
 
 
 def or_null(rule: Rule) -> Rule:
@@ -80,10 +71,7 @@ RULES: dict[str, Rule] = {
     "data.images_per_class": or_null(whole(1)),
     "data.holdout": _SHARE,
     "data.crop_padding": whole(0),
-    "data.flip": (
-        lambda value: isinstance(value, bool) or value == "alternating",
-        "true, false or alternating",
-    ),
+    "data.flip": (lambda value: BOOL[0](value) or value == "alternating", "true, false or alternating"),
     "data.normalize": (lambda value: BOOL[0](value) or value == "imagenet", "true, false or imagenet"),
     "data.device_resident": _AUTO,
     "data.image_size": whole(9),
@@ -147,10 +135,7 @@ RULES: dict[str, Rule] = {
     "trainer.gradient_clip_val": or_null(number(0, above=True)),
     "trainer.precision": (lambda value: value in _PRECISIONS, f"one of {', '.join(_PRECISIONS)}"),
     "trainer.deterministic": BOOL,
-    "trainer.compile": (
-        lambda value: _AUTO[0](value) or value == "max-autotune",
-        f"{_AUTO[1].replace(' or', ',')} or max-autotune",
-    ),
+    "trainer.compile": (lambda value: _AUTO[0](value) or value == "max-autotune", "auto, true, false or max-autotune"),
     "trainer.fused_norm": _AUTO,
     "trainer.cuda_graph": _AUTO,
 }

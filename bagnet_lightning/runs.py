@@ -50,6 +50,7 @@ def in_its_folder(
 
     lead: whether this process, of the run's ranks, writes its files. A signal ends it with the shell's exit code.
     """
+    assert not config.dry_run, "sweep.py ends a dry run before this"  # Hydra swallows what fails there
     folder = Path(HydraConfig.get().runtime.output_dir)
     asked = describe(config, list(HydraConfig.get().overrides.task))
     with locked(folder, wait=False) if lead else nullcontext() as free:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 #: Colours, dark and light, and typography of all pages; a page's own style follows it.
@@ -28,6 +29,13 @@ def png_uri(pixels: np.ndarray) -> str:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
     return data_uri(stream.getvalue(), "image/png")
+
+
+def png(figure: Figure) -> bytes:
+    """A figure of matplotlib's as a file."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()
 
 
 def data_uri(content: bytes, kind: str) -> str:

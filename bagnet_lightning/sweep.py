@@ -20,7 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from bagnet_lightning.config import digest
+from bagnet_lightning.config import digest, without_hydra
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.launching import ParallelLauncher, folder
 from bagnet_lightning.results import note_jobs, read_run
@@ -98,7 +98,7 @@ class Sweep(Callback):
 
 def _check(config: DictConfig, sweep: bool = False, launcher: ParallelLauncher | None = None) -> None:
     try:
-        check(_without_hydra(config))
+        check(without_hydra(config))
         if config.data._target_.endswith(".ImageFolder") and config.image_files is None:
             raise UserError(
                 f"data.root={config.data.root} must be a folder that holds train/<class>/* and val/<class>/*"
@@ -120,7 +120,7 @@ def _print_jobs(jobs: list[tuple[Path, DictConfig, str]]) -> None:
     """What a sweep would do in which folders with what share of the devices, and nothing done: ends the command."""
     for number, (run_folder, job, share) in enumerate(jobs, start=1):
         run = {"status": "unfinished"} if job.fresh else read_run(run_folder)
-        if run.get("config") and digest(OmegaConf.create(run["config"])) != digest(_without_hydra(job)):
+        if run.get("config") and digest(OmegaConf.create(run["config"])) != digest(without_hydra(job)):
             status = "refused, since it holds a run of another configuration"
         elif run["status"] == "finished":
             status = "finished"
@@ -129,10 +129,6 @@ def _print_jobs(jobs: list[tuple[Path, DictConfig, str]]) -> None:
             status = f"{done if run['status'] == 'unfinished' else run['status']}, with {share}"
         print(f"[{number}/{len(jobs)}] {run_folder}: {status}")
     sys.exit(0)
-
-
-def _without_hydra(config: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
 
 
 def _line(result: dict, results: list[dict], total: int, elapsed: float) -> str:

@@ -8,7 +8,7 @@ from hydra._internal.utils import create_config_search_path
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from bagnet_lightning.config import NOT_IN_DIGEST, leaves, plain
+from bagnet_lightning.config import NOT_IN_DIGEST, leaves, plain, without_hydra
 from bagnet_lightning.paths import CONF
 
 _SETTINGS = (
@@ -76,5 +76,5 @@ def _settings(name: str) -> dict[str, object]:
     # Not by hydra.compose, which cannot be used inside one of Hydra's own commands.
     loader = ConfigLoaderImpl(create_config_search_path(str(CONF)))
     config = loader.load_configuration("config", [f"table1={name}"], RunMode.RUN)
-    found = leaves(plain(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])))
+    found = leaves(plain(without_hydra(config)))
     return {key: value for key, value in found.items() if key.startswith(_SETTINGS) and key not in _OTHER}

@@ -1,4 +1,4 @@
-"""BagNets in timm: register() adds bagnet9, bagnet17 and bagnet33 to its registry; importing this module does so too.
+"""BagNets in timm: importing this module adds bagnet9, bagnet17 and bagnet33 to its registry.
 
     import bagnet_lightning.timm_models
     import timm
@@ -10,7 +10,6 @@ and "local-dir:FOLDER" of what `export format=hub` wrote. So do patch_logits and
 Other poolings are refused: logits would no longer be a mean of patches' logits.
 """
 
-import timm
 from timm.models import build_model_with_cfg, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -116,16 +115,19 @@ class TimmBagNet(BagNet):
         return found if intermediates_only else (x, found)
 
 
+@register_model
 def bagnet9(pretrained: bool = False, **options) -> nn.Module:
     """BagNet-9: 9 x 9 px patches."""
     return _build("bagnet9", pretrained, options)
 
 
+@register_model
 def bagnet17(pretrained: bool = False, **options) -> nn.Module:
     """BagNet-17: 17 x 17 px patches."""
     return _build("bagnet17", pretrained, options)
 
 
+@register_model
 def bagnet33(pretrained: bool = False, **options) -> nn.Module:
     """BagNet-33: 33 x 33 px patches."""
     return _build("bagnet33", pretrained, options)
@@ -141,13 +143,3 @@ def _build(name: str, pretrained: bool, options: dict) -> nn.Module:
     return build_model_with_cfg(
         TimmBagNet, name, pretrained, feature_cfg=features, pretrained_filter_fn=plain, **options
     )
-
-
-def register() -> None:
-    """Adds the three BagNets to timm's registry; again is harmless."""
-    for make in (bagnet9, bagnet17, bagnet33):
-        if not timm.is_model(make.__name__):
-            register_model(make)
-
-
-register()

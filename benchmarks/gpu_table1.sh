@@ -6,7 +6,7 @@
 #
 # The machine needs Python with torch, torchvision, pytorch-lightning, torchmetrics and matplotlib; what else is missing
 # is installed from WHEELS, a folder of wheels (here: pip wheel --no-deps -w wheels hydra-core==1.3.8 omegaconf==2.3.1
-# antlr4-python3-runtime==4.9.3; safetensors, rich and requests where they are missing, too).
+# antlr4-python3-runtime==4.9.3; safetensors and rich where they are missing, too).
 #
 # A step that is done is skipped, one that was broken off goes on where it was: run the same command again. Runs live in
 # WORK; OUT gets two small files after every step, results.tar.gz and summary.txt. On a new machine, RESUME=FILE is the

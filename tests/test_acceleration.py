@@ -182,7 +182,7 @@ def test_a_graph_that_cannot_be_recorded_is_done_without_unless_it_was_asked_for
 def test_divergence_is_noticed_late_but_before_a_checkpoint_or_a_validation(
     tmp_path, cuda, monkeypatch, every_n_steps, kept
 ):
-    monkeypatch.setattr(divergence, "AT_ONCE", ())
+    monkeypatch.setattr(divergence, "WITHOUT_WAITING", ())
     original = Classifier.loss
 
     def poisoned(self, images, labels):

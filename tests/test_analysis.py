@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from bagnet_lightning.analysis.measures import (
+from bagnet_lightning.analysis.metrics import (
     accuracy_of_strongest,
     additivity_error,
     area_under,

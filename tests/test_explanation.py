@@ -140,9 +140,9 @@ def test_strongest_patches_lie_inside_and_apart():
 
 
 def test_cut_outs_are_the_patches_that_the_network_saw(models, picture):
-    patch = cut_out(picture, 8, 8, models[0])
+    patch = cut_out(picture.pixels, 0, 0, 17, models[0].grey)
     assert np.array_equal(patch, picture.pixels[:17, :17])
-    corner = cut_out(picture, 0, 26, models[0])
+    corner = cut_out(picture.pixels, -8, 18, 17, models[0].grey)
     assert np.array_equal(corner[8:, :9], picture.pixels[:9, 18:])
     assert (corner[:8] == (128, 102, 76)).all()
     assert (corner[:, 9:] == (128, 102, 76)).all()

@@ -10,7 +10,7 @@ from trained_checkpoints import CLASS_NAMES, CLASSES, write_checkpoint
 
 from bagnet_lightning.checkpoint import load_trained
 from bagnet_lightning.data.augment import normalize
-from bagnet_lightning.data.of_run import data_of_run
+from bagnet_lightning.data.of_config import data_of_run
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.export import main
 from bagnet_lightning.exporting.formats import difference

@@ -18,9 +18,7 @@ NAMES = ("bagnet9", "bagnet17", "bagnet33")
 
 @pytest.fixture(autouse=True)
 def registered():
-    from bagnet_lightning.timm_models import register
-
-    register()
+    import bagnet_lightning.timm_models  # noqa: F401
 
 
 @pytest.mark.parametrize("name", NAMES)

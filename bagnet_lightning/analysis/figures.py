@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from bagnet_lightning.explanation.drawing import cut_out
 from bagnet_lightning.names import clipped
 
 DPI = 150
@@ -23,7 +24,7 @@ METHODS = {
     "random": ("random order", GREY),
 }
 FILL_NAMES = {"zero": "mean colour", "blur": "blurred image"}
-RULES = {
+KEPT_BY = {
     "strongest": ("strongest patches", "#0072B2"),
     "by_class": ("each class's own strongest", "#E69F00"),
     "random": ("random patches", GREY),
@@ -31,7 +32,7 @@ RULES = {
 NETWORKS = ("#0072B2", "#D55E00")
 CLASSES_SHOWN = 10
 ROW = 1.36  # of pictures, in widths of a patch
-OUTSIDE = 0.85  # grey, where a patch reaches beyond the image
+OUTSIDE = 217  # grey, where a patch reaches beyond the image
 
 
 def draw_patches(network: dict, class_names: dict[str, str], pixels: np.ndarray) -> Figure:
@@ -49,7 +50,8 @@ def draw_patches(network: dict, class_names: dict[str, str], pixels: np.ndarray)
         for kind, start in starts.items():
             for i, entry in enumerate(informative[label][kind]):
                 x, y = start + i, ROW * row
-                patch = _patch(pixels[entry["image"]], entry["top"], entry["left"], network["receptive_field"])
+                place = entry["top"], entry["left"], network["receptive_field"]
+                patch = cut_out(pixels[entry["image"]], *place, OUTSIDE)
                 axes.imshow(patch, extent=(x, x + 0.94, y + 0.94, y), interpolation="nearest")
                 words = f"{entry['logit']:.1f}"
                 if kind == "misleading":
@@ -73,7 +75,7 @@ def draw_kept(networks: list[dict]) -> Figure | None:
     figure, panels = _panels(1, len(networks), sharey=True)
     for axes, network in zip(panels[0], networks, strict=True):
         kept = network["strongest"]["kept"]
-        for rule, (words, colour) in RULES.items():
+        for rule, (words, colour) in KEPT_BY.items():
             _line(axes, kept, network["strongest"][rule], words, colour)
         axes.set_xscale("log", base=2)
         axes.set_xticks(kept, [str(k) for k in kept])
@@ -201,12 +203,3 @@ def _legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
 def _error(value: dict) -> float:
     """One standard error, in %; none drawn where there is none."""
     return 100 * (value["se"] or 0)
-
-
-def _patch(image: np.ndarray, top: int, left: int, field: int) -> np.ndarray:
-    """The field x field px patch of an image (H, W, 3) uint8, as 0 to 1; grey where it reaches beyond the image."""
-    patch = np.full((field, field, 3), OUTSIDE)
-    rows = slice(max(top, 0), min(top + field, image.shape[0]))
-    columns = slice(max(left, 0), min(left + field, image.shape[1]))
-    patch[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = image[rows, columns] / 255
-    return patch

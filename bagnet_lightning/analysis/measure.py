@@ -1,4 +1,4 @@
-"""The measurements of measures.py on a trained network and a sample of images.
+"""The measurements of metrics.py on a trained network and a sample of images.
 
     measured = measure(trained, sample, map_count=100, seed=0)  # plain numbers, as they go into analysis.json
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from bagnet_lightning.analysis.measures import (
+from bagnet_lightning.analysis.metrics import (
     accuracy_of_strongest,
     additivity_error,
     area_under,

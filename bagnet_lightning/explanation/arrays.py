@@ -49,8 +49,7 @@ class Arrays(Kept):
         of_image = {}
         for method, maps in explanation.maps().items():
             of_image[KEYS[method]] = maps.numpy().copy()  # a view would keep all classes' maps alive
-        if explanation.shares is not None:
-            height, width, _ = explanation.shares.shape
-            of_image["patch_logits"] = (explanation.shares * (height * width)).numpy()
+        if explanation.patch_logits is not None:
+            of_image["patch_logits"] = explanation.patch_logits.numpy()
         logits = explanation.logits.numpy()
         self.keep(picture, explanation.predicted, explanation.shown, of_image, logits=logits)

@@ -1,7 +1,6 @@
 """The picture of one image's explanations: maps over the image on one scale, and the strongest patches cut out."""
 
 from collections.abc import Sequence
-from io import BytesIO
 
 import numpy as np
 from matplotlib import colormaps
@@ -13,6 +12,7 @@ from torch import Tensor
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.maps import EXACT, Explanation, Model, strongest
 from bagnet_lightning.names import clipped
+from bagnet_lightning.standalone import png
 
 COLOURS = "RdBu_r"  # red speaks for the class, blue against it
 OVERLAY = 0.7  # opacity of a map over its image
@@ -34,9 +34,7 @@ def draw(picture: Picture, models: list[Model], explanations: list[Explanation])
     blocks = np.atleast_1d(figure.subfigures(len(models), 1, height_ratios=heights))
     for block, model, explanation in zip(blocks, models, explanations, strict=True):
         _draw_block(block, picture, model, explanation, limit)
-    stream = BytesIO()
-    figure.savefig(stream, format="png")
-    return stream.getvalue()
+    return png(figure)
 
 
 def overlay(pixels: np.ndarray, evidence: np.ndarray, end: float) -> np.ndarray:
@@ -60,14 +58,14 @@ def scale_end(maps: Sequence[ArrayLike]) -> float:
     return (float(np.quantile(values, 0.99)) if values.size else 0) or 1.0
 
 
-def cut_out(picture: Picture, row: int, column: int, model: Model) -> np.ndarray:
-    """The q x q patch centred on a pixel, (q, q, 3) uint8; what zeros look like beyond the image's edge."""
-    before = (model.field - 1) // 2
-    padded = np.empty([side + model.field - 1 for side in picture.pixels.shape[:2]] + [3], np.uint8)
-    padded[:] = model.grey
-    height, width, _ = picture.pixels.shape
-    padded[before : before + height, before : before + width] = picture.pixels
-    return padded[row : row + model.field, column : column + model.field]
+def cut_out(pixels: np.ndarray, top: int, left: int, side: int, beyond: ArrayLike) -> np.ndarray:
+    """The side x side px square of an image, (H, W, 3) uint8, that begins at (top, left); `beyond` outside of it."""
+    square = np.empty((side, side, 3), np.uint8)
+    square[:] = beyond
+    height, width, _ = pixels.shape
+    rows, columns = slice(max(top, 0), min(top + side, height)), slice(max(left, 0), min(left + side, width))
+    square[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = pixels[rows, columns]
+    return square
 
 
 def _height(picture: Picture, explanation: Explanation) -> float:
@@ -149,7 +147,8 @@ def _draw_patches(
             axes = block.add_axes(
                 (left + place * (side + 0.12) / width, top - (0.25 + side) / height, side / width, side / height)
             )
-            axes.imshow(cut_out(picture, row, column, model))
+            before = (model.field - 1) // 2
+            axes.imshow(cut_out(picture.pixels, row - before, column - before, model.field, model.grey))
             bare(axes)
             axes.set_xlabel(f"{score:+.2f}", fontsize=8, labelpad=2, color="#b2182b" if score > 0 else "#2166ac")
 

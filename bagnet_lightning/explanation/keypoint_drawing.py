@@ -1,7 +1,6 @@
 """The picture of one image's keypoints: circles of their size, coloured by their shares, and the strongest cut out."""
 
 import math
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,9 +11,21 @@ from matplotlib.collections import EllipseCollection, PolyCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from bagnet_lightning.explanation.drawing import CLASS, COLOURS, DPI, GREY, LUMINANCE, PANEL, PATCHES, bare, scale_end
+from bagnet_lightning.explanation.drawing import (
+    CLASS,
+    COLOURS,
+    DPI,
+    GREY,
+    LUMINANCE,
+    PANEL,
+    PATCHES,
+    bare,
+    cut_out,
+    scale_end,
+)
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.names import clipped
+from bagnet_lightning.standalone import png
 
 if TYPE_CHECKING:
     from bagnet_lightning.explanation.keypoints import KeypointExplanation
@@ -75,15 +86,13 @@ def draw(
                 figure.text(left / width, (top - 0.06) / height, title, fontsize=8.5, va="top")
             for place, number in enumerate(places):
                 axes = axes_at(left + place * (CUT + 0.12), top - 0.25 - CUT, CUT, CUT)
-                axes.imshow(cut_out(picture.pixels, explanation.keypoints[number]))
+                axes.imshow(cut_out(picture.pixels, *region(explanation.keypoints[number]), beyond=128))
                 bare(axes)
                 share = shares[number, index]
                 axes.set_xlabel(
                     f"{share:+.{digits}f}", fontsize=8, labelpad=2, color="#b2182b" if share > 0 else "#2166ac"
                 )
-    stream = BytesIO()
-    figure.savefig(stream, format="png")
-    return stream.getvalue()
+    return png(figure)
 
 
 def strongest(keypoints: np.ndarray, shares: np.ndarray) -> tuple[list[int], list[int]]:
@@ -105,16 +114,12 @@ def strongest(keypoints: np.ndarray, shares: np.ndarray) -> tuple[list[int], lis
     return tuple(found)
 
 
-def cut_out(pixels: np.ndarray, keypoint: np.ndarray) -> np.ndarray:
-    """The upright square about a keypoint's region, (side, side, 3) uint8; grey beyond the image."""
+def region(keypoint: np.ndarray) -> tuple[int, int, int]:
+    """Top, left and side, px, of the upright square about a keypoint's region."""
     x, y, size, _ = keypoint
     side = max(1, round(float(size)))
     left, top = round(float(x - (side - 1) / 2)), round(float(y - (side - 1) / 2))
-    square = np.full((side, side, 3), 128, np.uint8)
-    height, width, _ = pixels.shape
-    rows, columns = slice(max(top, 0), min(top + side, height)), slice(max(left, 0), min(left + side, width))
-    square[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = pixels[rows, columns]
-    return square
+    return top, left, side
 
 
 def _draw_keypoints(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bagnet_lightning.checkpoint import Trained, load_trained
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.evidence import contributions, dense_evidence
+from bagnet_lightning.evidence import dense_evidence, patch_evidence
 from bagnet_lightning.explanation.attribution import grad_cam, integrated_gradients
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.inference import best_device, predict
@@ -48,7 +48,7 @@ class Explanation:
     logits: Tensor  # (classes,)
     shown: list[int]  # classes that pictures show: predicted (by any of the networks), true, asked
     dense: Tensor | None  # (H, W, classes): logits of the patch centred on each pixel; None: no BagNet
-    shares: Tensor | None  # (h, w, classes): what each patch at the native stride contributes to the logits
+    patch_logits: Tensor | None  # (h, w, classes): of the patches at the native stride, whose mean are the logits
     approximations: dict[str, Tensor]  # method -> (shown, H, W)
 
     @property
@@ -57,8 +57,8 @@ class Explanation:
 
     @property
     def additivity_error(self) -> float:
-        """Largest difference, over the classes, of a logit and the sum of its patches' contributions."""
-        return (self.shares.sum((0, 1)) - self.logits).abs().max().item()
+        """Largest difference, over the classes, of a logit and the mean of its patches' logits."""
+        return (self.patch_logits.mean((0, 1)) - self.logits).abs().max().item()
 
     def maps(self) -> dict[str, Tensor]:
         """Every method's (shown, H, W), the exact one first."""
@@ -98,11 +98,11 @@ def explain(models: list[Model], picture: Picture, asked: int | None, approximat
     explanations = []
     for model, image, values in zip(models, inputs, logits, strict=True):
         dense = dense_evidence(model.network, image)[0].cpu() if model.field else None
-        shares = contributions(model.network, image)[0].cpu() if model.field else None
+        patches = patch_evidence(model.network, image)[0].cpu() if model.field else None
         repeated, classes = image.expand(len(shown), -1, -1, -1), torch.tensor(shown, device=image.device)
         methods = APPROXIMATIONS if approximate else {}
         maps = {name: method(model.network, repeated, classes).cpu() for name, method in methods.items()}
-        explanations.append(Explanation(values, shown, dense, shares, maps))
+        explanations.append(Explanation(values, shown, dense, patches, maps))
     return explanations
 
 

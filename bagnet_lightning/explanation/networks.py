@@ -41,7 +41,7 @@ class Networks:
             truth = "" if picture.label is None else f", true class {self.class_names[picture.label]}"
             exact = ""
             if model.field:
-                patches = explanation.shares[..., 0].numel()
+                patches = explanation.patch_logits[..., 0].numel()
                 exact = f"; its logit is the mean of {patches} patches' (off by {explanation.additivity_error:.0e})"
             lines.append(f"{model.name} says {said}{truth}{exact}")
         return draw(picture, self.models, explanations), lines

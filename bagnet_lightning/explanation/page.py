@@ -121,7 +121,7 @@ def _explanation(model: Model, explanation: Explanation, offered: list[int], lim
         described["strongest"] = [
             [strongest(one, model.field, PATCHES, largest) for largest in (True, False)] for one in exact
         ]
-        described["patches"] = explanation.shares[..., 0].numel()
+        described["patches"] = explanation.patch_logits[..., 0].numel()
         described["error"] = explanation.additivity_error
     for method, maps in explanation.approximations.items():
         described["maps"].append(

@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 import sklearn
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from bagnet_lightning.config import plain, sha256
 from bagnet_lightning.data.batches import Images
 from bagnet_lightning.data.module import ImageData
+from bagnet_lightning.data.of_config import data_of
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.inference import best_device
 from bagnet_lightning.local_features.bag import Bags
@@ -34,7 +34,7 @@ def run(config: DictConfig, folder: Path) -> dict:
         "versions": versions() | {"opencv": cv2.__version__, "scikit_learn": sklearn.__version__},
         "commit": commit(),
     }
-    data: ImageData = instantiate(config.data, _partial_=True, _convert_="all")()
+    data = data_of(config.data)
     data.setup()
     images = chosen_images(config, data)
     settings, measured = plain(config), {}
@@ -120,7 +120,7 @@ def chosen_images(config: DictConfig, data: ImageData) -> dict[str, Images]:
         return {"train": data.train_images, "val": data.val_images}
     if not data.holdout:
         raise UserError("fit_on=holdout: add data.holdout=SHARE, what the checkpoint's run held out")
-    whole: ImageData = instantiate({**config.data, "holdout": 0.0}, _partial_=True, _convert_="all")()
+    whole = data_of({**config.data, "holdout": 0.0})
     whole.setup()
     return {"train": data.val_images, "val": whole.val_images}
 

@@ -59,19 +59,17 @@ def load_pretrained(network: nn.Module, name: str, pretrained: bool | str) -> nn
 
 def _download(url: str) -> dict[str, Tensor]:
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if path.exists():
-        return _read(path)
-    digits = re.search(r"-([0-9a-f]{8})\.", path.name)[1]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), digits)
-        weights = safe_load(path)
-    except (URLError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"cannot download pretrained weights from {url} ({error}); fetch the file on another machine and give it "
-            "as model.pretrained=PATH"
-        ) from error
-    return state_dict_of(weights, url)
+    if not path.exists():
+        digits = re.search(r"-([0-9a-f]{8})\.", path.name)[1]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), digits)
+        except (URLError, OSError, RuntimeError) as error:
+            raise UserError(
+                f"cannot download pretrained weights from {url} ({error}); fetch the file on another machine and give "
+                "it as model.pretrained=PATH"
+            ) from error
+    return _read(path)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from bagnet_lightning.config import plain
 from bagnet_lightning.data.augment import draw_key, rescale
 from bagnet_lightning.data.batches import Images
 from bagnet_lightning.data.module import ImageData
+from bagnet_lightning.data.of_config import data_of
 from bagnet_lightning.data.store import Split
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.pretraining.pretrainer import Method, Pretrainer, nearer
@@ -31,7 +32,7 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
     Leaves backbone.safetensors, the network after the last epoch. Raises UserError for what the user can mend.
     """
     code = prepare(config, folder)
-    data: ImageData = instantiate(config.data, _partial_=True, _convert_="all")()
+    data = data_of(config.data)
     data.setup()
     if config.images == "train+test":
         _add_test_images(data)

@@ -15,19 +15,19 @@ def table1(table: Table) -> dict[str, list[str]]:
     """Every column that there is of the networks."""
     lines = table.lines
     return {
-        "row": [_text(line.row) for line in lines],
+        "row": [cell(line.row) for line in lines],
         "model": [model_name(line.model) for line in lines],
         "optimizer": [optimizer_name(line.optimizer) for line in lines],
         "pretrained": [one_cell(line.pretrained) for line in lines],
-        "epochs": [_text(line.epochs) for line in lines],
-        **{name: [one_cell(_text(line.settings[name])) for line in lines] for name in table.settings},
+        "epochs": [cell(line.epochs) for line in lines],
+        **{name: [one_cell(cell(line.settings[name])) for line in lines] for name in table.settings},
         "accuracy": [_accuracy_and_n(line) for line in lines],
         "paper": [_paper(line) for line in lines],
-        "difference": [_text(line.difference, "+.4f") for line in lines],
-        "top-5": [_text(line.top5, ".4f") for line in lines],
-        "parameters": [_text(line.parameters, ",.0f") for line in lines],
-        "img/s": [_text(line.images_per_second, ",.0f") for line in lines],
-        "train time": [_duration(line.train_seconds) for line in lines],
+        "difference": [cell(line.difference, "+.4f") for line in lines],
+        "top-5": [cell(line.top5, ".4f") for line in lines],
+        "parameters": [cell(line.parameters, ",.0f") for line in lines],
+        "img/s": [cell(line.images_per_second, ",.0f") for line in lines],
+        "train time": [duration(line.train_seconds) for line in lines],
         "status": [line.status for line in lines],
     }
 
@@ -42,7 +42,7 @@ def table1_short(table: Table) -> dict[str, list[str]]:
         if name == "accuracy":
             columns |= _accuracies(table.lines)
         elif name == "parameters":
-            columns["params"] = [_text(line.parameters and line.parameters / 1e6, ".2f", "M") for line in table.lines]
+            columns["params"] = [cell(line.parameters and line.parameters / 1e6, ".2f", "M") for line in table.lines]
         elif name != "pretrained" or any(cell != "no" for cell in cells):
             columns[names.get(name, name)] = [*map(clipped, cells)]
     return columns
@@ -54,10 +54,10 @@ def related(table: Table) -> dict[str, list[str]]:
     columns = {
         "system": [one_cell(line.name) for line in lines],
         "accuracy": [_accuracy_and_n(line) for line in lines],
-        "top-5": [_text(line.top5, ".4f") for line in lines],
-        "feature time": [_duration(line.feature_seconds) for line in lines],
-        "train time": [_duration(line.train_seconds) for line in lines],
-        "parameters": [_text(line.parameters, ",.0f") for line in lines],
+        "top-5": [cell(line.top5, ".4f") for line in lines],
+        "feature time": [duration(line.feature_seconds) for line in lines],
+        "train time": [duration(line.train_seconds) for line in lines],
+        "parameters": [cell(line.parameters, ",.0f") for line in lines],
         "size": [size(line.model_bytes) for line in lines],
         "without keypoints": [without_keypoints(line.without_keypoints) for line in lines],
         "explains": [explains(line) or "" for line in lines],
@@ -81,11 +81,11 @@ def pretrainings(table: Table) -> dict[str, list[str]]:
     return {
         "method": [run.get("method") or "?" for run in runs],
         "model": [model_name(run["model"]) for run in runs],
-        "epochs": [_text(run.get("epochs")) for run in runs],
-        "loss": [_text(run.get("loss"), ".4f") for run in runs],
-        "neighbour nearer": [_text(run.get("val_triplet_accuracy"), ".4f") for run in runs],
-        "by colour": [_text(run.get("colour_triplet_accuracy"), ".4f") for run in runs],
-        "train time": [_duration(run.get("train_seconds")) for run in runs],
+        "epochs": [cell(run.get("epochs")) for run in runs],
+        "loss": [cell(run.get("loss"), ".4f") for run in runs],
+        "neighbour nearer": [cell(run.get("val_triplet_accuracy"), ".4f") for run in runs],
+        "by colour": [cell(run.get("colour_triplet_accuracy"), ".4f") for run in runs],
+        "train time": [duration(run.get("train_seconds")) for run in runs],
         "backbone": [one_cell(str(backbone(run) or "")) for run in runs],
         "status": [run["status"] for run in runs],
     }
@@ -127,7 +127,7 @@ def _accuracies(lines: list[Line] | list[RelatedLine]) -> dict[str, list[str]]:
 
 
 def _accuracy(line: Line | RelatedLine) -> str:
-    return _text(line.accuracy, ".4f") + (f" ± {line.std:.4f}" if line.std is not None else "")
+    return cell(line.accuracy, ".4f") + (f" ± {line.std:.4f}" if line.std is not None else "")
 
 
 def _accuracy_and_n(line: Line | RelatedLine) -> str:
@@ -135,15 +135,17 @@ def _accuracy_and_n(line: Line | RelatedLine) -> str:
 
 
 def _paper(line: Line) -> str:
-    accuracy = _text(line.paper and line.paper.accuracy, ".4f")
+    accuracy = cell(line.paper and line.paper.accuracy, ".4f")
     return f"({accuracy})" if line.not_comparable else accuracy
 
 
-def _text(value: object, form: str = "", unit: str = "") -> str:
+def cell(value: object, form: str = "", unit: str = "") -> str:
+    """A value as text; nothing of one that is not known."""
     return "" if value is None else f"{value:{form}}{unit}"
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
+    """In the unit that people would say it in."""
     if seconds is None:
         return ""
     minutes = round(seconds / 60)

@@ -1,7 +1,7 @@
 """What a reader of a sweep's table has to know: what did not finish, what cannot be compared, where it ran."""
 
 from bagnet_lightning.config import NOT_IN_DIGEST, within
-from bagnet_lightning.reporting.seeds import problem
+from bagnet_lightning.reporting.seeds import problem, told
 from bagnet_lightning.reporting.table import Table, pretraining_name
 from bagnet_lightning.results import read_jobs
 
@@ -70,7 +70,7 @@ def _provenance(table: Table) -> list[str]:
 
 def _of(finished: list[dict]) -> str:
     def all_values(name: str) -> str:
-        found = [run.get(name, (run.get("versions") or {}).get(name)) for run in finished]
+        found = [told(run, name) for run in finished]
         return " / ".join(dict.fromkeys(f"{v:,}" if isinstance(v, int) else str(v or "unknown") for v in found))
 
     precisions = dict.fromkeys(run["precision"] for run in finished if run.get("precision"))  # of networks

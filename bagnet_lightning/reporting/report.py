@@ -1,6 +1,5 @@
 """The report of one sweep or several: printed, written beside the runs, or served while they go on."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -11,7 +10,7 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import write_bytes, writing
 from bagnet_lightning.reporting.table import Table, read_table
 from bagnet_lightning.reporting.text import csv_text, markdown, print_table, related_csv_text
-from bagnet_lightning.standalone import data_uri
+from bagnet_lightning.standalone import data_uri, png
 
 
 def write_report(
@@ -95,9 +94,7 @@ def _files(table: Table) -> dict[str, bytes]:
         from bagnet_lightning.reporting.figures import draw_curves, draw_figure2
 
         for name, draw in (("figure2.png", draw_figure2), ("curves.png", draw_curves)):
-            stream = io.BytesIO()
-            draw(table).savefig(stream, format="png")
-            files[name] = stream.getvalue()
+            files[name] = png(draw(table))
     return files
 
 

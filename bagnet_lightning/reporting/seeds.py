@@ -9,6 +9,11 @@ def values(runs: Iterable[dict], name: str) -> list[float]:
     return [run[name] for run in runs if run.get(name) is not None]
 
 
+def told(run: dict, name: str) -> object:
+    """A field of result.json, or of its versions; None if it is not known."""
+    return run.get(name, (run.get("versions") or {}).get(name))
+
+
 def mean(numbers: list[float]) -> float | None:
     return statistics.mean(numbers) if numbers else None
 

@@ -13,6 +13,7 @@ from bagnet_lightning.reporting import columns
 from bagnet_lightning.reporting.columns import WORDS, one_cell
 from bagnet_lightning.reporting.notes import notes
 from bagnet_lightning.reporting.related import RelatedLine
+from bagnet_lightning.reporting.seeds import told
 from bagnet_lightning.reporting.table import Line, Table
 
 PLAIN_WIDTH = 120  # columns, where the output is not a terminal
@@ -155,7 +156,7 @@ def _related_record(line: RelatedLine, table: Table, settings: list[str]) -> dic
 
 def _end_of_record(line: Line | RelatedLine, table: Table) -> dict:
     def all_values(name: str) -> str:
-        values = (run.get(name, (run.get("versions") or {}).get(name)) for run in line.runs)
+        values = (told(run, name) for run in line.runs)
         return "; ".join(dict.fromkeys(str(value) for value in values if value is not None))
 
     return {

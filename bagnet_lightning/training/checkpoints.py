@@ -18,7 +18,7 @@ from bagnet_lightning.checkpoint import read_checkpoint
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import write_bytes
 
-AT_ONCE = 2  # an epoch's best.ckpt and last.ckpt
+WAITING_AT_MOST = 2  # an epoch's best.ckpt and last.ckpt
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -131,7 +131,7 @@ class CheckpointWriter(AtomicCheckpointIO):
         started = time.perf_counter()
         if self.thread is None:
             self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._wait_until(AT_ONCE - 1)
+        self._wait_until(WAITING_AT_MOST - 1)
         self.writing.append(self.thread.submit(self.write, tree_map(_copied, checkpoint), Path(path)))
         self.seconds += time.perf_counter() - started
 

@@ -10,7 +10,7 @@ from bagnet_lightning.data.batches import Batch
 from bagnet_lightning.errors import Diverged
 
 STEPS = 100  # between two looks at the losses, where looking waits for the device
-AT_ONCE = ("cpu",)  # where it does not
+WITHOUT_WAITING = ("cpu",)  # where it does not
 
 
 class StopOnDivergence(Callback):
@@ -31,7 +31,7 @@ class StopOnDivergence(Callback):
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         when = trainer.global_step, trainer.current_epoch + 1, rate
         self.unread.append((loss.detach().clone(), when, self.indices))  # a CUDA graph would write over the loss
-        if loss.device.type in AT_ONCE or len(self.unread) >= STEPS:
+        if loss.device.type in WITHOUT_WAITING or len(self.unread) >= STEPS:
             self._read(trainer)
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from bagnet_lightning.config import plain
 from bagnet_lightning.data.module import ImageData
+from bagnet_lightning.data.of_config import data_of
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.training.best_predictions import BestPredictions
@@ -32,8 +33,7 @@ def fit(
     Raises UserError for what the user can mend.
     """
     code = prepare(config, folder)
-    # Partial, so that a UserError of theirs comes as it is and not wrapped in one of Hydra's.
-    data: ImageData = instantiate(config.data, _partial_=True, _convert_="all")()
+    data = data_of(config.data)
     data.setup()
     if len(data.class_ids) < 2:
         raise UserError(f"there is nothing to tell apart: {config.data.name} has one class, {data.class_ids[0]}")

@@ -9,7 +9,7 @@ import numpy as np
 
 from bagnet_lightning.config import leaves
 from bagnet_lightning.predictions import EACH, PAIRS, SIDE, most_confused, read_predictions
-from bagnet_lightning.reporting.columns import size, without_keypoints
+from bagnet_lightning.reporting.columns import cell, duration, size, without_keypoints
 from bagnet_lightning.results import read_metrics
 from bagnet_lightning.standalone import data_uri
 
@@ -112,32 +112,32 @@ def _facts(run: dict) -> list[list[str]]:
     seconds, devices = run.get("train_seconds"), (run.get("devices") or 1) * (run.get("num_nodes") or 1)
     versions = run.get("versions") or {}
     facts = {
-        "Best validation accuracy": _text(run.get("best_val_accuracy"), ".4f"),
-        "Best epoch": _text(run.get("best_epoch")),
-        "Final validation accuracy": _text(run.get("final_val_accuracy"), ".4f"),
-        "Top-5 accuracy": _text(run.get("val_top5_accuracy"), ".4f"),
-        "Speed": _text(run.get("images_per_second"), ",.0f", " images/s in training"),
-        "Loss": _text(run.get("loss"), ".4f"),
-        "Held-out triplets whose neighbour is nearer": _text(run.get("val_triplet_accuracy"), ".4f"),
-        "Feature time": _seconds(run.get("feature_seconds")),
-        "Training time": _seconds(seconds),
-        "Cost": _text(seconds and seconds * devices / 3600, ".3f", " device hours"),
-        "Device": _text(run.get("device")) and f"{devices} × {run['device']}",
-        "Precision": _text(run.get("precision")),
-        "Peak memory": _text(run.get("peak_memory_mib"), ",.0f", " MiB"),
-        "Parameters": _text(run.get("parameters"), ",.0f"),
+        "Best validation accuracy": cell(run.get("best_val_accuracy"), ".4f"),
+        "Best epoch": cell(run.get("best_epoch")),
+        "Final validation accuracy": cell(run.get("final_val_accuracy"), ".4f"),
+        "Top-5 accuracy": cell(run.get("val_top5_accuracy"), ".4f"),
+        "Speed": cell(run.get("images_per_second"), ",.0f", " images/s in training"),
+        "Loss": cell(run.get("loss"), ".4f"),
+        "Held-out triplets whose neighbour is nearer": cell(run.get("val_triplet_accuracy"), ".4f"),
+        "Feature time": duration(run.get("feature_seconds")),
+        "Training time": duration(seconds),
+        "Cost": cell(seconds and seconds * devices / 3600, ".3f", " device hours"),
+        "Device": cell(run.get("device")) and f"{devices} × {run['device']}",
+        "Precision": cell(run.get("precision")),
+        "Peak memory": cell(run.get("peak_memory_mib"), ",.0f", " MiB"),
+        "Parameters": cell(run.get("parameters"), ",.0f"),
         "Model size": size(run.get("model_bytes")),
         "Images without keypoints": without_keypoints(run.get("without_keypoints") or {}),
-        "Receptive field": _text(run.get("receptive_field"), "", " px"),
-        "Data": _text(run.get("data")),
-        "Training images": _text(run.get("train_images"), ","),
-        "Validation images": _text(run.get("val_images"), ","),
-        "Seed": _text(run.get("seed")),
+        "Receptive field": cell(run.get("receptive_field"), "", " px"),
+        "Data": cell(run.get("data")),
+        "Training images": cell(run.get("train_images"), ","),
+        "Validation images": cell(run.get("val_images"), ","),
+        "Seed": cell(run.get("seed")),
         "Versions": ", ".join(f"{name} {versions[name]}" for name in ("bagnet_lightning", "torch") if name in versions),
-        "Commit": _text(run.get("commit")),
+        "Commit": cell(run.get("commit")),
     }
     if run.get("kind") == "related":  # by a computer's cores, not by devices that are rented by the hour
-        facts |= {"Cost": "", "Device": _text(run.get("device"))}
+        facts |= {"Cost": "", "Device": cell(run.get("device"))}
     return [[name, value] for name, value in facts.items() if value]
 
 
@@ -173,11 +173,3 @@ def _log_tail(folder: Path) -> str | None:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else float(f"{value:.5g}")
-
-
-def _seconds(value: float | None) -> str:
-    return _text(value, ",.0f" if value is None or value >= 9.95 else ".1f", " s")
-
-
-def _text(value: object, form: str = "", unit: str = "") -> str:
-    return "" if value is None else f"{value:{form}}{unit}"

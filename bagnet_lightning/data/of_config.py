@@ -1,4 +1,4 @@
-"""The data that a trained network knows: those of its run, from the configuration in its checkpoint."""
+"""The data that a configuration asks for: a command's own, or that of a trained network's run, in its checkpoint."""
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -9,6 +9,12 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.rules import check
 
 SOURCES = {f"{source.__module__}.{source.__name__}" for source in (TinyImageNet, Textures, ImageFolder)}
+
+
+def data_of(config: DictConfig | dict) -> ImageData:
+    """The data of a configuration's group, not set up yet. Nothing inside the group is called."""
+    # Partial, so that a UserError of theirs comes as it is and not wrapped in one of Hydra's.
+    return instantiate(config, _partial_=True, _convert_="all", _recursive_=False)()
 
 
 def data_of_run(run: dict, asked: DictConfig | None) -> ImageData:
@@ -30,4 +36,4 @@ def data_of_run(run: dict, asked: DictConfig | None) -> ImageData:
         OmegaConf.set_struct(data, True)
         config = OmegaConf.merge(data, asked or {})
     check(OmegaConf.create({"data": plain(config)}))
-    return instantiate(config, _partial_=True, _convert_="all", _recursive_=False)()
+    return data_of(config)

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from bagnet_lightning.config import plain
 from bagnet_lightning.data.module import Textures
-from bagnet_lightning.data.of_run import data_of_run
+from bagnet_lightning.data.of_config import data_of_run
 from bagnet_lightning.errors import UserError
 
 
