@@ -10,12 +10,20 @@ import torch
 
 
 def safe_load(path: Path, map_location: Any = "cpu") -> Any:
-    """The tensors and plain types in `path`. Raises UnpicklingError if it holds more, and what torch.load raises."""
+    """The tensors and plain types in `path`.
+
+    Raises UnpicklingError if it holds more, RuntimeError if it is damaged, and what torch.load raises.
+    """
     # Before 2.6 (constraints-k80.txt) torch read these two kinds of file by other ways, whatever weights_only said.
-    try:
-        scripted = is_zipfile(path) and any(name.endswith("/constants.pkl") for name in ZipFile(path).namelist())
-    except BadZipFile as error:
-        raise RuntimeError(str(error)) from error
-    if scripted or tarfile.is_tarfile(path):
+    scripted = tarfile.is_tarfile(path)
+    if is_zipfile(path):
+        try:
+            archive = ZipFile(path)
+        except BadZipFile as error:
+            raise RuntimeError(str(error)) from error
+        scripted |= any(name.endswith("/constants.pkl") for name in archive.namelist())
+        if damaged := archive.testzip():  # torch does not look at the checksums
+            raise RuntimeError(f"{damaged} in it is not what was written")
+    if scripted:
         raise pickle.UnpicklingError("a TorchScript or tar archive, not what torch.save writes")
     return torch.load(path, map_location=map_location, weights_only=True)

@@ -94,6 +94,16 @@ def test_kinds_of_files_that_got_past_weights_only_in_old_torch_are_refused(tmp_
             load_trained(tmp_path / name)
 
 
+def test_a_checkpoint_whose_numbers_have_changed_is_refused(tmp_path):
+    path = tmp_path / "best.ckpt"
+    torch.save(checkpoint(bagnet9(3, width=0.25)), path)
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(b"changed")
+    with pytest.raises(UserError, match=r"best\.ckpt cannot be read: .* is not what was written"):
+        load_trained(path)
+
+
 def test_other_files_are_refused_in_one_line(tmp_path):
     (tmp_path / "text").write_text("not a checkpoint")
     torch.save({"weights": torch.zeros(2)}, tmp_path / "foreign")
