@@ -21,6 +21,7 @@ from bagnet_lightning.memory import keep_freed_memory
 from bagnet_lightning.paths import CONF
 from bagnet_lightning.rules import Rule, check
 
+PATHS = ("checkpoint", "compare", "images", "out", "runs", "data.root", "data.cache", "cache")  # keys
 OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
 
@@ -51,6 +52,7 @@ def command(
         @functools.wraps(checked)
         def main() -> None:
             _check_form(sys.argv[1:])
+            sys.argv = [*map(_as_hydra_reads_it, sys.argv)]
             if data_of_run:  # what keys there are is known only once the run's config has been read
                 sys.argv = [f"++{word}" if word.startswith("data.") else word for word in sys.argv]
             for key in lists:
@@ -90,6 +92,16 @@ def _check_form(words: list[str]) -> None:
             sys.exit(f"error: there is no option {word}; settings are KEY=VALUE (trainer.max_epochs=3), see --help")
         if not before.startswith("-") and not word.startswith(("-", "~")) and "=" not in word:
             sys.exit(f"error: {word} is of no key; arguments are KEY=VALUE (checkpoint=PATH), see --help")
+
+
+def _as_hydra_reads_it(word: str) -> str:
+    """A path as people type it: ~/x is in the home folder, in data.root=~/x too; 2024, ü.jpg and a (1).png are text."""
+    key, is_, value = word.partition("=")
+    if re.match(r"~(/|$)", value):
+        value = os.path.expanduser(value)
+    if key in PATHS and not re.fullmatch(r"[a-z_/.][\w/.-]*|.*[],'\"[$].*", value, re.ASCII | re.IGNORECASE):
+        value = f"'{value}'"
+    return f"{key}{is_}{value}"
 
 
 def _one_line(error: Exception) -> str:

@@ -10,9 +10,14 @@ from omegaconf import DictConfig
 
 from bagnet_lightning.cli import command
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.rules import or_null, whole
+from bagnet_lightning.rules import PATH, or_null, whole
 
-RULES = {"port": or_null(whole(1, 2**16 - 1)), "max_mib": whole(1, 2**20), "max_megapixels": whole(1, 2**20)}
+RULES = {
+    "checkpoint": PATH,
+    "port": or_null(whole(1, 2**16 - 1)),
+    "max_mib": whole(1, 2**20),
+    "max_megapixels": whole(1, 2**20),
+}
 
 
 @command("demo", RULES)

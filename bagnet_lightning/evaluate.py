@@ -12,9 +12,10 @@ from omegaconf import DictConfig
 
 from bagnet_lightning.cli import command
 from bagnet_lightning.files import writable, write_text, writing
+from bagnet_lightning.rules import PATH, or_null
 
 
-@command("evaluate", data_of_run=True)
+@command("evaluate", {"checkpoint": PATH, "out": or_null(PATH)}, data_of_run=True)
 def main(config: DictConfig) -> None:
     from bagnet_lightning.checkpoint import load_trained
     from bagnet_lightning.data.of_config import data_of_run

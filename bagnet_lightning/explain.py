@@ -14,22 +14,27 @@ from omegaconf import DictConfig, ListConfig
 from bagnet_lightning.cli import command
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import writable, write_bytes, writing
-from bagnet_lightning.rules import BOOL, FILES, or_own, whole
+from bagnet_lightning.rules import BOOL, PATH, or_null, or_own, whole
 
 if TYPE_CHECKING:
     from bagnet_lightning.explanation.keypoints import Keypoints
     from bagnet_lightning.explanation.networks import Networks
 
 
-RULES = {"images": FILES, "exact": BOOL, "count": whole(1), "size": or_own(whole(1))}
+RULES = {
+    "checkpoint": (lambda value: bool(value) and isinstance(value, (str, list)), "a path, or a list of them"),
+    "images": or_null(PATH),
+    "out": or_null(PATH),
+    "exact": BOOL,
+    "count": whole(1),
+    "size": or_own(whole(1)),
+}
 
 
 @command("explain", RULES, data_of_run=True)
 def main(config: DictConfig) -> None:
     if config.size is not None and config.images is None:
         raise UserError(f"size={config.size} is of files; add images=FILE_OR_FOLDER, or leave it out")
-    if isinstance(config.checkpoint, ListConfig) and not config.checkpoint:
-        raise UserError("checkpoint=[]: give one checkpoint or more")
     from bagnet_lightning.data.of_config import data_of_run
     from bagnet_lightning.explanation.inputs import pictures_of_files, pictures_of_split
 
@@ -44,7 +49,7 @@ def main(config: DictConfig) -> None:
         pictures = pictures_of_split(data, config.split, config.count, classes)
     else:
         size = None if config.size == "own" else config.size or explained.image_size
-        pictures, more = pictures_of_files(Path(str(config.images)), size, config.count, classes, explained.class_names)
+        pictures, more = pictures_of_files(Path(config.images), size, config.count, classes, explained.class_names)
         notes += more
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

@@ -12,11 +12,12 @@ from omegaconf import DictConfig
 from bagnet_lightning.cli import command
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import temporary_folder
+from bagnet_lightning.rules import PATH, or_null
 
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 
-@command("export")
+@command("export", {"checkpoint": PATH, "out": or_null(PATH)})
 def main(config: DictConfig) -> None:
     suffixes = {"onnx": ".onnx", "safetensors": ".safetensors", "torch_export": ".pt2", "hub": ""}
     if config.format not in suffixes:

@@ -12,10 +12,12 @@ from omegaconf import DictConfig
 from bagnet_lightning.cli import command
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import writable, write_text, writing
-from bagnet_lightning.rules import FILES, or_own, whole
+from bagnet_lightning.rules import PATH, or_null, or_own, whole
+
+RULES = {"checkpoint": PATH, "images": or_null(PATH), "out": or_null(PATH)}
 
 
-@command("predict", {"images": FILES, "batch_size": whole(1), "size": or_own(whole(1))}, data_of_run=True)
+@command("predict", {**RULES, "batch_size": whole(1), "size": or_own(whole(1))}, data_of_run=True)
 def main(config: DictConfig) -> None:
     if (config.images is None) == (config.split is None):
         raise UserError("of what? add images=FILE_OR_FOLDER, or split=test for the unlabelled images of the run's data")
@@ -31,7 +33,7 @@ def main(config: DictConfig) -> None:
     if config.split:
         files = data_of_run(trained.config, config.get("data")).test_files()
     else:
-        files = find_images(Path(str(config.images)))
+        files = find_images(Path(config.images))
     out = writable(Path(config.out or Path(config.checkpoint).parent))
 
     predictions = []

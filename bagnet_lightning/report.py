@@ -15,14 +15,14 @@ from rich.console import Console
 from bagnet_lightning.cli import command
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.reporting.report import watch, write_report
-from bagnet_lightning.rules import BOOL, whole
+from bagnet_lightning.rules import BOOL, PATH, or_null, whole
 
 
-@command("report", {"port": whole(0, 2**16 - 1), "watch": BOOL, "gallery": BOOL}, lists=("runs",))
+@command("report", {"out": or_null(PATH), "port": whole(0, 2**16 - 1), "watch": BOOL, "gallery": BOOL}, lists=("runs",))
 def main(config: DictConfig) -> None:
     if config.runs is None:
         raise UserError("whose results? add runs=multirun_outputs/SWEEP, the folder of a sweep")
-    folders = [Path(folder) for folder in (config.runs if isinstance(config.runs, ListConfig) else [config.runs])]
+    folders = [Path(str(folder)) for folder in (config.runs if isinstance(config.runs, ListConfig) else [config.runs])]
     if config.watch:
         watch(folders, config.port, Console())
     else:

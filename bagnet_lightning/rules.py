@@ -33,10 +33,7 @@ def or_own(rule: Rule) -> Rule:
     return lambda value: value in (None, "own") or rule[0](value), f"{rule[1]} px, null or own"
 
 
-FILES: Rule = (  # a folder 2024 comes as a number
-    lambda value: value is None or isinstance(value, str) or whole(0)[0](value),
-    "an image file or a folder of them",
-)
+PATH: Rule = (lambda value: isinstance(value, str), "a path")
 BOOL: Rule = (lambda value: isinstance(value, bool), "true or false")
 _AUTO: Rule = (lambda value: isinstance(value, bool) or value == "auto", "auto, true or false")
 _CLASSES: Rule = (
@@ -74,6 +71,8 @@ RULES: dict[str, Rule] = {
     "data.flip": (lambda value: BOOL[0](value) or value == "alternating", "true, false or alternating"),
     "data.normalize": (lambda value: BOOL[0](value) or value == "imagenet", "true, false or imagenet"),
     "data.device_resident": _AUTO,
+    "data.root": or_null(PATH),
+    "data.cache": or_null(PATH),
     "data.image_size": whole(9),
     "data.train_images": whole(1),
     "data.val_images": whole(1),

@@ -32,19 +32,19 @@ def save(path, width=40, height=40, seed=0):
 
 
 def test_a_folder_with_a_broken_image(command, checkpoint, tmp_path):
-    photos = [save(tmp_path / "photos" / name, seed=i) for i, name in enumerate(("a.png", "deep/b.jpg"))]
-    (tmp_path / "photos/broken.jpg").write_text("no image")
-    (tmp_path / "photos/notes.txt").write_text("no image, and not called one")
-    done = command("predict", f"checkpoint={checkpoint}", "images=photos", "out=told")
+    photos = [save(tmp_path / "vögel (1)" / name, seed=i) for i, name in enumerate(("a.png", "deep/b.jpg"))]
+    (tmp_path / "vögel (1)/broken.jpg").write_text("no image")
+    (tmp_path / "vögel (1)/notes.txt").write_text("no image, and not called one")
+    done = command("predict", f"checkpoint={checkpoint}", "images=vögel (1)", "out=told")
     assert done.returncode == 1
-    assert [line.split(": ")[0] for line in done.stdout.splitlines()[:2]] == ["photos/a.png", "photos/deep/b.jpg"]
+    assert [line.split(": ")[0] for line in done.stdout.splitlines()[:2]] == ["vögel (1)/a.png", "vögel (1)/deep/b.jpg"]
     assert done.stderr.splitlines() == [
-        "error: photos/broken.jpg is no image that can be read: replace or remove it",
+        "error: vögel (1)/broken.jpg is no image that can be read: replace or remove it",
         "error: 1 of 3 images could not be read; the others are done",
     ]
     trained = load_trained(checkpoint)
     told = {record["image"]: record for record in json.loads((tmp_path / "told/predictions.json").read_text())}
-    assert set(told["photos/broken.jpg"]) == {"image", "error"}
+    assert set(told["vögel (1)/broken.jpg"]) == {"image", "error"}
     for photo in photos:
         image = torch.tensor(load_image(photo, 40))[None]
         truth = trained.network(normalize(image, trained.mean, trained.std))[0].softmax(0).detach()
@@ -55,9 +55,9 @@ def test_a_folder_with_a_broken_image(command, checkpoint, tmp_path):
             assert one["probability"] == pytest.approx(truth[CLASSES.index(one["class"])].item(), rel=1e-4)
     with open(tmp_path / "told/predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["image"] for row in rows] == ["photos/a.png", "photos/broken.jpg", "photos/deep/b.jpg"]
-    assert rows[0]["class_1"] == told["photos/a.png"]["top"][0]["class"]
-    assert rows[1]["error"] == told["photos/broken.jpg"]["error"]
+    assert [row["image"] for row in rows] == ["vögel (1)/a.png", "vögel (1)/broken.jpg", "vögel (1)/deep/b.jpg"]
+    assert rows[0]["class_1"] == told["vögel (1)/a.png"]["top"][0]["class"]
+    assert rows[1]["error"] == told["vögel (1)/broken.jpg"]["error"]
 
 
 def test_predictions_do_not_depend_on_the_batch_and_small_images_are_told_apart(checkpoint, tmp_path):

@@ -1,0 +1,32 @@
+"""How arguments are read, before and besides what Hydra makes of them."""
+
+import pytest
+
+from bagnet_lightning.cli import _as_hydra_reads_it
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("checkpoint=runs/best.ckpt", "checkpoint=runs/best.ckpt"),
+        ("out=null", "out=null"),
+        ("runs=a,b", "runs=a,b"),
+        ("checkpoint=[a,b]", "checkpoint=[a,b]"),
+        ("images='it is (quoted).png'", "images='it is (quoted).png'"),
+        ("data.root=${oc.env:HERE}", "data.root=${oc.env:HERE}"),
+        ("data.root=~/images", "data.root=/home/me/images"),
+        ("+data.root=~", "+data.root=/home/me"),
+        ("model.pretrained=~/w.pt", "model.pretrained=/home/me/w.pt"),
+        ("data.root=~user", "data.root='~user'"),
+        ("images=2024", "images='2024'"),
+        ("images=vögel/a (1)=b.png", "images='vögel/a (1)=b.png'"),
+        ("trainer.max_epochs=3", "trainer.max_epochs=3"),
+        ("~logger", "~logger"),
+        ("--help", "--help"),
+    ],
+)
+def test_paths_may_be_typed_as_they_are(typed, read, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert _as_hydra_reads_it(typed) == read
+
+
