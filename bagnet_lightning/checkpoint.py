@@ -54,7 +54,8 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict:
     except pickle.UnpicklingError as error:
         raise UserError(f"checkpoint {path} is refused: it holds more than tensors and plain types") from error
     except Exception as error:  # whatever torch makes of a file of another kind
-        raise UserError(f"checkpoint {path} cannot be read: {in_one_line(error)}") from error
+        reason, *_ = in_one_line(error).split(". ")  # torch goes on about what that may mean
+        raise UserError(f"checkpoint {path} cannot be read: {reason}") from error
 
 
 def load_trained(path: str | Path) -> Trained:

@@ -95,11 +95,16 @@ def _check_form(words: list[str]) -> None:
 
 
 def _as_hydra_reads_it(word: str) -> str:
-    """A path as people type it: ~/x is in the home folder, in data.root=~/x too; 2024, ü.jpg and a (1).png are text."""
+    """A path as people type it: ~/x is in the home folder, in data.root=~/x too; 2024, ü.jpg and a (1).png are text.
+
+    So are the names of choices, of which none is a number.
+    """
     key, is_, value = word.partition("=")
     if re.match(r"~(/|$)", value):
         value = os.path.expanduser(value)
     if key in PATHS and not re.fullmatch(r"[a-z_/.][\w/.-]*|.*[],'\"[$].*", value, re.ASCII | re.IGNORECASE):
+        value = f"'{value}'"
+    if value.isdecimal() and (CONF / key).is_dir():
         value = f"'{value}'"
     return f"{key}{is_}{value}"
 
@@ -113,7 +118,13 @@ def _one_line(error: Exception) -> str:
     if isinstance(parent, DictConfig) and key is not None and "not in struct" in str(cause):
         choices = sorted(str(choice) for choice in parent if choice != "hydra" and not str(choice).startswith("_"))
         groups = OmegaConf.to_container(parent)
-        below = [f"{choice}.{key}" for choice in choices if isinstance(groups[choice], dict) and key in groups[choice]]
+        below = [
+            f"{choice}.{name}"
+            for choice in choices
+            if isinstance(groups[choice], dict)
+            for name in groups[choice]
+            if key in (name, name.rpartition("_")[2])
+        ]
         close = below or get_close_matches(str(key), choices, n=1)
         guess = f"did you mean {close[0]}? " if close else ""
         named = getattr(cause, "full_key", key)

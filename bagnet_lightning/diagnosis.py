@@ -84,6 +84,9 @@ def problems(config: dict) -> list[Problem]:
     if root and state == "missing":
         what = "is empty" if Path(root).is_dir() else "does not exist"
         found.append(Problem(f"data.root={root} {what}: give the folder that holds the data", fatal=True))
+    elif root and config["data"]["_target_"].endswith(".ImageFolder") and not _has_splits(Path(root)):
+        what = "must be a folder that holds train/<class>/* and val/<class>/*"
+        found.append(Problem(f"data.root={root} {what}", fatal=True))
     elif root and not state.startswith("packed"):
         key = "root" if "url" in config["data"] else "cache"  # where the packed images go
         place = Path(config["data"].get(key) or root)
@@ -118,6 +121,10 @@ def _state_of_data(data: dict) -> str:
     if root.is_dir() and any(root.iterdir()):
         return "to be packed at the first use"
     return "to be downloaded at the first use" if "url" in data else "missing"
+
+
+def _has_splits(root: Path) -> bool:
+    return (root / "train").is_dir() and (root / "val").is_dir()
 
 
 def _room(folder: Path, need: float, what: str, remedy: str) -> list[Problem]:

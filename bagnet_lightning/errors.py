@@ -27,4 +27,4 @@ class Diverged(Exception):
 
 def in_one_line(error: BaseException) -> str:
     """ "ValueError: the first line of its message"."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")

@@ -53,10 +53,13 @@ _SIZES: Rule = (
 _PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "64-true")
 
 RULES: dict[str, Rule] = {
-    "seed": whole(0),
+    "seed": whole(0, 2**32 - 1),
     "fresh": BOOL,
     "dry_run": BOOL,
-    "sweep": (lambda value: isinstance(value, str) and re.fullmatch(r"[\w.+-]+", value), "a folder's name"),
+    "sweep": (
+        lambda value: re.fullmatch(r"[\w.+-]+", str(value)),
+        "a folder's name of letters, digits and _.+- (it is data.name unless you say another)",
+    ),
     "label_smoothing": number(0, 1),
     "patch_loss": number(0, 1),
     "weight_average": or_null(_SHARE),
@@ -71,6 +74,7 @@ RULES: dict[str, Rule] = {
     "data.flip": (lambda value: BOOL[0](value) or value == "alternating", "true, false or alternating"),
     "data.normalize": (lambda value: BOOL[0](value) or value == "imagenet", "true, false or imagenet"),
     "data.device_resident": _AUTO,
+    "data.seed": whole(0),
     "data.root": or_null(PATH),
     "data.cache": or_null(PATH),
     "data.image_size": whole(9),
@@ -90,6 +94,7 @@ RULES: dict[str, Rule] = {
     "scheduler.step_size": whole(1),
     "scheduler.gamma": number(0, 1, above=True),
     "scheduler.eta_min": number(0),
+    "scheduler.max_lr": number(0, above=True),
     "scheduler.pct_start": number(0, 1),
     "images": (lambda value: value in ("train", "train+test"), "train or train+test"),
     "tiles.size": whole(9),

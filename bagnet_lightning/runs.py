@@ -76,7 +76,7 @@ def begin(config: DictConfig, folder: Path, asked: dict, files: Sequence[str], l
                 (folder / name).unlink(missing_ok=True)
     earlier = {} if config.fresh else read_run(folder)
     of_earlier = OmegaConf.create(earlier.get("config") or {})
-    if of_earlier and digest(of_earlier) != asked["config_digest"]:
+    if of_earlier and digest(of_earlier) != asked["config_digest"] and not nothing_to_lose(earlier):
         before, now = asked_for(of_earlier), asked_for(config)
         changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
         error = (
@@ -90,6 +90,11 @@ def begin(config: DictConfig, folder: Path, asked: dict, files: Sequence[str], l
         (folder / "result.json").unlink(missing_ok=True)
         write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(config))))
     return None
+
+
+def nothing_to_lose(run: dict) -> bool:
+    """Whether the folder of a run (of read_run) has no result and no checkpoint, so that another may take it."""
+    return run["status"] not in ("finished", "unreadable") and not any(run["folder"].rglob("*.ckpt"))
 
 
 def outcome(asked: dict, folder: Path, work: Callable[[], dict]) -> dict:

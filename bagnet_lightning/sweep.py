@@ -25,6 +25,7 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.launching import ParallelLauncher, folder
 from bagnet_lightning.results import note_jobs, read_run
 from bagnet_lightning.rules import check
+from bagnet_lightning.runs import nothing_to_lose
 from bagnet_lightning.training import ranks
 
 WHOLE_DEVICE = "the whole device, one after the other"
@@ -120,10 +121,13 @@ def _print_jobs(jobs: list[tuple[Path, DictConfig, str]]) -> None:
     """What a sweep would do in which folders with what share of the devices, and nothing done: ends the command."""
     for number, (run_folder, job, share) in enumerate(jobs, start=1):
         run = {"status": "unfinished"} if job.fresh else read_run(run_folder)
-        if run.get("config") and digest(OmegaConf.create(run["config"])) != digest(without_hydra(job)):
+        other = run.get("config") and digest(OmegaConf.create(run["config"])) != digest(without_hydra(job))
+        if other and not nothing_to_lose(run):
             status = "refused, since it holds a run of another configuration"
         elif run["status"] == "finished":
             status = "finished"
+        elif other:
+            status = f"to do, with {share}"
         else:
             done = f"{run['epochs_done']} epochs done" if run.get("epochs") else "to do"
             status = f"{done if run['status'] == 'unfinished' else run['status']}, with {share}"

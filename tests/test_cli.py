@@ -20,6 +20,8 @@ from bagnet_lightning.cli import _as_hydra_reads_it
         ("data.root=~user", "data.root='~user'"),
         ("images=2024", "images='2024'"),
         ("images=vögel/a (1)=b.png", "images='vögel/a (1)=b.png'"),
+        ("model=17", "model='17'"),
+        ("table1=glob(*)", "table1=glob(*)"),
         ("trainer.max_epochs=3", "trainer.max_epochs=3"),
         ("~logger", "~logger"),
         ("--help", "--help"),
@@ -28,5 +30,3 @@ from bagnet_lightning.cli import _as_hydra_reads_it
 def test_paths_may_be_typed_as_they_are(typed, read, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert _as_hydra_reads_it(typed) == read
-
-

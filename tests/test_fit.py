@@ -47,6 +47,12 @@ def test_one_class_is_refused(tmp_path):
         fit(composed(*SMALL, "data.classes=1"), tmp_path)
 
 
+@pytest.mark.parametrize("limit", ["limit_val_batches=0", "max_steps=2"])
+def test_an_epoch_without_a_validation_is_refused(tmp_path, limit):
+    with pytest.raises(UserError, match="epoch 1 ended without a validation"):
+        fit(composed(*SMALL, f"+trainer.{limit}"), tmp_path)
+
+
 def test_the_settings_of_the_loss_reach_the_training(tmp_path, monkeypatch):
     seen, start = [], Classifier.on_train_start
 

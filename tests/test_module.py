@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -103,6 +104,14 @@ def test_classes_by_number_identifier_and_name():
     assert chosen.class_ids == [everything.class_ids[3], everything.class_ids[1]]
     originals = chosen.store.splits["train"].labels[chosen.train_images.chosen]
     assert set(zip(originals.tolist(), chosen.train_images.labels.tolist(), strict=True)) == {(3, 0), (1, 1)}
+
+
+def test_class_folders_may_be_numbers():
+    chosen = instantiate(composed(*SMALL).data, _convert_="all")
+    store = chosen.open_store()
+    chosen.classes, chosen.open_store = [2, 0], lambda: replace(store, classes=[*"012345"], class_names=[*"012345"])
+    chosen.setup()
+    assert chosen.class_ids == ["2", "0"]
 
 
 def test_unknown_or_too_many_classes_are_refused():

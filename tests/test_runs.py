@@ -33,6 +33,18 @@ def test_a_finished_run_is_told_again_and_another_configuration_refused(tmp_path
     assert (tmp_path / "result.json").exists()
 
 
+def test_what_failed_before_it_had_anything_to_keep_gives_way(tmp_path):
+    config, described = asked()
+    other, described_other = asked("encoding.codebook.size=7")
+    assert begin(config, tmp_path, described, FILES, lead=True) is None
+    write_result(tmp_path, {**described, "status": "failed", "error": "no GPU"})
+    assert begin(other, tmp_path, described_other, FILES, lead=True) is None
+    write_result(tmp_path, {**described_other, "status": "failed", "error": "the disk is full"})
+    (tmp_path / "em").mkdir()
+    (tmp_path / "em/last.ckpt").touch()
+    assert "another configuration" in begin(config, tmp_path, described, FILES, lead=True)["error"]
+
+
 def test_fresh_removes_what_a_run_leaves_and_nothing_else(tmp_path):
     config, described = asked("fresh=true")
     for name in (*FILES, "notes.txt"):

@@ -181,11 +181,12 @@ class ImageData(LightningDataModule, ABC):
                 raise UserError(f"data.classes={self.classes}: {self.name} has {len(known)} classes")
             return list(range(self.classes))
         places = {name: i for i, name in enumerate(self.store.class_names)} | {name: i for i, name in enumerate(known)}
-        for name in self.classes:
+        asked = [str(name) for name in self.classes]  # a folder 3 comes as a number
+        for name in asked:
             if name not in places:
                 close = get_close_matches(name, places, n=3) or sorted(places)[:3]
                 raise UserError(f"data.classes: {self.name} has no class {name!r}; nearest: {', '.join(close)}")
-        chosen = [places[name] for name in self.classes]
+        chosen = [places[name] for name in asked]
         if len(set(chosen)) < len(chosen):
             raise UserError(f"data.classes={self.classes} names a class twice")
         return chosen

@@ -80,7 +80,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"model.pretrained={path}: there is no such file") from None
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read as weights: {in_one_line(error)}") from error
+        reason, *_ = in_one_line(error).split(". ")
+        raise UserError(f"{path} cannot be read as weights: {reason}") from error
 
 
 def state_dict_of(loaded: object, source: object) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from statistics import median
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import write_text
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,11 @@ class History(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step} | logged
+        if "val_loss" not in logged:
+            raise UserError(
+                f"epoch {row['epoch']} ended without a validation, by trainer.limit_val_batches, max_steps or "
+                "max_time: leave them out, or let them end with an epoch"
+            )
         now = time.perf_counter()
         row["seconds"], self.epoch_started = now - self.epoch_started, now
         self.rows.append({column: row[column] for column in self.columns})

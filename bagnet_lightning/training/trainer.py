@@ -1,5 +1,6 @@
 """Lightning's Trainer as every training here uses it: with what makes a run repeatable, stoppable and measured."""
 
+import logging
 import os
 import sys
 import warnings
@@ -49,6 +50,8 @@ def prepare(config: DictConfig, folder: Path) -> dict:
     for harmless in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", harmless)
     folder.mkdir(parents=True, exist_ok=True)
+    for library in ("pytorch_lightning", "lightning_fabric"):  # what they tell of every run is in its line and result
+        logging.getLogger(library).setLevel(logging.WARNING)
     seed_everything(config.seed)
     return {"versions": versions(), "commit": commit()}
 
