@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import logging
 import os
 import re
 import sys
@@ -57,6 +58,7 @@ def command(
                 sys.argv = [f"++{word}" if word.startswith("data.") else word for word in sys.argv]
             for key in lists:
                 sys.argv = [re.sub(rf"^({key})=([^\[\]]*,[^\[\]]*)$", r"\1=[\2]", word) for word in sys.argv]
+            logging.raiseExceptions = False  # a log that a full disk does not take is not worth a traceback a line
             os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed by Hydra
             with _mistakes_in_one_line():
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)()

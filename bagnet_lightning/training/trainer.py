@@ -36,6 +36,7 @@ EXPECTED_WARNINGS = (
     "The '.*_dataloader' does not have many workers",  # gathering from the store needs none
     "Grad strides do not match bucket view strides",  # those of 1x1 kernels mean nothing
     "It is recommended to use `self.log.*sync_dist=True",  # what is logged is of all ranks already
+    "The number of training batches .* is smaller than the logging interval",  # of steps, which nobody logs
     ".*treespec, LeafSpec.* is deprecated",
     "You have overridden `.*transfer_batch_to_device` .* but have passed in a `LightningDataModule`",
 )
