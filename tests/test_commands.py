@@ -210,7 +210,7 @@ def test_a_dry_run_prints_the_jobs_and_makes_nothing(command, tmp_path):
         (["trainer.limit_train_batches=2"], "+trainer.limit_train_batches=..."),
         (["--epochs", "3"], "there is no option --epochs"),
         (["best.ckpt"], "best.ckpt is of no key"),
-        (["data.root=a(1)/ö"], "put the value in quotes of its own: \"data.root='a(1)/ö'\""),
+        (["data.name=a(1)/ö"], "put the value in quotes of its own: \"data.name='a(1)/ö'\""),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line_before_anything_is_made(command, tmp_path, arguments, words):

@@ -80,7 +80,7 @@ def test_mistakes_are_said_before_anything_is_made(checkpoints, photo, tmp_path)
     mistakes = {
         (f"checkpoint={tmp_path}/none.ckpt",): "does not exist",
         (f"checkpoint={photo}",): "cannot be read|is refused",
-        ("checkpoint=[]",): "one checkpoint or more",
+        ("checkpoint=[]",): "must be a path, or a list of them",
         (bagnet, f"images={tmp_path}/none"): "none does not exist",
         (bagnet, f"images={tmp_path}/empty"): "holds no image",
         (bagnet, f"images={tmp_path}/text.png"): "text.png is no image",
