@@ -104,8 +104,9 @@ def _as_hydra_reads_it(word: str) -> str:
     key, is_, value = word.partition("=")
     if re.match(r"~(/|$)", value):
         value = os.path.expanduser(value)
-    if key in PATHS and not re.fullmatch(r"[a-z_/.][\w/.-]*|.*[],'\"[$].*", value, re.ASCII | re.IGNORECASE):
-        value = f"'{value}'"
+    plain = r"[a-z_/.][\w/.-]*|['\"[$].*" + ("" if key in ("compare", "images", "out") else "|.*,.*")  # [A,B], A,B
+    if key in PATHS and not re.fullmatch(plain, value, re.ASCII | re.IGNORECASE):
+        value = "'" + value.replace("'", r"\'") + "'"
     if value.isdecimal() and (CONF / key).is_dir():
         value = f"'{value}'"
     return f"{key}{is_}{value}"

@@ -57,7 +57,7 @@ def main(config: DictConfig) -> None:
             write_text(out / name, text)
     print(f"written: {', '.join(str(out / name) for name in written)}")
     if unreadable:
-        raise UserError(f"{unreadable} of {len(predictions)} images could not be read; the others are done")
+        raise UserError(f"{unreadable} of {len(predictions)} images could not be classified; the others are done")
 
 
 if __name__ == "__main__":

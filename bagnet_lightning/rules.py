@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ Rule = tuple[Callable[[Any], bool], str]
 
 def number(low: float, high: float = float("inf"), *, above: bool = False) -> Rule:
     def test(value: Any) -> bool:
-        return type(value) in (int, float) and (low < value if above else low <= value) and value <= high
+        return (
+            type(value) in (int, float)
+            and (low < value if above else low <= value)
+            and value <= high
+            and isfinite(value)
+        )
 
     return test, f"a number {'above' if above else 'from'} {low:g}" + (f" to {high:g}" if high < float("inf") else "")
 
@@ -50,6 +56,7 @@ _SIZES: Rule = (
     lambda value: isinstance(value, list) and len(value) > 0 and all(map(number(1)[0], value)),
     "a list of numbers from 1",
 )
+_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 _PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "64-true")
 
 RULES: dict[str, Rule] = {
@@ -131,6 +138,7 @@ RULES: dict[str, Rule] = {
     "classifier.C": number(0, above=True),
     "classifier.kernel": (lambda value: value in _KERNELS, f"{', '.join(map(str, _KERNELS[:-1]))} or null"),
     "classifier.order": whole(1),
+    "trainer.accelerator": (lambda value: value in _ACCELERATORS, f"one of {', '.join(_ACCELERATORS)}"),
     "trainer.devices": whole(1),
     "trainer.num_nodes": whole(1),
     "trainer.sync_batchnorm": BOOL,

@@ -79,6 +79,7 @@ def begin(config: DictConfig, folder: Path, asked: dict, files: Sequence[str], l
     if of_earlier and digest(of_earlier) != asked["config_digest"] and not nothing_to_lose(earlier):
         before, now = asked_for(of_earlier), asked_for(config)
         changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        changed = ["the images under data.root" if key == "image_files" else key for key in changed]
         error = (
             f"{folder} holds a run of another configuration ({', '.join(changed)}); name another sweep=NAME, or start "
             "over with fresh=true"

@@ -28,6 +28,11 @@ from bagnet_lightning.rules import check
 from bagnet_lightning.runs import nothing_to_lose
 from bagnet_lightning.training import ranks
 
+# Arguments of its Trainer that a run sets by itself, or with which it would leave no checkpoint or result.
+OF_LIGHTNING = (
+    *("logger", "callbacks", "plugins", "profiler", "fast_dev_run", "enable_checkpointing", "enable_progress_bar"),
+    *("enable_model_summary", "num_sanity_val_steps", "log_every_n_steps", "use_distributed_sampler"),
+)
 WHOLE_DEVICE = "the whole device, one after the other"
 
 
@@ -100,6 +105,8 @@ class Sweep(Callback):
 def _check(config: DictConfig, sweep: bool = False, launcher: ParallelLauncher | None = None) -> None:
     try:
         check(without_hydra(config))
+        if taken := [key for key in config.get("trainer", {}) if key in OF_LIGHTNING]:
+            raise UserError(f"trainer.{taken[0]} is not for a run here: leave it out")
         if config.data._target_.endswith(".ImageFolder") and config.image_files is None:
             raise UserError(
                 f"data.root={config.data.root} must be a folder that holds train/<class>/* and val/<class>/*"

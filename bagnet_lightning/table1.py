@@ -18,7 +18,14 @@ _SETTINGS = (
 # Not settings of the training, or what a row is chosen by.
 _OTHER = {*NOT_IN_DIGEST, "data.seed", "data.name", "data.sha256"}
 _OTHER |= {"data._target_", "model._target_", "optim._target_"}
-_LIMITS = ("trainer.limit_", "trainer.overfit_", "trainer.fast_dev", "trainer.max_steps", "trainer.max_time")
+_LIMITS = (
+    "trainer.limit_",
+    "trainer.overfit_",
+    "trainer.fast_dev",
+    "trainer.max_steps",
+    "trainer.max_time",
+    "trainer.val_check",
+)
 
 
 @dataclass(frozen=True)

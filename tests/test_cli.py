@@ -18,6 +18,7 @@ from bagnet_lightning.cli import _as_hydra_reads_it
         ("+data.root=~", "+data.root=/home/me"),
         ("model.pretrained=~/w.pt", "model.pretrained=/home/me/w.pt"),
         ("data.root=~user", "data.root='~user'"),
+        ("images=it's, (1).png", r"images='it\'s, (1).png'"),
         ("images=2024", "images='2024'"),
         ("images=vögel/a (1)=b.png", "images='vögel/a (1)=b.png'"),
         ("model=17", "model='17'"),

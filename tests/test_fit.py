@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL, composed
+from PIL import Image
 from torch import nn
 
 from bagnet_lightning.checkpoint import load_trained, read_checkpoint
@@ -45,6 +46,18 @@ def test_a_run_leaves_its_measurements_and_checkpoints(tmp_path):
 def test_one_class_is_refused(tmp_path):
     with pytest.raises(UserError, match="textures has one class, "):
         fit(composed(*SMALL, "data.classes=1"), tmp_path)
+
+
+def test_images_smaller_than_a_patch_and_unknown_arguments_of_lightnings_are_refused(tmp_path):
+    for folder in (tmp_path / split / name for split in ("train", "val") for name in "ab"):
+        folder.mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(folder / "1.png")
+    with pytest.raises(UserError, match=r"data\.image_size=17 or more"):
+        fit(
+            composed("data=image_folder", f"data.root={tmp_path}", "data.image_size=9", "trainer=cpu"), tmp_path / "run"
+        )
+    with pytest.raises(UserError, match=r"takes no foo: leave trainer\.foo out"):
+        fit(composed(*SMALL, "+trainer.foo=1"), tmp_path)
 
 
 @pytest.mark.parametrize("limit", ["limit_val_batches=0", "max_steps=2"])

@@ -128,6 +128,13 @@ def test_bad_folders_are_one_line_that_names_the_path(root, damage, said):
     assert not list(root.glob(".*"))
 
 
+def test_all_broken_images_are_told_at_once(root):
+    for number in range(12):
+        (root / f"train/dog/broken{number}.png").write_text("x")
+    with pytest.raises(UserError, match=r"broken0\.png is no image .*; .*broken1\.png .* \(and 2 more\)$"):
+        open_store(root)
+
+
 def test_where_nothing_can_be_written_the_user_is_told_of_the_cache(root, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot make .*zoo-8\.store.*set data\.cache=DIR"):

@@ -5,6 +5,7 @@ from conftest import composed
 from omegaconf import OmegaConf
 
 from bagnet_lightning.config import plain
+from bagnet_lightning.data import of_config
 from bagnet_lightning.data.module import Textures
 from bagnet_lightning.data.of_config import data_of_run
 from bagnet_lightning.errors import UserError
@@ -20,6 +21,14 @@ def test_a_finished_runs_data_with_some_keys_changed():
         data_of_run(run, OmegaConf.create({"rooot": 1}))
     with pytest.raises(UserError, match=r"^data\.classes=-1: data\.classes must be"):
         data_of_run(run, OmegaConf.create({"classes": -1}))
+
+
+def test_other_images_have_the_size_that_the_network_knows(monkeypatch):
+    run, asked = plain(composed("data=textures", "data.image_size=40")), composed("data=textures").data
+    assert data_of_run(run, asked).image_size == 40
+    assert data_of_run(plain(composed()), composed("data=textures", "data.image_size=33").data).image_size == 64
+    monkeypatch.setattr(of_config, "_is_argument", lambda key: key == "data.image_size")
+    assert data_of_run(run, asked).image_size == 64
 
 
 @pytest.mark.parametrize("target", ["pathlib.Path.touch", "bagnet_lightning.files.write_text"])

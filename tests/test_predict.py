@@ -40,7 +40,7 @@ def test_a_folder_with_a_broken_image(command, checkpoint, tmp_path):
     assert [line.split(": ")[0] for line in done.stdout.splitlines()[:2]] == ["vögel (1)/a.png", "vögel (1)/deep/b.jpg"]
     assert done.stderr.splitlines() == [
         "error: vögel (1)/broken.jpg is no image that can be read: replace or remove it",
-        "error: 1 of 3 images could not be read; the others are done",
+        "error: 1 of 3 images could not be classified; the others are done",
     ]
     trained = load_trained(checkpoint)
     told = {record["image"]: record for record in json.loads((tmp_path / "told/predictions.json").read_text())}

@@ -23,6 +23,6 @@ def test_the_tutorial_runs_as_it_stands(tmp_path, monkeypatch):
             done = subprocess.run(["sh", "-ec", block], env=os.environ, capture_output=True, text=True, timeout=200)
             assert done.returncode == 0, done.stderr
     run = tmp_path / "multirun_outputs/tutorial/run"
-    assert json.loads((run / "result.json").read_text())["status"] == "finished"
+    assert json.loads((run / "result.json").read_text())["best_val_accuracy"] > 0.9
     assert len(json.loads((run / "predictions.json").read_text())) == 10
     assert (run / "explain/index.html").exists()

@@ -75,11 +75,15 @@ def find_images(path: Path) -> list[Path]:
 
 
 class PackedChunk(NamedTuple):
-    """Sums of the values and of their squares (a channel each, exact) and the sha256 of a chunk's pixels."""
+    """Sums of the values and of their squares (a channel each, exact) and the sha256 of a chunk's pixels.
+
+    problems: with the images that could not be used, in words.
+    """
 
     sums: list[int]
     squares: list[int]
     sha256: str
+    problems: list[str]
 
 
 def pack_chunk(paths: list[str], image_size: int, resize: bool, file: Path, offset: int) -> PackedChunk:
@@ -87,13 +91,18 @@ def pack_chunk(paths: list[str], image_size: int, resize: bool, file: Path, offs
 
     An image that is not image_size x image_size px is resized if `resize`, otherwise refused.
     """
-    images = np.empty((len(paths), image_size, image_size, 3), np.uint8)
+    images, problems = np.zeros((len(paths), image_size, image_size, 3), np.uint8), []
     for index, path in enumerate(paths):
-        image = load_image(path, image_size if resize else None)
-        if image.shape != images.shape[1:]:
-            height, width, _ = image.shape
-            raise UserError(f"{path} is {width} x {height} px, not {image_size} x {image_size}: replace or remove it")
-        images[index] = image
+        try:
+            image = load_image(path, image_size if resize else None)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        height, width, _ = image.shape
+        if (height, width) == (image_size, image_size):
+            images[index] = image
+        else:
+            problems.append(f"{path} is {width} x {height} px, not {image_size} x {image_size}: replace or remove it")
     with open(file, "r+b") as array:
         array.seek(offset)
         array.write(images)
@@ -102,4 +111,4 @@ def pack_chunk(paths: list[str], image_size: int, resize: bool, file: Path, offs
         values.sum(axis=0, dtype=np.uint32).reshape(-1, 3).sum(axis=0, dtype=np.uint64).tolist()
         for values in (flat, np.square(flat, dtype=np.uint16))
     )
-    return PackedChunk(sums, squares, hashlib.sha256(images).hexdigest())
+    return PackedChunk(sums, squares, hashlib.sha256(images).hexdigest(), problems)

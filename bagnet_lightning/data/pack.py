@@ -10,10 +10,12 @@ import numpy as np
 
 from bagnet_lightning.data.images import PackedChunk, pack_chunk
 from bagnet_lightning.data.workers import in_processes
+from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import sync
 from bagnet_lightning.progress_bar import progress_bar
 
 FORMAT = 1  # of packed stores; also stands for how images are decoded, so a change of either raises it
+SAID = 10  # images that cannot be used
 CHUNK_BYTES = 4 * 2**20  # of pixels that a worker decodes, writes and hashes at a time; part of the format
 
 
@@ -46,7 +48,7 @@ def pack(folder: Path, source: Source, workers: int | None) -> dict:
     """Writes the arrays of `source` into the empty folder `folder`, by `workers` processes (None: one a core).
 
     Returns what else the store is to tell of them.
-    Raises UserError, naming the file, if an image cannot be decoded; OSError if the folder cannot be written.
+    Raises UserError, naming the files, if images cannot be decoded; OSError if the folder cannot be written.
     """
     step = chunk_length(source.image_size)
     jobs = {}  # (split, first image): the arguments of images.pack_chunk
@@ -66,6 +68,9 @@ def pack(folder: Path, source: Source, workers: int | None) -> dict:
             advance(len(jobs[key][0]))
             if len(chunks) % 32 == 0:  # now and then, beside the workers, so that little is left for the end
                 sync(folder / f"{key[0]}_images.npy")
+    if problems := [problem for chunk in chunks.values() for problem in chunk.problems]:
+        more = f" (and {len(problems) - SAID} more)" if len(problems) > SAID else ""
+        raise UserError("; ".join(problems[:SAID]) + more)
     mean, std = _mean_and_std(
         [chunk for (name, _), chunk in chunks.items() if name == "train"],
         count=len(source.splits["train"].paths) * source.image_size**2,

@@ -108,7 +108,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None) -> dict:
         """The checkpoint's plain types and tensors; other content is refused whatever `weights_only` says."""
-        return read_checkpoint(Path(path), map_location)
+        try:
+            return read_checkpoint(Path(path), map_location)
+        except UserError as error:
+            raise UserError(f"{error}; remove it to train from the start") from error
 
 
 class CheckpointWriter(AtomicCheckpointIO):

@@ -38,6 +38,12 @@ def fit(
     if len(data.class_ids) < 2:
         raise UserError(f"there is nothing to tell apart: {config.data.name} has one class, {data.class_ids[0]}")
     network = instantiate(config.model, _partial_=True)(num_classes=len(data.class_ids))
+    side = min(data.store.splits["train"].images.shape[1:3])
+    if isinstance(network, BagNet) and side + network.pad < network.receptive_field:
+        least = network.receptive_field - network.pad
+        raise UserError(
+            f"images of {side} px are smaller than this network's patches: data.image_size={least} or more is needed"
+        )
     about = {
         "config": plain(config),
         "classes": data.class_ids,

@@ -42,8 +42,8 @@ class History(Callback):
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step} | logged
         if "val_loss" not in logged:
             raise UserError(
-                f"epoch {row['epoch']} ended without a validation, by trainer.limit_val_batches, max_steps or "
-                "max_time: leave them out, or let them end with an epoch"
+                f"epoch {row['epoch']} ended without a validation: leave out trainer.limit_val_batches, "
+                "check_val_every_n_epoch, max_steps or max_time"
             )
         now = time.perf_counter()
         row["seconds"], self.epoch_started = now - self.epoch_started, now

@@ -1,5 +1,6 @@
 """Lightning's Trainer as every training here uses it: with what makes a run repeatable, stoppable and measured."""
 
+import inspect
 import logging
 import os
 import sys
@@ -133,6 +134,8 @@ def _trainer(config: DictConfig, callbacks: list[Callback], logger: RunLogger | 
     options = {"benchmark": not config.trainer.deterministic, "profiler": NoProfiler(), **config.trainer}
     options["precision"] = chosen_precision(config.trainer.precision, config.trainer.accelerator)
     options = {key: value for key, value in options.items() if key not in SWITCHES}
+    if unknown := options.keys() - inspect.signature(Trainer.__init__).parameters.keys():
+        raise UserError(f"Lightning's Trainer takes no {sorted(unknown)[0]}: leave trainer.{sorted(unknown)[0]} out")
     plugins = [CheckpointWriter(), *([SyncBatchNorm()] if config.trainer.sync_batchnorm else [])]
     if config.trainer.devices == config.trainer.num_nodes == 1:
         plugins.append(LightningEnvironment())  # whatever SLURM has allocated; and requeueing is the launcher's
