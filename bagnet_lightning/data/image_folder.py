@@ -61,7 +61,9 @@ def _list_classes(root: Path, split: str) -> dict[str, list[str]]:
     """The images of each class, as paths relative to root."""
     folder = root / split
     if not folder.is_dir():
-        raise UserError(f"{folder} is missing: data.root must be a folder that holds train/<class>/* and val/<class>/*")
+        raise UserError(
+            f"{folder.absolute()} is missing: data.root must be a folder that holds train/<class>/* and val/<class>/*"
+        )
     classes = {name: _list_images(folder / name, f"{split}/{name}/") for name in _list_folders(folder)}
     if not classes:
         raise UserError(f"{folder} holds no class folders: put the images into {folder}/<class>/")

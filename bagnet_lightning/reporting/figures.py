@@ -192,12 +192,15 @@ def _label(axes: Axes, x: float, height: float, text: str, weight: str) -> None:
 def _add_legend(figure: Figure, handles: list) -> None:
     """Above the panels, in as few lines as the figure's width allows; the figure grows by them."""
     width, height = figure.get_size_inches()
-    inches = [0.7 + 0.075 * len(handle.get_label()) for handle in handles]
+    for handle in handles:  # of many settings, longer than the figure is wide
+        handle.set_label(textwrap.fill(handle.get_label(), int((width - 0.7) / 0.075)))
+    labels = [handle.get_label().splitlines() for handle in handles]
+    inches = [0.7 + 0.075 * max(map(len, label), default=0) for label in labels]
     for lines in range(1, len(handles) + 1):
         if sum(max(inches[i : i + lines]) for i in range(0, len(handles), lines)) < width:
             break
     columns = math.ceil(len(handles) / lines)
-    figure.set_size_inches(width, height + 0.2 * lines)
+    figure.set_size_inches(width, height + 0.2 * lines * max(map(len, labels), default=1))
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
 
 
