@@ -14,6 +14,7 @@ from bagnet_lightning.analysis.measure import Sample, measure
 from bagnet_lightning.analyze import main
 from bagnet_lightning.checkpoint import Trained, load_trained
 from bagnet_lightning.config import plain
+from bagnet_lightning.data import of_config
 from bagnet_lightning.errors import UserError
 
 DATA = ["data=textures", "data.image_size=40", "data.train_images=36", "data.val_images=24"]
@@ -154,7 +155,8 @@ def test_mistakes_are_one_line_and_cost_nothing(bagnet, tmp_path, command):
     assert not list(tmp_path.glob("**/analysis.*"))
 
 
-def test_images_smaller_than_a_patch_are_refused(tmp_path):
+def test_images_smaller_than_a_patch_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(of_config, "_is_argument", lambda key: True)
     checkpoint = save_checkpoint(tmp_path / "best.ckpt", "model=bagnet17", "model.width=0.25")
     for number, name in enumerate(load_trained(checkpoint).classes * 2):
         folder = tmp_path / "images" / ("train" if number < 6 else "val") / name

@@ -163,7 +163,7 @@ def test_another_configuration_in_the_same_folder_is_refused_and_fresh_starts_ov
 
 
 def test_a_fault_of_ours_leaves_its_traceback_and_its_line(command, tmp_path):
-    failed = command("train", *SMALL, "+trainer.no_such_argument=1")
+    failed = command("train", *SMALL, "+optim.no_such_argument=1")
     assert failed.returncode == 1
     assert "failed: TypeError" in failed.stdout
     (run,) = (tmp_path / "multirun_outputs/textures").iterdir()
