@@ -13,10 +13,17 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import writable, write_bytes, write_text, writing
 from bagnet_lightning.rules import PATH, or_null, whole
 
-RULES = {"checkpoint": PATH, "compare": or_null(PATH), "out": or_null(PATH)}
+RULES = {
+    "checkpoint": PATH,
+    "compare": or_null(PATH),
+    "out": or_null(PATH),
+    "count": or_null(whole(1)),
+    "map_count": whole(1),
+    "seed": whole(0),
+}
 
 
-@command("analyze", {**RULES, "count": or_null(whole(1)), "map_count": whole(1), "seed": whole(0)}, data_of_run=True)
+@command("analyze", RULES, data_of_run=True)
 def main(config: DictConfig) -> None:
     import torch
 

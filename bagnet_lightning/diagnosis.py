@@ -84,7 +84,11 @@ def problems(config: dict) -> list[Problem]:
     if root and state == "missing":
         what = "is empty" if Path(root).is_dir() else "does not exist"
         found.append(Problem(f"data.root={root} {what}: give the folder that holds the data", fatal=True))
-    elif root and config["data"]["_target_"].endswith(".ImageFolder") and not _has_splits(Path(root)):
+    elif (
+        root
+        and config["data"]["_target_"].endswith(".ImageFolder")
+        and not all(Path(root, split).is_dir() for split in ("train", "val"))
+    ):
         what = "must be a folder that holds train/<class>/* and val/<class>/*"
         found.append(Problem(f"data.root={root} {what}", fatal=True))
     elif root and not state.startswith("packed"):
@@ -121,10 +125,6 @@ def _state_of_data(data: dict) -> str:
     if root.is_dir() and any(root.iterdir()):
         return "to be packed at the first use"
     return "to be downloaded at the first use" if "url" in data else "missing"
-
-
-def _has_splits(root: Path) -> bool:
-    return (root / "train").is_dir() and (root / "val").is_dir()
 
 
 def _room(folder: Path, need: float, what: str, remedy: str) -> list[Problem]:

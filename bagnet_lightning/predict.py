@@ -14,10 +14,16 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import writable, write_text, writing
 from bagnet_lightning.rules import PATH, or_null, or_own, whole
 
-RULES = {"checkpoint": PATH, "images": or_null(PATH), "out": or_null(PATH)}
+RULES = {
+    "checkpoint": PATH,
+    "images": or_null(PATH),
+    "out": or_null(PATH),
+    "batch_size": whole(1),
+    "size": or_own(whole(1)),
+}
 
 
-@command("predict", {**RULES, "batch_size": whole(1), "size": or_own(whole(1))}, data_of_run=True)
+@command("predict", RULES, data_of_run=True)
 def main(config: DictConfig) -> None:
     if (config.images is None) == (config.split is None):
         raise UserError("of what? add images=FILE_OR_FOLDER, or split=test for the unlabelled images of the run's data")

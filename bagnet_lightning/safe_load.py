@@ -18,11 +18,12 @@ def safe_load(path: Path, map_location: Any = "cpu") -> Any:
     scripted = tarfile.is_tarfile(path)
     if is_zipfile(path):
         try:
-            archive = ZipFile(path)
+            with ZipFile(path) as archive:
+                scripted |= any(name.endswith("/constants.pkl") for name in archive.namelist())
+                damaged = archive.testzip()  # torch does not look at the checksums
         except BadZipFile as error:
             raise RuntimeError(str(error)) from error
-        scripted |= any(name.endswith("/constants.pkl") for name in archive.namelist())
-        if damaged := archive.testzip():  # torch does not look at the checksums
+        if damaged:
             raise RuntimeError(f"{damaged} in it is not what was written")
     if scripted:
         raise pickle.UnpicklingError("a TorchScript or tar archive, not what torch.save writes")

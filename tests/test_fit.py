@@ -60,9 +60,9 @@ def test_images_smaller_than_a_patch_and_unknown_arguments_of_lightnings_are_ref
         fit(composed(*SMALL, "+trainer.foo=1"), tmp_path)
 
 
-@pytest.mark.parametrize("limit", ["limit_val_batches=0", "max_steps=2"])
-def test_an_epoch_without_a_validation_is_refused(tmp_path, limit):
-    with pytest.raises(UserError, match="epoch 1 ended without a validation"):
+@pytest.mark.parametrize(("limit", "epoch"), [("limit_val_batches=0", 1), ("max_steps=2", 1), ("max_steps=4", 2)])
+def test_an_epoch_without_a_validation_is_refused(tmp_path, limit, epoch):
+    with pytest.raises(UserError, match=f"epoch {epoch} ended without a validation"):
         fit(composed(*SMALL, f"+trainer.{limit}"), tmp_path)
 
 

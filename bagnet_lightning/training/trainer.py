@@ -135,7 +135,7 @@ def _trainer(config: DictConfig, callbacks: list[Callback], logger: RunLogger | 
     options["precision"] = chosen_precision(config.trainer.precision, config.trainer.accelerator)
     options = {key: value for key, value in options.items() if key not in SWITCHES}
     if unknown := options.keys() - inspect.signature(Trainer.__init__).parameters.keys():
-        raise UserError(f"Lightning's Trainer takes no {sorted(unknown)[0]}: leave trainer.{sorted(unknown)[0]} out")
+        raise UserError(f"Lightning's Trainer takes no {min(unknown)}: leave trainer.{min(unknown)} out")
     plugins = [CheckpointWriter(), *([SyncBatchNorm()] if config.trainer.sync_batchnorm else [])]
     if config.trainer.devices == config.trainer.num_nodes == 1:
         plugins.append(LightningEnvironment())  # whatever SLURM has allocated; and requeueing is the launcher's
