@@ -87,9 +87,9 @@ def problems(config: dict) -> list[Problem]:
     elif (
         root
         and config["data"]["_target_"].endswith(".ImageFolder")
-        and not all(Path(root, split).is_dir() for split in ("train", "val"))
+        and not all(Path(root, split).is_dir() for split in ("train", *([] if config["data"]["holdout"] else ["val"])))
     ):
-        what = "must be a folder that holds train/<class>/* and val/<class>/*"
+        what = "must be a folder that holds train/<class>/* and val/<class>/* (or train alone, with data.holdout=0.1)"
         found.append(Problem(f"data.root={root} {what}", fatal=True))
     elif root and not state.startswith("packed"):
         key = "root" if "url" in config["data"] else "cache"  # where the packed images go

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 def once(config: DictConfig, files: Sequence[str], work: Callable[[Path], dict]) -> dict:
     """The result of the run that Hydra's current job asks for, be it an earlier one.
 
-    files: what a run leaves in its folder, files and folders, which fresh=true removes. work: makes the run in the
+    files: what a run leaves in its folder, files and folders, which fresh=true replaces. work: makes the run in the
     folder it is given, and returns what it measured.
     """
 
@@ -57,23 +57,63 @@ def in_its_folder(
         if free is False:
             error = f"another process trains in {folder}; wait for it, or stop it"
             return {**asked, "status": "failed", "error": error}
-        earlier = begin(config, folder, asked, files, lead)
-        if earlier is not None:
-            return earlier
+        if lead:
+            settle(folder, files)  # what a killed process has left
+        if config.fresh and lead:
+            put_aside(folder, files)
+        result = None
         try:
-            return run(folder, asked)
+            result = begin(config, folder, asked, lead) or run(folder, asked)
         except Interrupted as stop:
             raise SystemExit(stop.exit_code) from stop
+        finally:
+            if lead and settle(folder, files) and result:
+                result["error"] += "; the earlier run is kept"
+        return result
 
 
-def begin(config: DictConfig, folder: Path, asked: dict, files: Sequence[str], lead: bool) -> dict | None:
+def put_aside(folder: Path, files: Sequence[str]) -> None:
+    """Moves an earlier run's `files` out of the way of a new one, which may come to nothing: see settle."""
+    earlier, moving = _aside(folder)
+    moving.mkdir()
+    for name in files:
+        if (folder / name).exists():
+            (folder / name).rename(moving / name)
+    moving.rename(earlier)
+
+
+def settle(folder: Path, files: Sequence[str]) -> bool:
+    """Ends what put_aside began: whether the earlier run is back, as it had what the new one has not (nothing_to_lose).
+
+    Whenever a process is killed, the next one's goes on from there.
+    """
+    earlier, moving = _aside(folder)
+    back = False
+    if earlier.is_dir():
+        back = nothing_to_lose(read_run(folder)) and not nothing_to_lose(read_run(earlier))
+        if back:
+            for name in files:
+                if (folder / name).is_dir():
+                    rmtree(folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
+            earlier.rename(moving)
+        else:
+            rmtree(earlier)
+    if moving.is_dir():
+        for path in moving.iterdir():
+            path.rename(folder / path.name)
+        moving.rmdir()
+    return back
+
+
+def _aside(folder: Path) -> tuple[Path, Path]:
+    """Hidden folders beside a run's: with what is put aside, and with what is on its way there or back."""
+    return folder.with_name(f".{folder.name}.earlier"), folder.with_name(f".{folder.name}.moving")
+
+
+def begin(config: DictConfig, folder: Path, asked: dict, lead: bool) -> dict | None:
     """What there is to tell instead of running in `folder`; None if the run is to be made, or gone on with."""
-    if config.fresh and lead:
-        for name in files:
-            if (folder / name).is_dir():
-                rmtree(folder / name)
-            else:
-                (folder / name).unlink(missing_ok=True)
     earlier = {} if config.fresh else read_run(folder)
     of_earlier = OmegaConf.create(earlier.get("config") or {})
     if of_earlier and digest(of_earlier) != asked["config_digest"] and not nothing_to_lose(earlier):

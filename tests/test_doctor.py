@@ -83,7 +83,11 @@ def test_presets_for_a_card_say_that_there_is_none(monkeypatch):
 def test_a_folder_of_images_without_train_and_val_is_told_of(tmp_path):
     (tmp_path / "train").mkdir()
     asked = doctor("trainer=cpu", "data=image_folder", f"data.root={tmp_path}")
-    assert any("must be a folder that holds train/<class>/* and val/<class>/*" in one.text for one in problems(asked))
+    words = "must be a folder that holds train/<class>/* and val/<class>/*"
+    assert any(words in one.text for one in problems(asked))
+    (tmp_path / "train/red").mkdir()
+    asked = doctor("trainer=cpu", "data=image_folder", f"data.root={tmp_path}", "data.holdout=0.1")
+    assert not any(words in one.text for one in problems(asked))
 
 
 def test_data_that_are_there(tmp_path):

@@ -34,8 +34,8 @@ def root(tmp_path) -> Path:
     return root
 
 
-def open_store(root: Path, image_size: int = 8, cache: Path | None = None) -> Store:
-    return image_folder.open_store(root, image_size, cache, workers=1)
+def open_store(root: Path, image_size: int = 8, cache: Path | None = None, **options) -> Store:
+    return image_folder.open_store(root, image_size, cache, workers=1, **options)
 
 
 def test_folders_become_classes_and_files_images(root):
@@ -50,13 +50,16 @@ def test_folders_become_classes_and_files_images(root):
             np.testing.assert_array_equal(image, load_image(root / name, 8))
 
 
-def test_hidden_nested_and_other_files_are_passed_over(root):
+def test_hidden_nested_and_other_files_are_left_out(root, capsys):
     digest = open_store(root).digest
     (root / "train/cat/notes.txt").write_text("no image")
     (root / "train/cat/.hidden.png").write_text("no image")
     (root / "train/.cache").mkdir()
-    save(root / "train/cat/raw/3.png", (8, 8))
-    assert open_store(root).digest == digest
+    for name in ("cat/raw/3.png", "cat/raw/4.png", "5.png"):
+        save(root / "train" / name, (8, 8))
+    assert open_store(root, cache=root / "anew").digest == digest
+    told = f"note: {root}/train/5.png is not directly in a class's folder: left out, as 3 images are\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize("names", [["test/b.png", "test/a.png"], ["test/first/a.png", "test/second/b.png"]])
@@ -67,6 +70,17 @@ def test_test_images_have_no_labels(root, names):
     assert store.splits["test"].labels.tolist() == [-1, -1]
     for image, name in zip(store.splits["test"].images, sorted(names), strict=True):
         np.testing.assert_array_equal(image, load_image(root / name, 8))
+
+
+def test_test_images_in_folders_of_classes_have_labels(root):
+    for name in ("emu/b.png", "cat/a.png", "yak/d.png", "c.png"):
+        save(root / "test" / name, (8, 8))
+    assert open_store(root).splits["test"].labels.tolist() == [-1, 0, 2, -1]
+
+
+def test_train_alone_will_do_where_val_is_not_wanted(root):
+    remove(root / "val")
+    assert list(open_store(root, splits=("train",)).splits) == ["train"]
 
 
 def test_packed_again_only_when_a_file_changes(root, monkeypatch):
@@ -107,7 +121,7 @@ def remove(folder: Path) -> None:
 
 DAMAGES = {
     "no train": (lambda root: remove(root / "train"), "zoo/train is missing: data.root must be a folder"),
-    "no val": (lambda root: remove(root / "val"), "zoo/val is missing"),
+    "no val": (lambda root: remove(root / "val"), r"zoo/val is missing.*\(or train alone, with data\.holdout=0\.1\)"),
     "no classes": (lambda root: [remove(path) for path in (root / "val").iterdir()], "zoo/val holds no class folders"),
     "empty class": (lambda root: empty_folder(root / "train/dog"), "zoo/train/dog holds no image"),
     "empty val class": (lambda root: empty_folder(root / "val/dog"), "zoo/val/dog holds no image"),

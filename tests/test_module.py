@@ -5,13 +5,14 @@ import pytest
 import torch
 from conftest import SMALL, composed
 from hydra.utils import instantiate
+from PIL import Image
 
 from bagnet_lightning.data.augment import augment, draw_keys, rescale
 from bagnet_lightning.errors import UserError
 
 
-def data(*overrides):
-    module = instantiate(composed(*SMALL, *overrides).data, _convert_="all")
+def data(*overrides, small=SMALL):
+    module = instantiate(composed(*small, *overrides).data, _convert_="all")
     module.setup()
     return module
 
@@ -133,6 +134,22 @@ def test_labels_are_the_places_of_classes_in_those_that_a_network_knows():
         assert [known[label] for label in labelled.labels] == [module.class_ids[label] for label in images.labels]
     with pytest.raises(UserError, match=f"{c!r} of the data is not one of them"):
         module.labelled_for([a, b], "val")
+
+
+def test_images_of_the_user_need_no_val_split_beside_a_holdout_and_may_have_a_labelled_test_split(tmp_path):
+    for name in ("train/red/1", "train/red/2", "train/blue/1", "train/blue/2", "test/red/1", "test/1"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), "red").save(tmp_path / f"{name}.png")
+    asked = ("data=image_folder", f"data.root={tmp_path}", "data.image_size=9")
+    module = data(*asked, "data.holdout=0.5", small=())
+    assert labels_of(module.train_images) == labels_of(module.val_images) == [1, 1]
+    tested = module.labelled_for(["blue", "green", "red"], "test")
+    assert (tested.chosen.tolist(), tested.labels.tolist()) == ([1], [2])
+    (tmp_path / "test/red/1.png").unlink()
+    with pytest.raises(UserError, match=r"split=test: .* no labelled images"):
+        data(*asked, "data.holdout=0.5", small=()).labelled_for(["blue", "red"], "test")
+    with pytest.raises(UserError, match="val is missing"):
+        data(*asked, small=())
 
 
 def test_images_per_class_cuts_the_train_split_alone():

@@ -1,12 +1,15 @@
 """A run is made once, whatever command makes it."""
 
 import json
+from contextlib import suppress
+from pathlib import Path
 
+import pytest
 from conftest import composed
 
 from bagnet_lightning.errors import Diverged, UserError
-from bagnet_lightning.results import describe, write_result
-from bagnet_lightning.runs import begin, outcome
+from bagnet_lightning.results import describe, read_run, write_result
+from bagnet_lightning.runs import begin, outcome, put_aside, settle
 
 FILES = ("config.yaml", "model.safetensors", "result.json")
 
@@ -18,13 +21,13 @@ def asked(*overrides: str) -> tuple:
 
 def test_a_finished_run_is_told_again_and_another_configuration_refused(tmp_path):
     config, described = asked()
-    assert begin(config, tmp_path, described, FILES, lead=True) is None
-    assert begin(config, tmp_path, described, FILES, lead=True) is None  # begun is not finished
+    assert begin(config, tmp_path, described, lead=True) is None
+    assert begin(config, tmp_path, described, lead=True) is None  # begun is not finished
     write_result(tmp_path, {**described, "status": "finished", "best_val_accuracy": 0.5})
-    earlier = begin(config, tmp_path, described, FILES, lead=True)
+    earlier = begin(config, tmp_path, described, lead=True)
     assert (earlier["skipped"], earlier["best_val_accuracy"]) == (True, 0.5)
     other, described_other = asked("encoding.codebook.size=7")
-    refused = begin(other, tmp_path, described_other, FILES, lead=True)
+    refused = begin(other, tmp_path, described_other, lead=True)
     assert (refused["status"], "another configuration" in refused["error"]) == ("failed", True)
     assert (
         "configuration (encoding.codebook.size); name another sweep=NAME, or start over with fresh=true"
@@ -36,23 +39,72 @@ def test_a_finished_run_is_told_again_and_another_configuration_refused(tmp_path
 def test_what_failed_before_it_had_anything_to_keep_gives_way(tmp_path):
     config, described = asked()
     other, described_other = asked("encoding.codebook.size=7")
-    assert begin(config, tmp_path, described, FILES, lead=True) is None
+    assert begin(config, tmp_path, described, lead=True) is None
     write_result(tmp_path, {**described, "status": "failed", "error": "no GPU"})
-    assert begin(other, tmp_path, described_other, FILES, lead=True) is None
+    assert begin(other, tmp_path, described_other, lead=True) is None
     write_result(tmp_path, {**described_other, "status": "failed", "error": "the disk is full"})
     (tmp_path / "em").mkdir()
     (tmp_path / "em/last.ckpt").touch()
-    assert "another configuration" in begin(config, tmp_path, described, FILES, lead=True)["error"]
+    assert "another configuration" in begin(config, tmp_path, described, lead=True)["error"]
 
 
-def test_fresh_removes_what_a_run_leaves_and_nothing_else(tmp_path):
-    config, described = asked("fresh=true")
-    for name in (*FILES, "notes.txt"):
-        (tmp_path / name).write_text("{}")
-    (tmp_path / "tensorboard").mkdir()
-    (tmp_path / "tensorboard/events").touch()
-    assert begin(config, tmp_path, described, (*FILES, "tensorboard"), lead=True) is None
-    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "notes.txt"}
+def leave(folder, described, epoch, **result):
+    """A run's files, one of them a folder, and one of the user's."""
+    for name in ("notes.txt", "model.safetensors"):
+        (folder / name).write_text(epoch)
+    (folder / "tensorboard").mkdir()
+    (folder / "tensorboard/events").write_text(epoch)
+    write_result(folder, {**described, **result})
+
+
+def content(folder):
+    return {path.name: path.read_text() for path in folder.rglob("*") if path.is_file() and path.name != "result.json"}
+
+
+OLD = {"notes.txt": "old", "model.safetensors": "old", "events": "old"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "back"),
+    [
+        ({"status": "finished"}, {"status": "failed", "error": "no GPU"}, True),
+        ({"status": "finished"}, {"status": "finished"}, False),
+        ({"status": "failed", "error": "no data"}, {"status": "failed", "error": "no GPU"}, False),
+    ],
+)
+def test_fresh_replaces_a_run_unless_the_new_one_comes_to_nothing(tmp_path, old, new, back):
+    folder, (_, described), files = tmp_path / "run", asked(), (*FILES, "tensorboard")
+    folder.mkdir()
+    leave(folder, described, "old", **old)
+    put_aside(folder, files)
+    assert content(folder) == {"notes.txt": "old"}
+    leave(folder, described, "new", **new)
+    assert settle(folder, files) == back
+    assert content(folder) == (OLD if back else dict.fromkeys(OLD, "new")) | {"notes.txt": "new"}
+    assert read_run(folder)["status"] == (old if back else new)["status"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("renames", range(9))
+def test_a_process_killed_while_files_are_moved_loses_none(tmp_path, monkeypatch, renames):
+    folder, (_, described), files = tmp_path / "run", asked(), (*FILES, "tensorboard")
+    folder.mkdir()
+    leave(folder, described, "old", status="finished")
+    done, rename = [], Path.rename
+
+    def killed(path, target):
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        done.append(rename(path, target))
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(Path, "rename", killed)
+        put_aside(folder, files)
+        settle(folder, files)
+    settle(folder, files)
+    assert content(folder) == OLD
+    assert read_run(folder)["status"] == "finished"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_what_ends_a_run_is_its_result(tmp_path):

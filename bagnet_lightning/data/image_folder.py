@@ -2,44 +2,57 @@
 
 import hashlib
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from bagnet_lightning.data.images import image_suffixes
+from bagnet_lightning.data.images import find_images, image_suffixes
 from bagnet_lightning.data.pack import ImageFiles, Source
 from bagnet_lightning.data.store import Store, packed_store
 from bagnet_lightning.errors import UserError
 
 
-def open_store(root: str | Path, image_size: int, cache: str | Path | None = None, workers: int | None = None) -> Store:
+def open_store(
+    root: str | Path,
+    image_size: int,
+    cache: str | Path | None = None,
+    workers: int | None = None,
+    splits: Sequence[str] = ("train", "val"),
+) -> Store:
     """The packed store of the images under `root`, packed anew whenever a file's name, size or time has changed.
 
-    Reads root/train/<class>/* and root/val/<class>/* and, where there is one, root/test/* or root/test/*/* (unlabelled,
-    -1). Classes are the folder names in train, sorted. Hidden files, folders deeper down and files whose suffix is none
-    of an image are passed over. Every image is decoded and resized as by `images.load_image(path, image_size)`.
+    Reads root/<split>/<class>/* of the `splits`, and root/test/* and root/test/*/* where there are any: labelled in a
+    class's folder, elsewhere not (-1). Classes are the folder names in train, sorted. Every image is decoded and
+    resized as by `images.load_image(path, image_size)`. Hidden files, files without an image's suffix and images deeper
+    down are left out, the last with a note.
     The store is root/.bagnet_store-<image_size>, or cache/<name of root>-<image_size>.store. workers: processes that
     decode, by default one a core.
     Raises UserError for missing or empty folders, unreadable images, and a val class that train lacks.
     """
     root = Path(root)
-    labelled = {split: _list_classes(root, split) for split in ("train", "val")}
-    classes = sorted(labelled["train"])
-    for name in labelled["val"]:
-        if name not in labelled["train"]:
+    files = {split: _list_classes(root, split) for split in splits}
+    classes = sorted(files["train"])
+    for name in files.get("val", ()):
+        if name not in files["train"]:
             raise UserError(f"{root / 'val' / name} has no counterpart {root / 'train' / name}: rename or remove it")
-    unlabelled = _list_test(root / "test")
-    names = [name for split in labelled.values() for files in split.values() for name in files] + unlabelled
-    fingerprint = _fingerprint(root, names, image_size)
+    if test := _list_test(root / "test"):
+        files["test"] = test
+    names = {split: [name for images in by_folder.values() for name in images] for split, by_folder in files.items()}
+    fingerprint = _fingerprint(root, [name for split in names.values() for name in split], image_size)
 
     def find_source() -> Source:
-        splits = {}
-        for split, files in labelled.items():
-            labels = np.repeat(np.arange(len(classes)), [len(files.get(name, ())) for name in classes])
-            splits[split] = _without_boxes(root, [path for name in classes for path in files.get(name, ())], labels)
-        if unlabelled:
-            splits["test"] = _without_boxes(root, unlabelled, np.full(len(unlabelled), -1))
-        return Source(root.resolve().name, classes, classes, image_size, True, splits, fingerprint)
+        packed = {}
+        for split, by_folder in files.items():
+            labels = [classes.index(name) if name in classes else -1 for name in by_folder]
+            labels = np.repeat(np.array(labels, np.int64), [len(images) for images in by_folder.values()])
+            no_boxes = np.full((len(labels), 4), -1, np.int16)
+            packed[split] = ImageFiles([f"{root}/{name}" for name in names[split]], labels, no_boxes)
+            if left_out := {*find_images(root / split)} - {root / name for name in names[split]}:
+                where = f"{min(left_out)} is not directly in a class's folder"
+                print(f"note: {where}: left out, as {len(left_out)} images are", file=sys.stderr)
+        return Source(root.resolve().name, classes, classes, image_size, True, packed, fingerprint)
 
     if cache is None:
         folder = root / f".bagnet_store-{image_size}"
@@ -51,10 +64,10 @@ def open_store(root: str | Path, image_size: int, cache: str | Path | None = Non
 
 def test_files(root: str | Path) -> list[Path]:
     """The images of root/test/* and root/test/*/*. Raises UserError if there is none."""
-    files = [Path(root, name) for name in _list_test(Path(root) / "test")]
-    if not files:
+    names = [name for images in _list_test(Path(root) / "test").values() for name in images]
+    if not names:
         raise UserError(f"{Path(root) / 'test'} holds no image: put them there, or use images=FOLDER")
-    return files
+    return [Path(root, name) for name in names]
 
 
 def _list_classes(root: Path, split: str) -> dict[str, list[str]]:
@@ -62,7 +75,8 @@ def _list_classes(root: Path, split: str) -> dict[str, list[str]]:
     folder = root / split
     if not folder.is_dir():
         raise UserError(
-            f"{folder.absolute()} is missing: data.root must be a folder that holds train/<class>/* and val/<class>/*"
+            f"{folder.absolute()} is missing: data.root must be a folder that holds train/<class>/* and val/<class>/* "
+            "(or train alone, with data.holdout=0.1)"
         )
     classes = {name: _list_images(folder / name, f"{split}/{name}/") for name in _list_folders(folder)}
     if not classes:
@@ -73,11 +87,13 @@ def _list_classes(root: Path, split: str) -> dict[str, list[str]]:
     return classes
 
 
-def _list_test(folder: Path) -> list[str]:
+def _list_test(folder: Path) -> dict[str, list[str]]:
+    """The images of each folder, and those in none under ""; empty where there is no image."""
     if not folder.is_dir():
-        return []
-    nested = [_list_images(folder / name, f"test/{name}/") for name in _list_folders(folder)]
-    return _list_images(folder, "test/") + [name for images in nested for name in images]
+        return {}
+    nested = {name: _list_images(folder / name, f"test/{name}/") for name in _list_folders(folder)}
+    images = {"": _list_images(folder, "test/"), **nested}
+    return images if any(images.values()) else {}
 
 
 def _list_folders(folder: Path) -> list[str]:
@@ -93,13 +109,8 @@ def _list_images(folder: Path, prefix: str) -> list[str]:
 
 def _fingerprint(root: Path, names: list[str], image_size: int) -> str:
     """Hex digest of the names, sizes and modification times of the image files, and of image_size."""
-    digest = hashlib.sha256(str(image_size).encode())
+    digest = hashlib.sha256(f"{image_size} labelled test".encode())  # how labels are read from the folders
     for name in names:
         status = os.stat(f"{root}/{name}")
         digest.update(os.fsencode(f"{name}\t{status.st_size}\t{status.st_mtime_ns}\n"))
     return digest.hexdigest()
-
-
-def _without_boxes(root: Path, names: list[str], labels: np.ndarray) -> ImageFiles:
-    no_boxes = np.full((len(names), 4), -1, np.int16)
-    return ImageFiles([f"{root}/{name}" for name in names], labels.astype(np.int64), no_boxes)

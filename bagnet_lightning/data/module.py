@@ -79,12 +79,13 @@ class ImageData(LightningDataModule, ABC):
             self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
         elif self.normalize:  # a channel that is the same everywhere has no deviation
             self.mean, self.std = self.store.mean, tuple(deviation or 1.0 for deviation in self.store.std)
-        train, validation = self._indices_by_class("train"), ("val", self._indices_by_class("val"))
+        train = self._indices_by_class("train")
         if self.holdout:
             train, held = _split(train, self.holdout)
-            validation = "train", held
+            self.val_images = self._images("train", held)
+        else:
+            self.val_images = self._images("val", self._indices_by_class("val"))
         self.train_images = self._images("train", [indices[: self.images_per_class] for indices in train])
-        self.val_images = self._images(*validation)
         if not len(self.train_images) or not len(self.val_images):
             raise UserError("no image is left to train or to validate on; change data.holdout")
         self.train_source, self.val_source = self.train_images, self.val_images  # what batches are gathered from
@@ -121,18 +122,23 @@ class ImageData(LightningDataModule, ABC):
         return Loader(source, [batch[share] for batch in batches])
 
     def labelled_for(self, classes: list[str], split: str) -> Images:
-        """The images of `split` (train, or val: what is validated on), labelled by their place in `classes`.
+        """The images of `split` (train, val: what is validated on, or test), labelled by their place in `classes`.
 
-        classes: the identifiers that a trained network knows. Raises UserError if the data have another one.
+        classes: the identifiers that a trained network knows. Raises UserError if the data have another one, or if no
+        image of the split has a label.
         """
-        if split not in ("train", "val"):
-            raise UserError(f"split={split}: split must be train or val, which have labels")
+        images = {"train": self.train_images, "val": self.val_images}.get(split)
+        if split == "test" and split in self.store.splits:
+            images = self._images(split, self._indices_by_class(split))
+        if not images:
+            raise UserError(
+                f"split={split}: {self.name} has no labelled images of that split; train and val have labels"
+            )
         if strange := [name for name in self.class_ids if name not in classes]:
             raise UserError(
                 f"the checkpoint knows {len(classes)} classes, and {strange[0]!r} of the data is not one of them; "
                 "choose the classes with data.classes=[...]"
             )
-        images = self.train_images if split == "train" else self.val_images
         places = torch.tensor([classes.index(name) for name in self.class_ids])
         return replace(images, labels=places[images.labels])
 
@@ -237,14 +243,15 @@ class Textures(ImageData):
 
 
 class ImageFolder(ImageData):
-    """The user's own images in `root`/{train,val}/CLASS. `options`: of ImageData."""
+    """The user's own images in `root`/{train,val}/CLASS, with a holdout in `root`/train. `options`: of ImageData."""
 
     def __init__(self, root: str, image_size: int, cache: str | None, **options):
         super().__init__(**options)
         self.root, self.image_size, self.cache = root, image_size, cache
 
     def open_store(self) -> Store:
-        return image_folder.open_store(self.root, self.image_size, self.cache)
+        splits = ("train", "val") if Path(self.root, "val").is_dir() or not self.holdout else ("train",)
+        return image_folder.open_store(self.root, self.image_size, self.cache, splits=splits)
 
     def test_files(self) -> list[Path]:
         return image_folder.test_files(self.root)
