@@ -55,6 +55,19 @@ def test_batches_are_the_stores_images_once_an_epoch_in_an_order_of_seed_and_epo
     assert len({tuple(order.tolist()) for order in epochs.values()}) == 3
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "sizes"), [(12, [12, 12, 12]), (7, [7] * 4 + [8]), (35, [36]), (50, [36]), (1, [1] * 36)]
+)
+def test_no_image_is_left_alone_at_the_end_of_an_epoch(batch_size, sizes):
+    module = data(f"data.batch_size={batch_size}")
+    module._position = lambda: (0, 0)
+    loader = module.train_dataloader()
+    batches = [indices for _, _, indices in loader]
+    assert [len(indices) for indices in batches] == sizes
+    assert (len(loader), loader.order.smallest) == (len(sizes), min(batch_size, sizes[0]))
+    assert torch.equal(torch.cat(batches).sort().values, torch.arange(36))
+
+
 def test_a_continued_epoch_goes_on_with_the_batches_that_were_left():
     module = data()
     module._position = lambda: (4, 0)

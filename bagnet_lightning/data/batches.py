@@ -48,6 +48,8 @@ class Images:
 class ShuffledBatches:
     """The batches of an epoch as indices on `device`, in an order that is a function of (seed, epoch) alone.
 
+    What is left at the end is a smaller batch, or, if it is one image, of which there are no statistics, part of the
+    batch before.
     position: tells (epoch, number of the epoch's batches already used), so that a continued run goes on where it was.
     share: which images of every batch; by default all.
     """
@@ -59,19 +61,25 @@ class ShuffledBatches:
         seed: int,
         position: Callable[[], tuple[int, int]],
         device: torch.device,
-        share: slice = ALL,
     ):
         self.count, self.batch_size, self.seed, self.position, self.device = count, batch_size, seed, position, device
-        self.share = share
+        self.share = ALL
 
     def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
+        full, rest = divmod(self.count, self.batch_size)
+        return max(full + (rest > 1), 1)
+
+    @property
+    def smallest(self) -> int:
+        """Images of the smallest batch."""
+        return min(self.batch_size, self.count - self.batch_size * (len(self) - 1))
 
     def __iter__(self) -> Iterator[Tensor]:
         epoch, used = self.position()
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(self.count, generator=generator).to(self.device)
-        for batch in order.split(self.batch_size)[used:]:
+        ends = [self.batch_size * number for number in range(1, len(self))]
+        for batch in order.tensor_split(ends)[used:]:
             yield batch[self.share]
 
 

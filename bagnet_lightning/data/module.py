@@ -110,8 +110,8 @@ class ImageData(LightningDataModule, ABC):
 
     def train_dataloader(self) -> Loader:
         source = self.train_source
-        share = self._share(len(source) % self.batch_size or self.batch_size)
-        order = ShuffledBatches(len(source), self.batch_size, self.seed, self._position, source.labels.device, share)
+        order = ShuffledBatches(len(source), self.batch_size, self.seed, self._position, source.labels.device)
+        order.share = self._share(order.smallest)
         return Loader(source, order)
 
     def val_dataloader(self) -> Loader:
