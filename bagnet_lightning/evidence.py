@@ -6,6 +6,7 @@ read off, not estimated:
     dense_evidence(network, images)            # (B, H, W, classes): the logits of the patch centred on every pixel
     patch_evidence(network, images, [3, 7])    # (B, h, w, 2): of the patches that the network itself looks at
     contributions(network, images)             # (B, h, w, classes): each patch's share of the image's logits
+    pixel_contributions(network, images)       # (B, H, W, classes): these shares, evenly over the patches' pixels
 
 Evidence is that of evaluation: batch norm uses its running statistics whatever the network's mode, which is read and
 never changed. No autograd graph is built, and convolutions run in full float32 where a GPU would take TF32.
@@ -82,6 +83,21 @@ def contributions(model: BagNet, images: Tensor, classes: Sequence[int] | None =
     """
     evidence = patch_evidence(model, images, classes)
     return evidence / (evidence.shape[1] * evidence.shape[2])
+
+
+def pixel_contributions(model: BagNet, images: Tensor, classes: Sequence[int] | None = None) -> Tensor:
+    """Each patch's share of the image's logits, evenly over its pixels; overlapping patches add up.
+
+    Arguments and errors as for patch_evidence. Returns (B, H, W, classes). The sum over H, W is model(images), but for
+    the part of patches that reach into model.pad; pixels that no patch sees have 0.
+    """
+    shares = contributions(model, images, classes).permute(0, 3, 1, 2)
+    field, before = model.receptive_field, model.pad // 2
+    even = shares.new_full((1, 1, field, field), field**-2)
+    spread = F.conv_transpose2d(shares.flatten(0, 1)[:, None], even, stride=model.stride).unflatten(0, shares.shape[:2])
+    maps = shares.new_zeros(*shares.shape[:2], *(size + model.pad for size in images.shape[2:]))
+    maps[..., : spread.shape[3], : spread.shape[4]] = spread[:, :, 0]
+    return maps[..., before : before + images.shape[2], before : before + images.shape[3]].permute(0, 2, 3, 1)
 
 
 def _only_of_bagnets(model: nn.Module) -> None:

@@ -91,7 +91,7 @@ def test_mistakes_are_said_before_anything_is_made(checkpoints, photo, tmp_path)
         (f"checkpoint=[{checkpoints['bagnet33']},{other}]", images): "do not know the same classes",
         (f"checkpoint={checkpoints['resnet18']}", "exact=true"): "only BagNets have exact evidence",
         (bagnet, "exact=some"): "exact must be true or false",
-        (bagnet, "split=test"): "split must be train or val",
+        (bagnet, "split=test"): "no labelled images of that split",
         (bagnet, "count=0"): "count must be",
         (bagnet, images, "size=big"): "size must be",
         (bagnet, "size=40"): "add images=",

@@ -17,7 +17,7 @@ from bagnet_lightning.evidence import dense_evidence
 from bagnet_lightning.explanation.arrays import Arrays
 from bagnet_lightning.explanation.drawing import cut_out, draw
 from bagnet_lightning.explanation.inputs import Picture, find_class, pictures_of_files
-from bagnet_lightning.explanation.maps import explain, load_model, strongest
+from bagnet_lightning.explanation.maps import Explanation, explain, load_model, strongest
 from bagnet_lightning.explanation.page import Page
 
 pytest.importorskip("captum", reason="captum is an optional dependency: pip install 'bagnet-lightning[explain]'")
@@ -50,7 +50,7 @@ def test_both_networks_are_explained_for_the_same_classes(explanations):
     bagnet, resnet = explanations
     assert bagnet.shown == resnet.shown
     assert set(bagnet.shown) == {bagnet.predicted, resnet.predicted, 2, 4}
-    assert [*bagnet.maps()] == ["exact evidence", "Grad-CAM", "integrated gradients"]
+    assert [*bagnet.maps()] == ["exact evidence", "exact contributions", "Grad-CAM", "integrated gradients"]
     assert [*resnet.maps()] == ["Grad-CAM", "integrated gradients"]
     assert all(maps.shape == (len(bagnet.shown), 34, 27) for e in explanations for maps in e.maps().values())
     assert bagnet.additivity_error < 1e-5 * max(1, bagnet.logits.abs().max().item())
@@ -63,6 +63,7 @@ def test_arrays_hold_the_evidence_itself(models, picture, explanations, dense):
     shown = held["shown_0"]
     assert np.array_equal(held["evidence_0"], dense[..., shown].permute(2, 0, 1).numpy())
     assert held["evidence_0"].dtype == np.float32
+    assert np.allclose(held["contributions_0"].sum((1, 2)), held["logits"][0, shown], atol=1e-5)
     assert held["images"].tolist() == [picture.name]
     assert held["classes"].tolist() == CLASSES
     assert held["class_names"].tolist() == CLASS_NAMES
@@ -97,6 +98,12 @@ def test_the_page_holds_the_evidence_to_half_a_step_and_every_patchs_best_classe
     assert np.abs(maps - expected).max() <= exact["step"] * 0.5001
     assert exact["step"] == pytest.approx(np.abs(expected).max() / 32767)
 
+    contributed = bagnet["maps"][1]
+    shown = explanations[0].shown
+    assert (contributed["method"], contributed["classes"]) == ("exact contributions", shown)
+    sums = decoded(contributed).reshape(len(shown), -1).sum(1)
+    assert sums == pytest.approx(explanations[0].logits[shown].numpy(), abs=34 * 27 * contributed["step"])
+
     top = bagnet["top"]
     scores, indices = dense.topk(5)
     assert np.array_equal(np.frombuffer(base64.b64decode(top["classes"]), "u1").reshape(34, 27, 5), indices.numpy())
@@ -130,13 +137,20 @@ def test_sixteen_images_of_64_px_and_200_classes_make_a_page_below_five_megabyte
     assert empty + 16 * (len(page.html()) - empty) < 5e6
 
 
-def test_strongest_patches_lie_inside_and_apart():
-    evidence = torch.zeros(20, 30)
-    evidence[0, 0] = 9  # its patch reaches beyond the image
-    evidence[10, 10], evidence[11, 13], evidence[10, 15], evidence[4, 20] = 5, 4, 3, -2
-    assert strongest(evidence, 9, 2) == [(10, 10, 5), (10, 15, 3)]
-    assert strongest(evidence, 9, 1, largest=False) == [(4, 20, -2)]
-    assert strongest(torch.ones(9, 9), 9, 4) == [(4, 4, 1)]
+def test_the_strongest_patches_are_those_that_the_network_looks_at_and_apart(models):
+    patches = torch.zeros(3, 6, 7)  # of 17 px every 8 px
+    patches[0, 0, 2], patches[0, 1, 2], patches[0, 3, 2], patches[2, 5, 2] = 5, 4, 3, -2
+    image = Explanation(torch.zeros(7), [2], torch.zeros(33, 57, 7), None, patches, {})
+    assert strongest(models[0], image, 2, 2) == [(8, 8, 5), (8, 32, 3)]
+    assert strongest(models[0], image, 2, 1, largest=False) == [(24, 48, -2)]
+
+
+def test_the_strongest_patches_are_scored_as_the_evidence_around_their_middle(models, explanations, dense):
+    for index in range(7):
+        found = strongest(models[0], explanations[0], index, 4)
+        assert found
+        expected = [dense[row, column, index].item() for row, column, _ in found]
+        assert [score for *_, score in found] == pytest.approx(expected, rel=1e-4)
 
 
 def test_cut_outs_are_the_patches_that_the_network_saw(models, picture):

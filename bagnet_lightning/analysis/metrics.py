@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bagnet_lightning.evidence import contributions, dense_evidence
+from bagnet_lightning.evidence import dense_evidence, pixel_contributions
 from bagnet_lightning.models.bagnet import BagNet
 
 CHUNK = 50  # images whose patch logits are sorted at a time
@@ -98,16 +98,8 @@ def evidence_maps(network: BagNet, images: Tensor, classes: Tensor) -> Tensor:
 
 
 def contribution_maps(network: BagNet, images: Tensor, classes: Tensor) -> Tensor:
-    """What the patches contribute to the logit, each evenly over its pixels: (B, 3, H, W), (B,) -> (B, H, W).
-
-    Their sum is the logit, but for the part of patches that reach beyond the image; pixels that no patch sees have 0.
-    """
-    shares = _of_own_class(contributions, network, images, classes)[:, None]  # (B, 1, h, w)
-    field, before = network.receptive_field, network.pad // 2
-    spread = F.conv_transpose2d(shares, shares.new_full((1, 1, field, field), field**-2), stride=network.stride)[:, 0]
-    maps = shares.new_zeros(len(images), *(size + network.pad for size in images.shape[2:]))
-    maps[:, : spread.shape[1], : spread.shape[2]] = spread
-    return maps[:, before : before + images.shape[2], before : before + images.shape[3]]
+    """What the patches add to the logit, evenly over their pixels, likewise. See pixel_contributions."""
+    return _of_own_class(pixel_contributions, network, images, classes)
 
 
 def _of_own_class(evidence: Callable[..., Tensor], network: BagNet, images: Tensor, classes: Tensor) -> Tensor:

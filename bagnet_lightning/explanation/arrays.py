@@ -6,9 +6,10 @@ from io import BytesIO
 import numpy as np
 
 from bagnet_lightning.explanation.inputs import Picture
-from bagnet_lightning.explanation.maps import APPROXIMATIONS, EXACT, Explanation, Model
+from bagnet_lightning.explanation.maps import APPROXIMATIONS, CONTRIBUTIONS, EVIDENCE, Explanation, Model
 
-KEYS = {EXACT: "evidence", **{name: name.lower().replace("-", "_").replace(" ", "_") for name in APPROXIMATIONS}}
+KEYS = {EVIDENCE: "evidence", CONTRIBUTIONS: "contributions"}
+KEYS |= {name: name.lower().replace("-", "_").replace(" ", "_") for name in APPROXIMATIONS}
 
 
 class Kept:
@@ -38,8 +39,9 @@ class Arrays(Kept):
     images (N,) names; classes, class_names (C,); logits (N, C) float32; predicted, true (N,), -1 where unknown.
     For image i of H x W px, with K shown classes:
     pixels_i (H, W, 3) uint8; shown_i (K,) class indices; evidence_i (K, H, W) float32, the logit of the patch centred
-    on each pixel; patch_logits_i (h, w, C) float32, of the patches at the native stride, whose mean is the image's
-    logits; grad_cam_i and integrated_gradients_i (K, H, W) float32. What was not computed is not there.
+    on each pixel; contributions_i (K, H, W) float32, what each pixel's patches add to the logit; patch_logits_i
+    (h, w, C) float32, of the patches at the native stride, whose mean is the image's logits; grad_cam_i and
+    integrated_gradients_i (K, H, W) float32. What was not computed is not there.
     """
 
     def __init__(self, model: Model):

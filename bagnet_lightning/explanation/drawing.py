@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bagnet_lightning.explanation.inputs import Picture
-from bagnet_lightning.explanation.maps import EXACT, Explanation, Model, strongest
+from bagnet_lightning.explanation.maps import CONTRIBUTIONS, EVIDENCE, Explanation, Model, strongest
 from bagnet_lightning.names import clipped
 from bagnet_lightning.standalone import png
 
@@ -48,7 +48,7 @@ def overlay(pixels: np.ndarray, evidence: np.ndarray, end: float) -> np.ndarray:
 
 
 def exact_limit(explanations: list[Explanation]) -> float:
-    """The end of the scale, in logits, that all exact maps of an image share."""
+    """The end of the scale, in logits, that all maps of exact evidence of an image share."""
     return scale_end([e.dense[..., e.shown] for e in explanations if e.dense is not None])
 
 
@@ -104,14 +104,14 @@ def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: E
     axes.set_title("image", fontsize=9)
     bare(axes)
     for row, (method, values) in enumerate(maps.items()):
-        exact = method == EXACT
-        end = limit if exact else scale_end([values])
+        end = limit if method == EVIDENCE else scale_end([values])
         if row:
             axes = block.add_subplot(grid[row, 0])
             axes.axis("off")
-            axes.text(
-                0.95, 0.5, f"{method}\n(an approximation,\non a scale of its own)", ha="right", va="center", size=8
-            )
+            what = "an approximation,\non a scale of its own"
+            if method == CONTRIBUTIONS:
+                what = "each patch's share of the logit,\nspread over its pixels"
+            axes.text(0.95, 0.5, f"{method}\n({what})", ha="right", va="center", size=8)
         for column, (index, one) in enumerate(zip(shown, values, strict=True), start=1):
             axes = block.add_subplot(grid[row, column])
             mappable = _overlay(axes, picture, one, end)
@@ -120,7 +120,8 @@ def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: E
                 axes.set_title(f"{clipped(names[index], CLASS)}  logit {logit:.2f}", fontsize=9)
         bar = block.colorbar(mappable, cax=block.add_subplot(grid[row, -1]), extend="both")
         bar.ax.tick_params(labelsize=7)
-        bar.set_label(f"{method}\n{'logit of the patch' if exact else 'an approximation'}", fontsize=7)
+        unit = {EVIDENCE: "logit of the patch", CONTRIBUTIONS: "logit a pixel"}.get(method, "an approximation")
+        bar.set_label(f"{method}\n{unit}", fontsize=7)
     for row in range(patch_rows):
         top = (patch_rows - row) * 1.3 / height
         _draw_patches(block, picture, model, explanation, shown[row], top, height)
@@ -142,7 +143,7 @@ def _draw_patches(
     for word, largest, left in groups:
         title = f"{word} scores for {clipped(model.trained.class_names[index], CLASS)}"
         block.text(left, top - 0.06 / height, title, fontsize=8.5, va="top")
-        found = strongest(explanation.dense[..., index], model.field, PATCHES, largest)
+        found = strongest(model, explanation, index, PATCHES, largest)
         for place, (row, column, score) in enumerate(found):
             axes = block.add_axes(
                 (left + place * (side + 0.12) / width, top - (0.25 + side) / height, side / width, side / height)

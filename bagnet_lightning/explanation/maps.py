@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from bagnet_lightning.checkpoint import Trained, load_trained
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.evidence import dense_evidence, patch_evidence
+from bagnet_lightning.evidence import dense_evidence, patch_corners, patch_evidence, pixel_contributions
 from bagnet_lightning.explanation.attribution import grad_cam, integrated_gradients
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.inference import best_device, predict
 from bagnet_lightning.models.bagnet import BagNet
 
 APPROXIMATIONS = {"Grad-CAM": grad_cam, "integrated gradients": integrated_gradients}
-EXACT = "exact evidence"
+EVIDENCE, CONTRIBUTIONS = "exact evidence", "exact contributions"
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Explanation:
     logits: Tensor  # (classes,)
     shown: list[int]  # classes that pictures show: predicted (by any of the networks), true, asked
     dense: Tensor | None  # (H, W, classes): logits of the patch centred on each pixel; None: no BagNet
+    contributed: Tensor | None  # (H, W, classes): what each pixel's patches add to the logits
     patch_logits: Tensor | None  # (h, w, classes): of the patches at the native stride, whose mean are the logits
     approximations: dict[str, Tensor]  # method -> (shown, H, W)
 
@@ -61,8 +62,9 @@ class Explanation:
         return (self.patch_logits.mean((0, 1)) - self.logits).abs().max().item()
 
     def maps(self) -> dict[str, Tensor]:
-        """Every method's (shown, H, W), the exact one first."""
-        exact = {} if self.dense is None else {EXACT: self.dense[..., self.shown].permute(2, 0, 1)}
+        """Every method's (shown, H, W), the exact ones first."""
+        exact = {} if self.dense is None else {EVIDENCE: self.dense, CONTRIBUTIONS: self.contributed}
+        exact = {method: values[..., self.shown].permute(2, 0, 1) for method, values in exact.items()}
         return exact | self.approximations
 
 
@@ -97,29 +99,32 @@ def explain(models: list[Model], picture: Picture, asked: int | None, approximat
 
     explanations = []
     for model, image, values in zip(models, inputs, logits, strict=True):
-        dense = dense_evidence(model.network, image)[0].cpu() if model.field else None
-        patches = patch_evidence(model.network, image)[0].cpu() if model.field else None
+        exact = (dense_evidence, pixel_contributions, patch_evidence)
+        evidence = [function(model.network, image)[0].cpu() if model.field else None for function in exact]
         repeated, classes = image.expand(len(shown), -1, -1, -1), torch.tensor(shown, device=image.device)
         methods = APPROXIMATIONS if approximate else {}
         maps = {name: method(model.network, repeated, classes).cpu() for name, method in methods.items()}
-        explanations.append(Explanation(values, shown, dense, patches, maps))
+        explanations.append(Explanation(values, shown, *evidence, maps))
     return explanations
 
 
-def strongest(evidence: Tensor, field: int, count: int, largest: bool = True) -> list[tuple[int, int, float]]:
-    """(row, column, score) of up to `count` patches with the largest, or smallest, scores, best first.
+def strongest(
+    model: Model, explanation: Explanation, index: int, count: int, largest: bool = True
+) -> list[tuple[int, int, float]]:
+    """(row, column, logit) of up to `count` patches with the largest, or smallest, logits for a class, best first.
 
-    evidence: (H, W), of the patches centred on the pixels; those that reach beyond the image are passed over.
-    Neighbours nearly repeat each other: of two whose centres are closer than half the field both in rows and in
-    columns, only the stronger one is taken.
+    Of the patches that the network itself looks at; row and column are those of the pixel in their middle.
+    Neighbours nearly repeat each other: of two that are at most half the field apart, both in rows and in columns, only
+    the stronger one is taken.
     """
-    reach = (field - 1) // 2
-    inside = tuple(slice(reach, reach + side - field + 1) for side in evidence.shape)
-    left = torch.full_like(evidence, -torch.inf)
-    left[inside] = evidence[inside] if largest else -evidence[inside]
+    reach = (model.field - 1) // 2
+    scores = explanation.patch_logits[..., index].flatten()
+    centres = patch_corners(model.network, *explanation.dense.shape[:2]).flatten(0, 1) + reach
     found = []
-    while len(found) < count and left.max() > -torch.inf:
-        row, column = divmod(left.argmax().item(), left.shape[1])
-        found.append((row, column, evidence[row, column].item()))
-        left[max(row - reach, 0) : row + reach + 1, max(column - reach, 0) : column + reach + 1] = -torch.inf
+    for place in scores.argsort(descending=largest, stable=True).tolist():
+        row, column = centres[place].tolist()
+        if all(max(abs(row - other[0]), abs(column - other[1])) > reach for other in found):
+            found.append((row, column, scores[place].item()))
+        if len(found) == count:
+            break
     return found

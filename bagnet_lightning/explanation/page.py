@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bagnet_lightning.explanation.drawing import COLOURS, PATCHES, exact_limit, scale_end
 from bagnet_lightning.explanation.inputs import Picture
-from bagnet_lightning.explanation.maps import EXACT, Explanation, Model, strongest
+from bagnet_lightning.explanation.maps import EVIDENCE, Explanation, Model, strongest
 from bagnet_lightning.standalone import STYLE, embedded, fill, png_uri
 
 TEMPLATE = Path(__file__).parent / "template"
@@ -107,9 +107,10 @@ def _explanation(model: Model, explanation: Explanation, offered: list[int], lim
         "probabilities": [probabilities[index].item() for index in offered],
         "maps": [],
     }
-    if explanation.dense is not None:
+    others = explanation.maps()
+    if others.pop(EVIDENCE, None) is not None:
         exact = explanation.dense[..., offered].permute(2, 0, 1)  # (offered, H, W)
-        described["maps"].append({"method": EXACT, "classes": offered, "limit": limit, **fixed_point(exact)})
+        described["maps"].append({"method": EVIDENCE, "classes": offered, "limit": limit, **fixed_point(exact)})
         scores, indices = explanation.dense.topk(min(TOP, explanation.dense.shape[2]))  # (H, W, 5)
         width = np.dtype("<u1" if len(explanation.logits) <= 256 else "<u2")
         described["top"] = {
@@ -119,11 +120,11 @@ def _explanation(model: Model, explanation: Explanation, offered: list[int], lim
             **fixed_point(scores),
         }
         described["strongest"] = [
-            [strongest(one, model.field, PATCHES, largest) for largest in (True, False)] for one in exact
+            [strongest(model, explanation, index, PATCHES, largest) for largest in (True, False)] for index in offered
         ]
         described["patches"] = explanation.patch_logits[..., 0].numel()
         described["error"] = explanation.additivity_error
-    for method, maps in explanation.approximations.items():
+    for method, maps in others.items():
         described["maps"].append(
             {"method": method, "classes": explanation.shown, "limit": scale_end([maps]), **fixed_point(maps)}
         )

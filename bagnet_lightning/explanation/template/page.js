@@ -128,7 +128,7 @@ function showClass(chosen) {
       const { map } = panel;
       const values = map && chosenValues(panel, image);
       panel.figure.classList.toggle("panel-off", Boolean(map) && !values);
-      const approximate = map && map.method !== "exact evidence";
+      const approximate = map && !map.method.startsWith("exact");
       panel.caption.replaceChildren(make("b", "", map ? map.method : "image"),
         make("span", "", !map ? image.name : !values ? "not computed for this class" : approximate ? "approximation" : `for ${name}`));
       panel.canvas.setAttribute("aria-label", map ? `${map.method} for ${name}` : `the image ${image.name}`);
