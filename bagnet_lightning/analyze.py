@@ -19,6 +19,7 @@ RULES = {
     "out": or_null(PATH),
     "count": or_null(whole(1)),
     "map_count": whole(1),
+    "tile": whole(1),
     "seed": whole(0),
 }
 
@@ -54,7 +55,7 @@ def main(config: DictConfig) -> None:
     for path, trained in zip(paths, all_trained, strict=True):
         labels = data.labelled_for(trained.classes, config.split).labels[some]
         sample = Sample(split.images[chosen], labels, split.boxes[chosen], chosen)
-        measured = measure(trained, sample, config.map_count, config.seed)
+        measured = measure(trained, sample, config.map_count, config.seed, config.tile)
         networks.append({"name": measured["model"], "checkpoint": path, **measured})
     if len({network["name"] for network in networks}) < len(networks):
         for network in networks:

@@ -53,7 +53,8 @@ def command(
         @functools.wraps(checked)
         def main() -> None:
             _check_form(sys.argv[1:])
-            sys.argv = [*map(_as_hydra_reads_it, sys.argv)]
+            # argparse takes settings in one row only, and people write options between them.
+            sys.argv[1:] = sorted(map(_as_hydra_reads_it, sys.argv[1:]), key=_is_setting)
             if data_of_run:  # what keys there are is known only once the run's config has been read
                 sys.argv = [f"++{word}" if word.startswith("data.") else word for word in sys.argv]
             for key in lists:
@@ -94,6 +95,11 @@ def _check_form(words: list[str]) -> None:
             sys.exit(f"error: there is no option {word}; settings are KEY=VALUE (trainer.max_epochs=3), see --help")
         if not before.startswith("-") and not word.startswith(("-", "~")) and "=" not in word:
             sys.exit(f"error: {word} is of no key; arguments are KEY=VALUE (checkpoint=PATH), see --help")
+
+
+def _is_setting(word: str) -> bool:
+    """Or else an option, or an option's value."""
+    return word.startswith("~") or (not word.startswith("-") and "=" in word)
 
 
 def _as_hydra_reads_it(word: str) -> str:

@@ -16,8 +16,9 @@ NOT_IN_DIGEST = (
     *("data.root", "data.cache", "data.url", "data.eval_batch_size", "data.device_resident"),
     *("trainer.compile", "trainer.fused_norm", "trainer.cuda_graph", "trainer.devices", "trainer.num_nodes"),
 )
-# Likewise: names, of systems and of files (what the files hold is asked for, by its sha256), and what model.* repeats.
-_SAID_ELSEWHERE = ("features.label", "encoding.label", "classifier.label", "features.checkpoint", "bagnet")
+# Likewise names, of systems and of files (what the files hold is asked for, by its sha256), and what data.* and model.*
+# repeat.
+_SAID_ELSEWHERE = ("features.label", "encoding.label", "classifier.label", "features.checkpoint", "batches", "bagnet")
 CHOICES_FIRST = (
     *("related", "features", "encoding", "classifier", "head", "method"),
     *("recipe", "table1", "model", "optim", "scheduler", "data"),

@@ -18,7 +18,8 @@ _SETTINGS = (
 # Not settings of the training, or what a row is chosen by.
 _OTHER = {*NOT_IN_DIGEST, "data.seed", "data.name", "data.sha256"}
 _OTHER |= {"data._target_", "model._target_", "optim._target_"}
-_LIMITS = (
+_ADDED = (  # which no row has
+    "callbacks.",
     "trainer.limit_",
     "trainer.overfit_",
     "trainer.fast_dev",
@@ -74,7 +75,7 @@ def departures(config: dict, row: PaperRow) -> list[str]:
     changed = [key for key, value in _settings(row.name).items() if key in ours and ours[key] != value]
     if "scheduler._target_" in changed:  # the keys of another one mean something else
         changed = [key for key in changed if not key.startswith("scheduler.")] + ["scheduler._target_"]
-    changed += [key for key, value in ours.items() if key.startswith(_LIMITS) and value]
+    changed += [key for key, value in ours.items() if key.startswith(_ADDED) and value]
     return [f"{key.removesuffix('._target_')}={ours[key]}" for key in changed]
 
 

@@ -71,16 +71,6 @@ def modern() -> str:
     return markdown(["model", "epochs", "paper's best from scratch", "`recipe=modern`", "n"], rows) + origin(runs)
 
 
-def subset() -> str:
-    """The two recipes on ten classes: results/recipe_subset/table.csv."""
-    runs = finished("recipe_subset/table.csv")
-    rows = [
-        [model_name(run["model"]), "`paper`, Adam" if run["optimizer"] == "adam" else "`modern`", *accuracy(run)]
-        for run in runs
-    ]
-    return markdown(["model", "recipe", "accuracy", "n"], rows)
-
-
 def evidence() -> str:
     """What `analyze` measured of two networks and of the maps of each: results/evidence/analysis.json."""
     networks = json.loads((RESULTS / "evidence/analysis.json").read_text(encoding="utf-8"))["networks"]
@@ -138,7 +128,7 @@ def cell(number: dict | float | None) -> str:
     return f"{number['mean']:.3f} ± {number['se']:.3f}" if isinstance(number, dict) else f"{number:.1e}"
 
 
-TABLES = {"table1": table1, "modern": modern, "subset": subset, "evidence": evidence, "related": related}
+TABLES = {"table1": table1, "modern": modern, "evidence": evidence, "related": related}
 
 
 def finished(name: str) -> list[dict[str, str]]:

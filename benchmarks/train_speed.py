@@ -182,7 +182,8 @@ def plain_rate(config: DictConfig, data, steps: int) -> float:
     loader = DataLoader(
         images, data.batch_size, shuffle=True, num_workers=WORKERS, pin_memory=torch.cuda.is_available()
     )
-    module = Plain(instantiate(config.model, num_classes=len(images.classes)), len(images.classes))
+    network = instantiate(config.model, num_classes=len(images.classes))
+    module = Plain(network, len(images.classes), instantiate(config.optim))
     torch.backends.cudnn.benchmark = False  # Lightning's default, which ours has changed
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     Trainer(max_steps=PLAIN_WARM_UP + steps, max_epochs=-1, devices=1, **quiet).fit(module, loader)
@@ -190,9 +191,10 @@ def plain_rate(config: DictConfig, data, steps: int) -> float:
 
 
 class Plain(LightningModule):
-    def __init__(self, network: nn.Module, classes: int):
+    def __init__(self, network: nn.Module, classes: int, optimizer: Callable):
         super().__init__()
         self.network, self.accuracy = network, MulticlassAccuracy(classes, average="micro")
+        self.optimizer = optimizer
 
     def training_step(self, batch: list, batch_idx: int):
         images, labels = batch
@@ -204,7 +206,7 @@ class Plain(LightningModule):
         return loss
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=1e-3, momentum=0.9)
+        return self.optimizer(self.parameters())
 
     def on_train_batch_start(self, batch: list, batch_idx: int) -> None:
         if self.global_step == PLAIN_WARM_UP:

@@ -198,7 +198,8 @@ def test_maps_of_the_true_class_point_and_maps_of_the_predicted_one_mask(boxed, 
 def test_without_captum_the_rest_is_measured(boxed, monkeypatch):
     monkeypatch.setitem(sys.modules, "captum", None)
     trained, sample = boxed
-    measured = measure(trained, sample, map_count=2, seed=0)
+    measured = measure(trained, sample, map_count=2, seed=0, tile=11)
+    assert measured["masked"]["tile"] == 11
     assert any("pip install 'bagnet-lightning[explain]'" in note for note in measured["notes"])
     assert set(measured["masked"]) == {"tile", "shares", "zero", "blur"}
     assert set(measured["masked"]["zero"]) == {"evidence", "contributions", "random"}

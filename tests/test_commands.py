@@ -5,18 +5,23 @@ import json
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import SMALL
 from PIL import Image
 from sweep_folders import write_run
 
+from bagnet_lightning.data import textures
 from bagnet_lightning.data.image_folder import open_store
 from bagnet_lightning.files import locked
 
+USING = Path(__file__).parent.parent / "docs/using.md"
 SWEEP = ["-m", *[word for word in SMALL if word != "model=bagnet9"], "sweep=s"]
 
 
@@ -265,6 +270,43 @@ def test_a_network_an_optimizer_and_a_schedule_of_the_users_own(command, tmp_pat
     assert "waits for a metric" in command("train", *own, "optim=nadam", "scheduler=plateau").stdout
     failed = command("train", *own, "optim=whole")
     assert "NAdam.__init__() missing 1 required positional argument: 'params'; see train.log" in failed.stdout
+
+
+def test_data_of_the_users_own_say_what_holds_under_any_recipe_and_callbacks_are_added(command, tmp_path):
+    told = USING.read_text(encoding="utf-8")
+    (tmp_path / "my/data").mkdir(parents=True)
+    (tmp_path / "my/callbacks").mkdir()
+    (tmp_path / "mydata.py").write_text(block(told, "    import numpy as np\n    from bagnet_lightning.data.module"))
+    (tmp_path / "my/data/arrays.yaml").write_text(block(told, "    defaults: [/data_options@_here_"))
+    stop = "stop: {_target_: pytorch_lightning.callbacks.EarlyStopping, monitor: val_loss, patience: 1, min_delta: 9}"
+    (tmp_path / "my/callbacks/stop.yaml").write_text(stop)
+    store = textures.open_store(0, 24, 12, 33)
+    arrays = {f"{name}_images": split.images.numpy()[:12] for name, split in store.splits.items()}
+    labels = {f"{name}_labels": np.arange(12) % 2 for name in store.splits}
+    np.savez(
+        tmp_path / "cells.npz", **arrays, **labels, test_images=arrays["val_images"], test_labels=np.zeros(12, int)
+    )
+    own = ["--config-dir", "my", "data=arrays"]
+    asked = [*own, "recipe=modern", "model=bagnet9", "model.width=0.25", "trainer=cpu", "+callbacks=stop"]
+    done = command("train", *asked)
+    assert done.returncode == 0, done.stderr
+    (run,) = tmp_path.glob("multirun_outputs/arrays/*")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert [config["data"][key] for key in ("flip", "crop_padding", "batch_size")] == ["alternating", 4, 128]
+    assert result(run)["classes"] == 2
+    assert len((run / "metrics.csv").read_text().splitlines()) == 3  # of 15 epochs, the second was no better by 9
+    assert "the data mydata.Arrays, which are not of this package" in one_line(
+        command("evaluate", f"checkpoint={run}/best.ckpt")
+    )
+    tested = command("evaluate", f"checkpoint={run}/best.ckpt", *own, "split=test")
+    assert "on 12 images" in tested.stdout, tested.stderr
+
+
+def block(text: str, start: str) -> str:
+    """The indented lines of a Markdown text that begin so, without their indentation."""
+    lines = text[text.index(start) :].splitlines()
+    end = next(i for i, line in enumerate(lines) if line and not line.startswith("    "))
+    return textwrap.dedent("\n".join(lines[:end]))
 
 
 def test_missing_data_without_a_network_says_the_ways_out(command, tmp_path):

@@ -42,13 +42,14 @@ def test_every_optimizer_and_scheduler_can_be_made(optim, scheduler):
 
 
 def test_the_paper_settings_are_the_defaults():
-    config = composed()
+    config = composed("optim=sgd")
     assert (config.trainer.max_epochs, config.data.batch_size, config.optim.lr) == (15, 100, 0.001)
     assert (config.scheduler.step_size, config.scheduler.gamma) == (7, 0.1)
     assert (config.data.crop_padding, config.data.flip, config.data.normalize) == (0, True, False)
     assert (config.optim.momentum, config.optim.weight_decay, config.label_smoothing) == (0.9, 0, 0)
-    assert config == composed("recipe=paper")
-    assert composed("optim=adam").optim.lr == 0.001
+    assert config == composed("optim=sgd", "recipe=paper")
+    adam = composed()
+    assert (adam.optim._target_, adam.optim.lr, adam.optim.weight_decay) == ("torch.optim.Adam", 0.001, 0)
     adadelta = composed("optim=adadelta")
     assert adadelta.optim.lr == 1.0
     assert adadelta.scheduler._target_.endswith("ConstantLR")

@@ -70,6 +70,7 @@ def test_paper_row_finds_the_cell_or_nothing():
         (["model=bagnet17", "optim=adam", "scheduler=cosine"], ["scheduler=CosineAnnealingLR"]),
         (["model=bagnet17", "optim=adam", "+trainer.limit_train_batches=3"], ["trainer.limit_train_batches=3"]),
         (["model=bagnet17", "optim=adam", "+trainer.max_steps=10"], ["trainer.max_steps=10"]),
+        (["table1=bagnet17_adam_15", "+callbacks.a._target_=b.C"], ["callbacks.a=C"]),
         (["model=bagnet17", "optim=adam", "trainer.gradient_clip_val=0.1"], ["trainer.gradient_clip_val=0.1"]),
         (["model=bagnet17", "optim=adam", "trainer.accumulate_grad_batches=4"], ["trainer.accumulate_grad_batches=4"]),
     ],

@@ -35,11 +35,10 @@ from bagnet_lightning.inference import best_device
 from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.progress_bar import progress_bar
 
-MASKED_TILE = 8  # px; the distance of a BagNet's patches
 MASKING_STEPS = 16  # from the whole image to none of it
 FILLS: dict[str, Callable[[Tensor], Tensor]] = {  # what stands where images (B, 3, H, W) are masked
     "zero": torch.zeros_like,  # with which evidence.py surrounds images, and from which integrated gradients start
-    "blur": lambda images: gaussian_blur(images, 2 * MASKED_TILE + 1, MASKED_TILE),  # as in RISE
+    "blur": lambda images: gaussian_blur(images, 17, 8),  # px; in the manner of RISE
 }
 SHUFFLED_TILES = (8, 16, 32)  # px
 PATCHES_A_CLASS = 6  # of the most informative ones, correct and misleading each
@@ -65,9 +64,10 @@ class Sample:
         return Sample(self.pixels[:count], self.labels[:count], self.boxes[:count], self.indices[:count])
 
 
-def measure(trained: Trained, sample: Sample, map_count: int, seed: int) -> dict:
+def measure(trained: Trained, sample: Sample, map_count: int, seed: int, tile: int = 8) -> dict:
     """All measurements of one network; maps and masks, which cost most, on the first `map_count` images alone.
 
+    tile: px, side of the squares that are masked; by default the distance of a BagNet's patches.
     Returns plain numbers, strings, lists and dicts. What cannot be measured is left out and "notes" says why. Float32
     throughout, TF32 off: a rounding of 1e-3 would be mistaken for an error of the evidence.
     Raises UserError if the images are smaller than a BagNet's patches.
@@ -92,7 +92,7 @@ def measure(trained: Trained, sample: Sample, map_count: int, seed: int) -> dict
                 "patches, no accuracy by kept patches and no additivity error."
             )
         measured["shuffled"] = _measure_shuffles(trained, sample, seed, notes)
-        measured |= _measure_maps(trained, sample.first(map_count), seed, notes)
+        measured |= _measure_maps(trained, sample.first(map_count), seed, tile, notes)
     return measured
 
 
@@ -141,7 +141,7 @@ def _measure_shuffles(trained: Trained, sample: Sample, seed: int, notes: list[s
     }
 
 
-def _measure_maps(trained: Trained, sample: Sample, seed: int, notes: list[str]) -> dict:
+def _measure_maps(trained: Trained, sample: Sample, seed: int, tile: int, notes: list[str]) -> dict:
     """Deletion, insertion and the pointing game for every method that gives maps of this network."""
     methods: dict[str, Maps] = {}
     if isinstance(trained.network, BagNet):
@@ -165,7 +165,7 @@ def _measure_maps(trained: Trained, sample: Sample, seed: int, notes: list[str])
         for name, method in methods.items():
             maps = method(trained.network, images, predicted)
             for fill, shown in fills.items():
-                points = masking_curves(trained.network, images, shown, predicted, maps, MASKED_TILE, MASKING_STEPS)
+                points = masking_curves(trained.network, images, shown, predicted, maps, tile, MASKING_STEPS)
                 for kind, values in points.items():
                     curves[fill][name][kind].append(values.cpu())
             if name in pointed and boxed[at].any():
@@ -174,7 +174,7 @@ def _measure_maps(trained: Trained, sample: Sample, seed: int, notes: list[str])
                 for values, new in zip(pointed[name], pointing_game(maps.cpu(), inside[at]), strict=True):
                     values.append(new[boxed[at]])
     measured: dict = {
-        "masked": {"tile": MASKED_TILE, "shares": [step / MASKING_STEPS for step in range(MASKING_STEPS + 1)]}
+        "masked": {"tile": tile, "shares": [step / MASKING_STEPS for step in range(MASKING_STEPS + 1)]}
         | {fill: _summarised_curves(of_methods) for fill, of_methods in curves.items()}
     }
     if not boxed.any():

@@ -1,5 +1,6 @@
 """Images in memory or packed on disk: one uint8 array a split, with labels, boxes and class names."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +41,33 @@ class Store:
     std: tuple[float, float, float]
     splits: dict[str, Split]
     digest: str
+
+
+def store_of_arrays(
+    name: str, classes: list[str], class_names: list[str], splits: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> Store:
+    """A store in memory. splits: name -> images (N, H, W, 3) uint8, RGB, and labels (N,), places in `classes`."""
+    digest_of_all = hashlib.sha256("\n".join(class_names).encode())
+    for images, labels in splits.values():
+        digest_of_all.update(np.ascontiguousarray(images))
+        digest_of_all.update(labels.astype("<i8"))
+    mean, std = _channel_statistics(splits["train"][0])
+    return Store(
+        name=name,
+        classes=classes,
+        class_names=class_names,
+        mean=mean,
+        std=std,
+        splits={
+            split: Split(
+                torch.from_numpy(images),
+                torch.from_numpy(labels.astype(np.int64)),
+                torch.full((len(images), 4), -1, dtype=torch.int16),
+            )
+            for split, (images, labels) in splits.items()
+        },
+        digest=digest_of_all.hexdigest(),
+    )
 
 
 def packed_store(
@@ -98,3 +126,14 @@ def _open(folder: Path, fingerprint: str | None, manifest: dict) -> Store:
         splits=splits,
         digest=manifest["digest"],
     )
+
+
+def _channel_statistics(images: np.ndarray) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of a channel's pixels / 255, from exact integer sums."""
+    means, stds = [], []
+    for channel in range(3):
+        histogram = np.bincount(images[..., channel].ravel(), minlength=256).tolist()
+        number, total, squares = (sum(n * value**k for value, n in enumerate(histogram)) for k in range(3))
+        means.append(total / number / 255)
+        stds.append((number * squares - total**2) ** 0.5 / number / 255)
+    return tuple(means), tuple(stds)

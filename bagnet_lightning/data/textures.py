@@ -28,13 +28,11 @@ their height, and a network of stride 8 could see that in how much its evidence 
 is moved across its line by 0 to 7 px, which makes its place modulo 8 independent of its neighbours'.
 """
 
-import hashlib
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
-from bagnet_lightning.data.store import Split, Store
+from bagnet_lightning.data.store import Store, store_of_arrays
 from bagnet_lightning.errors import UserError
 
 # Receptive field that tells the pair apart: dot, distance along a line (lines are twice as far apart), and how far a
@@ -60,24 +58,11 @@ def open_store(seed: int, train_images: int, val_images: int, image_size: int = 
         "train": _draw_split(np.random.PCG64([seed, 0]), train_images, image_size),
         "val": _draw_split(np.random.PCG64([seed, 1]), val_images, image_size),
     }
-    class_names = [f"{field} px: {direction} of dots" for field, direction in classes]
-    digest = hashlib.sha256("\n".join(class_names).encode())
-    for split in splits.values():
-        digest.update(split.images.numpy())
-        digest.update(split.labels.numpy().astype("<i8"))
-    mean, std = _channel_statistics(splits["train"].images.numpy())
-    return Store(
-        name="textures",
-        classes=[f"{field}px_{direction}" for field, direction in classes],
-        class_names=class_names,
-        mean=mean,
-        std=std,
-        splits=splits,
-        digest=digest.hexdigest(),
-    )
+    identifiers = [f"{field}px_{direction}" for field, direction in classes]
+    return store_of_arrays("textures", identifiers, [f"{field} px: {way} of dots" for field, way in classes], splits)
 
 
-def _draw_split(bits: np.random.PCG64, count: int, size: int) -> Split:
+def _draw_split(bits: np.random.PCG64, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     def draw(low: int, high: int, *shape: int) -> np.ndarray:
         """Integers low..high. Straight from the bit generator: numpy keeps its stream for ever, unlike Generator's."""
         raw = bits.random_raw(int(np.prod(shape))) % np.uint64(high - low + 1)
@@ -95,11 +80,7 @@ def _draw_split(bits: np.random.PCG64, count: int, size: int) -> Split:
     noise = bits.random_raw(count * size * size * 3 // 8 + 1).astype("<u8").view(np.uint8)[: count * size * size * 3]
     images = ground + dots * light
     images += (noise & 15).reshape(images.shape)  # between 122 and 249 now: no pixel is clipped
-    return Split(
-        images=torch.from_numpy(images.astype(np.uint8)),
-        labels=torch.from_numpy(labels.astype(np.int64)),
-        boxes=torch.full((count, 4), -1, dtype=torch.int16),
-    )
+    return images.astype(np.uint8), labels.astype(np.int64)
 
 
 def _rows_of_dots(draw: Callable, count: int, size: int, dot: int, distance: int, across: int) -> np.ndarray:
@@ -116,14 +97,3 @@ def _rows_of_dots(draw: Callable, count: int, size: int, dot: int, distance: int
         for dx in range(dot):
             canvas[image, y + dy, x + dx] = 1
     return canvas[:, margin : margin + size, margin : margin + size]
-
-
-def _channel_statistics(images: np.ndarray) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of a channel's pixels / 255, from exact integer sums."""
-    means, stds = [], []
-    for channel in range(3):
-        histogram = np.bincount(images[..., channel].ravel(), minlength=256).tolist()
-        number, total, squares = (sum(n * value**k for value, n in enumerate(histogram)) for k in range(3))
-        means.append(total / number / 255)
-        stds.append((number * squares - total**2) ** 0.5 / number / 255)
-    return tuple(means), tuple(stds)

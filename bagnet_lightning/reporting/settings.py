@@ -6,7 +6,7 @@ from bagnet_lightning.names import clipped
 # Leaves of the config that are a column anyway, that seeds are merged over, or that do not touch the training.
 _NOT_A_SETTING = {"seed", "model._target_", "model.pretrained", "optim._target_", "trainer.max_epochs", "data._target_"}
 _NOT_A_SETTING |= {*NOT_IN_DIGEST} - {"sweep"}
-_NOT_A_SETTING |= {"bagnet", "pretrained_sha256"}  # what model.* says already
+_NOT_A_SETTING |= {"batches", "bagnet", "pretrained_sha256"}  # what data.* and model.* say already
 _CHOICES = ("model", "optim", "scheduler", "data")  # groups in which another choice has other keys and defaults
 
 

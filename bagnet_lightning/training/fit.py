@@ -54,7 +54,8 @@ def fit(
     losses = {"label_smoothing": config.label_smoothing, "patch_loss": config.patch_loss}
     classifier = Classifier(network, **schedule(config), **losses, about=about)
     history = History(folder / "metrics.csv", FIGURES)
-    callbacks = [BestPredictions(folder / "predictions.npz"), BestCheckpoint(folder), *added_callbacks]
+    own_callbacks = instantiate([*config.callbacks.values()])
+    callbacks = [BestPredictions(folder / "predictions.npz"), BestCheckpoint(folder), *own_callbacks, *added_callbacks]
     if config.weight_average is not None:
         callbacks.insert(0, WeightAverage(config.weight_average))
     measured = train(config, folder, classifier, data, history, callbacks, logger, summary(network, data))
