@@ -97,7 +97,8 @@ def look(trained: Trained, names: list[str], pixels: np.ndarray, index: int) -> 
     end = scale_end([evidence])
     caption = (
         f"Red patches speak for **{names[index]}**, blue ones against it: the logit of the patch around each pixel, "
-        f"from {-end:.1f} to {end:.1f}. The image's logit, the mean of its patches', is {logits[index].item():.2f}."
+        f"from {-end:.1f} to {end:.1f}. The image's logit, the mean of the network's own patches', is "
+        f"{logits[index].item():.2f}."
     )
     smooth = F.interpolate(evidence[None, None], pixels.shape[:2], mode="bilinear")[0, 0].numpy()
     shown = Image.fromarray(overlay(pixels, smooth, end)).resize((SHOWN_PX, SHOWN_PX), Image.Resampling.NEAREST)
