@@ -13,7 +13,7 @@
 # results.tar.gz of an earlier one.
 #
 #   BUDGET      seconds for this call; a step gets what is left of it, at most, or its own SECONDS. For a quarter of an
-#               hour: compile while the data are copied, then BUDGET=480 ... smoke data table1:200 speed modern table1,
+#               hour: compile smoke while the data are copied, then BUDGET=480 ... data table1:200 speed modern table1,
 #               with SPEED="--models bagnet33 --plain-steps 60" and WORK on a disk in memory
 #   BAGNET_COMMIT  what results say of the code, where this copy of it has no .git
 #   OVERRIDES   of every training instead of validation in batches of 1,000; to rehearse:
@@ -63,45 +63,66 @@ keep() { # what is small of all runs
         -o -name train.log \) -print0 | tar --null -cf - -T -) | tar -C "$RESULTS/sweeps" -xf -
 }
 
-compile() { # every network at once, without data: torch keeps what it made on disk, for all that comes
-    local networks=() code=0
-    for network in bagnet33 resnet18 bagnet9 bagnet17; do
-        "$PYTHON" - "$network" <<'COMPILE' &
-import sys
-import bagnet_lightning, torch
-from bagnet_lightning.models import bagnet, resnet
-from bagnet_lightning.training.acceleration import Compiled
-device = "cuda" if torch.cuda.is_available() else "cpu"
-name = sys.argv[1]
-network = getattr(resnet if name == "resnet18" else bagnet, name)(num_classes=200)
-network = network.to(device, memory_format=torch.channels_last)
-images = torch.randn(100, 3, 64, 64, device=device).contiguous(memory_format=torch.channels_last)
-forward = Compiled(network.forward, 100, required=True)
-with torch.autocast(device, torch.bfloat16, cache_enabled=False):
-    loss = forward(images).float().logsumexp(1).mean()
-loss.backward()
-print(f"{name}: compiled in {forward.seconds:.0f} s", flush=True)
-COMPILE
-        networks+=($!)
+# Label smoothing, padding, crops and the shortcut start as in recipe=modern. The last batch of an epoch is a smaller one.
+SMOKE="data=textures data.batch_size=48 data.crop_padding=4 model=bagnet9 model.stem_momentum=0.1 model.pad=1
+    model.zero_init=true optim.lr=0.001 scheduler=onecycle label_smoothing=0.1 weight_average=0.9 trainer.max_epochs=2"
+
+compile() { # all that will be trained, without data: torch keeps what it made on disk, for all that comes
+    local code=0 recipe network jobs
+    for recipe in paper modern; do
+        jobs=()
+        for network in model=bagnet33 model=resnet18 model=bagnet9 model=bagnet17; do
+            compile_one recipe=$recipe $network &
+            jobs+=($!)
+        done
+        # shellcheck disable=SC2086
+        if [ $recipe = paper ]; then compile_one $SMOKE; else compile_one recipe=modern model=resnet18 model.stem=small; fi &
+        jobs+=($!)
+        for job in "${jobs[@]}"; do wait "$job" || code=1; done
     done
-    for network in "${networks[@]}"; do wait "$network" || code=1; done
     return $code
 }
 
+compile_one() { # ARGUMENTS of train: its augmentation, and its network's forward and backward pass
+    "$PYTHON" - "$@" <<'COMPILE'
+import sys
+import bagnet_lightning.config, torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from bagnet_lightning.data.augment import draw_keys, scale_and_bias
+from bagnet_lightning.data.of_config import data_of
+from bagnet_lightning.paths import CONF
+from bagnet_lightning.training.acceleration import Compiled
+device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+with initialize_config_dir(str(CONF), version_base="1.3"):
+    config = compose("config", sys.argv[1:])
+data, size = data_of(config.data), config.data.batch_size
+data.scale, data.bias = (values.to(device) for values in scale_and_bias((0.5,) * 3, (0.3,) * 3, 64))
+pixels = torch.zeros(size, 64, 64, 3, dtype=torch.uint8, device=device)
+augmented = Compiled(data.augmented, size, required=True)
+images = augmented(pixels, torch.arange(size, device=device), torch.tensor(draw_keys(0, 0), device=device))
+network = instantiate(config.model, num_classes=6 if config.data.name == "textures" else 200)
+network.to(device, memory_format=torch.channels_last)
+forward = Compiled(network.forward, size, required=True)
+with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+    loss = forward(images).float().logsumexp(1).mean()
+loss.backward()
+print(f"{' '.join(sys.argv[1:])}: compiled in {augmented.seconds + forward.seconds:.0f} s", flush=True)
+COMPILE
+}
+
 smoke() { # the same losses with a plain step, a compiled and recorded one, and one that was broken off
-    # On a GPU "auto" would hide what fails. The last batch of an epoch is a smaller one.
+    # On a GPU "auto" would hide what fails.
     local on=true code=0 forms
     "$PYTHON" -c "import torch; raise SystemExit(not torch.cuda.is_available())" || on=auto
-    local of_all="data=textures data.batch_size=48 model=bagnet9 model.stem_momentum=0.1 optim.lr=0.001
-        scheduler=onecycle weight_average=0.9 trainer.max_epochs=2"
     for forms in false $on; do
         # shellcheck disable=SC2086
-        train "smoke_$forms" $of_all optim=adam,muon trainer.compile=$forms trainer.cuda_graph=$forms || code=1
+        train "smoke_$forms" $SMOKE optim=adam,muon trainer.compile=$forms trainer.cuda_graph=$forms || code=1
     done
     # shellcheck disable=SC2086
-    stopped smoke_stopped $of_all optim=muon trainer.compile=$on trainer.cuda_graph=$on || code=1
+    stopped smoke_stopped $SMOKE optim=muon trainer.compile=$on trainer.cuda_graph=$on || code=1
     # shellcheck disable=SC2086
-    train smoke_stopped $of_all optim=muon trainer.compile=$on trainer.cuda_graph=$on || code=1
+    train smoke_stopped $SMOKE optim=muon trainer.compile=$on trainer.cuda_graph=$on || code=1
     "$PYTHON" - <<'CHECK' || code=1
 from pathlib import Path
 from bagnet_lightning.results import read_metrics
@@ -277,7 +298,8 @@ step() { # NAME[:SECONDS]: runs it in a process of its own within its limit, unl
     return $code
 }
 
-mkdir -p "$RESULTS"
+mkdir -p "$RESULTS" "$WORK/tmp"
+export TMPDIR=$WORK/tmp # checkpoints that are timed, and what torch compiles, go where runs go
 export PYTHONPATH=$WORK/site:$REPOSITORY${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OUT WORK
 cd "$WORK" || exit 1
 if [ "${1:-}" = --inside ]; then

@@ -114,7 +114,10 @@ class StepParts:
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             with self.forward_context():
-                return self.classifier.loss(images, labels).detach()
+                # As in training; with the cache, torch.compile would trace the network again.
+                dtype, enabled = torch.get_autocast_dtype(self.device.type), torch.is_autocast_enabled(self.device.type)
+                with torch.autocast(self.device.type, dtype, enabled, cache_enabled=False):
+                    return self.classifier.loss(images, labels).detach()
 
         return Graphed(loss, self.data.batch_size, False) if self.classifier.gradients else loss
 

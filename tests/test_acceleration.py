@@ -93,7 +93,7 @@ def weights(folder):
     "overrides",
     [
         ["optim=adam", "trainer.precision=bf16-mixed", "patch_loss=0.3"],
-        ["optim.momentum=0.9", "trainer.gradient_clip_val=0.5", "scheduler=onecycle"],
+        ["optim=sgd", "trainer.gradient_clip_val=0.5", "scheduler=onecycle"],
         # Rates as tensors round otherwise, and long steps would make much of that.
         ["optim=muon", "optim.lr=0.001", "trainer.precision=64-true", "trainer.gradient_clip_val=0.5"],
     ],

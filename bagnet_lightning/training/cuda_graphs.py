@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -61,12 +62,11 @@ class Graphed:
 
     def _warm_up(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """A plain call on the stream that will be recorded: gradients remember the stream that they were made on."""
-        if self.calls == 0:
-            self.stream = torch.cuda.Stream()
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
+        stream = _side_stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             result = self.function(*inputs)
-        torch.cuda.current_stream().wait_stream(self.stream)
+        torch.cuda.current_stream().wait_stream(stream)
         return result
 
     def _record(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
@@ -75,7 +75,7 @@ class Graphed:
         current = torch.cuda.current_stream()
         self.inputs = [given.clone() for given in inputs]
         try:
-            with torch.cuda.graph(graph, pool, self.stream):
+            with torch.cuda.graph(graph, pool, _side_stream()):
                 self.result = self.function(*self.inputs)
         except Exception as error:
             # Where a recording cannot be ended, torch leaves its stream in place, and before 2.12 its memory pool too,
@@ -93,6 +93,12 @@ class Graphed:
             return self.function(*inputs)
         self.graph = graph
         return None
+
+
+@cache
+def _side_stream() -> torch.cuda.Stream:
+    """One for all recordings of a process: libraries keep a workspace for each stream that they have seen."""
+    return torch.cuda.Stream()
 
 
 class GradientsGraphed(Graphed):
