@@ -13,7 +13,7 @@ from PIL import Image
 
 from bagnet_lightning.data import pack as packing
 from bagnet_lightning.data.pack import ImageFiles, Source
-from bagnet_lightning.data.store import packed_store, verify
+from bagnet_lightning.data.store import packed_store, store_of_arrays, verify
 from bagnet_lightning.errors import UserError
 
 SIZE = 8
@@ -251,3 +251,12 @@ def test_a_killed_worker_is_a_user_error(tmp_path):
     _, errors = process.communicate(timeout=30)
     assert errors.splitlines()[-1].endswith("a worker process was killed: is there enough memory?")
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+@pytest.mark.parametrize(("pixels", "labels"), [((4, 9, 9), (4,)), ((4, 9, 9, 3), (4, 1)), ((4, 9, 9, 3), (5,))])
+def test_arrays_of_another_form_are_refused(pixels, labels):
+    arrays = {"train": (np.zeros(pixels, np.uint8), np.zeros(labels, np.int64))}
+    with pytest.raises(
+        UserError, match=r"mine, train: images must be uint8 \(N, H, W, 3\) and labels \(N,\), not uint8"
+    ):
+        store_of_arrays("mine", ["a"], ["a"], arrays)

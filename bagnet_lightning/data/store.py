@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bagnet_lightning.data.pack import FORMAT, Source, chunk_length, digest, pack, sha256
+from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import made_once
 
 
@@ -46,7 +47,14 @@ class Store:
 def store_of_arrays(
     name: str, classes: list[str], class_names: list[str], splits: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> Store:
-    """A store in memory. splits: name -> images (N, H, W, 3) uint8, RGB, and labels (N,), places in `classes`."""
+    """A store in memory. splits: name -> images (N, H, W, 3) uint8, RGB, and labels (N,), places in `classes`.
+
+    Raises UserError for arrays of another form.
+    """
+    for split, (images, labels) in splits.items():
+        if images.dtype != np.uint8 or images.shape[3:] != (3,) or labels.shape != images.shape[:1]:
+            given = f"{images.dtype} {images.shape} and {labels.shape}"
+            raise UserError(f"{name}, {split}: images must be uint8 (N, H, W, 3) and labels (N,), not {given}")
     digest_of_all = hashlib.sha256("\n".join(class_names).encode())
     for images, labels in splits.values():
         digest_of_all.update(np.ascontiguousarray(images))
