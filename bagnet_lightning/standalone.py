@@ -3,12 +3,24 @@
 import base64
 import io
 import json
+import logging
 import re
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from PIL import Image
+
+#: For names in scripts that matplotlib's own font lacks, where the machine has one of these.
+FONTS = (
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Source Han Sans", "WenQuanYi Zen Hei"),
+    *("Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic"),
+    *("Noto Sans Arabic", "Noto Sans Devanagari", "Noto Sans Thai", "Arial Unicode MS"),
+)
+rcParams["font.family"] = ["DejaVu Sans", *sorted({*FONTS} & {*fontManager.get_font_names()}, key=FONTS.index)]
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # of weights that a font does not have
 
 #: Colours, dark and light, and typography of all pages; a page's own style follows it.
 STYLE = Path(__file__).with_name("style.css")
