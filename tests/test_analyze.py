@@ -143,7 +143,7 @@ def test_mistakes_are_one_line_and_cost_nothing(bagnet, tmp_path, command):
     assert refused.stderr.startswith("error: checkpoint none.ckpt does not exist")
     assert len(refused.stderr.splitlines()) == 1
     checkpoint = f"checkpoint={bagnet}"
-    assert "split must be train or val" in refusal(checkpoint, "split=test")
+    assert "no labelled images of that split" in refusal(checkpoint, "split=test")
     assert "count must be a whole number from 1" in refusal(checkpoint, "count=0")
     assert "map_count must be a whole number" in refusal(checkpoint, "map_count=null")
     assert "none.ckpt does not exist" in refusal(checkpoint, "compare=none.ckpt")

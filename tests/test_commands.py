@@ -179,7 +179,7 @@ def test_a_fault_of_ours_leaves_its_traceback_and_its_line(command, tmp_path):
 def test_a_diverging_run_is_told_apart_from_a_failed_one(command, tmp_path):
     diverged = command("train", *SMALL, "optim.lr=1e30")
     assert diverged.returncode == 1
-    assert "bagnet9 sgd: diverged: the loss is " in diverged.stdout
+    assert "bagnet9 adam: diverged: the loss is " in diverged.stdout
     (run,) = (tmp_path / "multirun_outputs/textures").iterdir()
     assert result(run)["status"] == "diverged"
 

@@ -113,7 +113,7 @@ def test_the_modern_recipe_fits_every_model():
 def test_wrong_values_are_refused_by_name(mistake):
     key = mistake.partition("=")[0]
     with pytest.raises(UserError, match=rf"^{key}=.*: {key} must be "):
-        check(composed(mistake))
+        check(composed("optim=sgd", mistake))
 
 
 @pytest.mark.parametrize(
@@ -206,13 +206,13 @@ def test_digest_is_of_what_is_trained():
     for other in (
         "seed=1",
         "trainer.sync_batchnorm=false",
-        "optim=adam",
+        "optim=sgd",
         "optim.lr=0.01",
         "data.classes=10",
         "trainer.max_epochs=5",
     ):
         assert digest(composed(other)) != asked
-    assert digest(composed("model=bagnet17", "optim=sgd")) == asked
+    assert digest(composed("model=bagnet17", "optim=adam")) == asked
     assert digest(composed("bagnet.pad=1")) == digest(composed("model.pad=1")) != asked
     assert digest(composed("model=resnet18", "bagnet.pad=1")) == digest(composed("model=resnet18"))
     own = composed("optim._target_=mine.SGD")

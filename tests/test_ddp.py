@@ -98,9 +98,9 @@ def test_every_image_is_one_ranks_once_an_epoch_whatever_their_number():
         seen = torch.cat([share[2] for _, validation in loaders for share in validation])
         assert torch.equal(seen.sort().values, torch.arange(12))
         assert len({len(validation) for _, validation in loaders}) == 1
-    data.trainer = SimpleNamespace(world_size=2, global_rank=0)
-    data.batch_size = 5  # leaves one image of 36
-    with pytest.raises(UserError, match=r"a batch of 1 images cannot be divided among 2 devices; change data\.batch"):
+    data.trainer = SimpleNamespace(world_size=3, global_rank=0)
+    data.batch_size = 17  # leaves two images of 36
+    with pytest.raises(UserError, match=r"a batch of 2 images cannot be divided among 3 devices; change data\.batch"):
         data.train_dataloader()
 
 

@@ -76,7 +76,7 @@ def test_what_a_job_raises_is_a_failed_result_in_its_folder(job, raised, words):
 
     result = run(job, task)
     assert (result["status"], result["error"]) == ("failed", words)
-    assert (result["model"], result["optimizer"], result["epochs"]) == ("bagnet9", "sgd", 2)
+    assert (result["model"], result["optimizer"], result["epochs"]) == ("bagnet9", "adam", 2)
     written = json.loads((folder(job) / "result.json").read_text())
     assert written == {"form": 1, **result}
 
@@ -101,8 +101,8 @@ def test_a_parallel_sweep_tells_of_every_job_and_finished_runs_need_no_worker(jo
     write_result(folder(job), {**failed(job, "not yet"), **numbers, "status": "finished", "error": None})
     swept = command("train", "-m", *SMALL[:-3], *SMALL[-2:], "sweep=s", "model.width=0.25,0.5", UNLUCKY)
     assert swept.returncode == 1, swept.stderr
-    assert "[1/2] bagnet9 sgd: 0.5000 in 1 s, skipped: finished before; 1 left\n" in swept.stdout
-    assert "[2/2] bagnet9 sgd: failed: the node is gone\nthe jobs are stopped\n" in swept.stdout
+    assert "[1/2] bagnet9 adam: 0.5000 in 1 s, skipped: finished before; 1 left\n" in swept.stdout
+    assert "[2/2] bagnet9 adam: failed: the node is gone\nthe jobs are stopped\n" in swept.stdout
     assert "1 of 2 runs finished" in swept.stdout
     assert "the node is gone" in (tmp_path / "multirun_outputs/s/table.md").read_text()
 

@@ -50,6 +50,7 @@ def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict], floa
     run = {
         **{key: em[key] for key in ("label_smoothing", "weight_average", "checkpoint")},
         "patch_loss": 0.0,  # EM has a loss of its own
+        "callbacks": {},
         "seed": config.seed,
         "data": {**plain(config)["data"], **as_trained},
         "model": {**start.config["model"], "pretrained": str(config.features.checkpoint)},
