@@ -47,7 +47,7 @@ bagnet9_sgd_15,bagnet17_sgd_5,bagnet9_sgd_5}
 STEPS=(compile smoke data table1 speed modern tune tuned ablation why_sgd seeds tuned_seeds variants shares)
 
 # name: seconds, what it may take
-declare -A LIMIT=([compile]=300 [smoke]=400 [data]=300 [speed]=580 [table1]=1200 [modern]=600 [tune]=900 [tuned]=600
+declare -A LIMIT=([compile]=500 [smoke]=400 [data]=300 [speed]=580 [table1]=1200 [modern]=600 [tune]=900 [tuned]=600
                   [ablation]=900 [why_sgd]=900 [seeds]=700 [tuned_seeds]=1000 [variants]=580 [shares]=400)
 
 train() { # SWEEP ARGUMENTS...
