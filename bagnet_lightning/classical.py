@@ -15,8 +15,7 @@ from omegaconf import DictConfig
 from bagnet_lightning.cli import command
 from bagnet_lightning.runs import once
 
-EM_FILES = ("last.ckpt", "best.ckpt", "metrics.csv", "predictions.npz")
-RUN_FILES = ("config.yaml", "model.safetensors", "predictions.npz", "result.json", *(f"em/{name}" for name in EM_FILES))
+RUN_FILES = ("config.yaml", "model.safetensors", "predictions.npz", "em", "result.json")
 
 
 @command("classical")

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
 
 from bagnet_lightning.checkpoint import load_trained
+from bagnet_lightning.data.of_config import data_of_run
 from bagnet_lightning.inference import predict
 from bagnet_lightning.names import model_name, optimizer_name
 from bagnet_lightning.results import read_metrics, read_runs
@@ -28,7 +28,7 @@ HEADING = (
 def with_batch_statistics(checkpoint: Path) -> float:
     """Validation accuracy with every batch norm using the statistics of 250 validation images at a time."""
     trained = load_trained(checkpoint)
-    data = instantiate(trained.config["data"])
+    data = data_of_run(trained.config, None)
     data.setup()
     images = data.val_images
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))  # they are sorted by class

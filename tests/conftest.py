@@ -32,6 +32,10 @@ SMALL = [
 ]
 
 
+class PowerCut(BaseException):
+    """Ends a process where nothing catches it."""
+
+
 def composed(*overrides: str, name: str = "config") -> DictConfig:
     """The configuration that a command would be given."""
     with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import SMALL, composed
+from conftest import SMALL, PowerCut, composed
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from bagnet_lightning.errors import UserError
@@ -149,7 +149,7 @@ def test_a_run_leaves_the_same_files_and_goes_on_from_them(tmp_path, on_gpu, mon
     fit(composed(*overrides), tmp_path / "unbroken")
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.Adam, "step", stopping_at(5, torch.optim.Adam.step))
-        with pytest.raises(SystemExit):
+        with pytest.raises(PowerCut):
             fit(composed(*overrides), tmp_path / "broken")
     fit(composed(*overrides), tmp_path / "broken")
     monkeypatch.undo()
@@ -166,7 +166,7 @@ def stopping_at(call, step):
 
     def stopped(self, *arguments, **named):
         if next(calls) == call:
-            raise SystemExit
+            raise PowerCut
         return step(self, *arguments, **named)
 
     return stopped

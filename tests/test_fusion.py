@@ -204,6 +204,7 @@ def test_a_head_learns_from_held_out_images_if_the_network_has_not_seen_them(che
     ("overrides", "words"),
     [
         (["head=mean", "data.classes=3"], r"decides between 6 classes, and the data have 3"),
+        (["head=em", "em.trainer.devices=2"], r"one device; leave em\.trainer\.devices"),
         (["head=mean", "checkpoint=null"], r"add checkpoint=PATH"),
         (["features=bagnet", "encoding=decisions"], r"features\.output=logits"),
         (["features=bagnet", "encoding=mean", "classifier=argmax"], r"of 6 classes, not 512 numbers: use head=mean"),

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import SMALL, composed
+from conftest import SMALL, PowerCut, composed
 from test_fit import progress, rows, weights
 
 from bagnet_lightning.errors import Interrupted
@@ -88,15 +88,41 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
     assert progress(tmp_path)[1] == 3  # of the epoch before: it did not save
 
 
+def test_a_ctrl_c_before_the_first_step_ends_the_run_too(tmp_path, monkeypatch):
+    def configured(self):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Classifier, "configure_optimizers", configured)
+    with pytest.raises(Interrupted) as stopped:
+        fit(composed(*OVERRIDES), tmp_path)
+    assert stopped.value.exit_code == 130
+
+
+def test_a_signal_ends_a_run_whose_disk_is_full(tmp_path, monkeypatch, caplog):
+    def no_space(descriptor):
+        raise OSError(28, "No space left on device")
+
+    def full():
+        signal.raise_signal(signal.SIGTERM)
+        monkeypatch.setattr(os, "fsync", no_space)
+
+    monkeypatch.setattr(Classifier, "training_step", before(Classifier.training_step, 4, full))
+    with pytest.raises(Interrupted) as stop:
+        fit(composed(*OVERRIDES), tmp_path)
+    assert stop.value.exit_code == 143
+    assert "No space left" in caplog.text
+    assert progress(tmp_path)[1] == 3
+
+
 def test_a_run_that_broke_off_after_an_epochs_last_step_validates_before_it_goes_on(tmp_path, monkeypatch, unbroken):
     asked = composed(*OVERRIDES, "checkpoint.every_n_steps=1")
 
     def power_cut():
-        raise SystemExit("power cut")
+        raise PowerCut
 
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "validation_step", before(Classifier.validation_step, 0, power_cut))
-        with pytest.raises(SystemExit):
+        with pytest.raises(PowerCut):
             fit(asked, tmp_path)
     assert progress(tmp_path)[1] == 3
     fit(asked, tmp_path)
@@ -118,10 +144,10 @@ def test_a_signal_waits_for_the_gradients_that_are_being_accumulated(tmp_path, m
 
 def test_the_last_checkpoint_is_written_by_minutes_too(tmp_path, monkeypatch):
     def power_cut():
-        raise SystemExit("power cut")
+        raise PowerCut
 
     monkeypatch.setattr(Classifier, "training_step", before(Classifier.training_step, 4, power_cut))
-    with pytest.raises(SystemExit):
+    with pytest.raises(PowerCut):
         fit(composed(*OVERRIDES, "checkpoint.every_n_minutes=1e-9"), tmp_path)
     assert progress(tmp_path) == (1, 4)
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from conftest import composed
+from conftest import PowerCut, composed
 from PIL import Image
 from safetensors.torch import load_file
 from test_interrupts import assert_equal_runs, before
@@ -84,13 +84,13 @@ def test_a_pretraining_that_broke_off_goes_on_as_if_it_had_not(tmp_path, monkeyp
         if by == "a signal":
             signal.raise_signal(signal.SIGTERM)
         else:
-            raise SystemExit("power cut")
+            raise PowerCut
 
     asked = small("method=simclr", "checkpoint.every_n_steps=1")  # 2 epochs of 3 steps
     fit(asked, tmp_path / "unbroken")
     with monkeypatch.context() as patch:
         patch.setattr(Pretrainer, "training_step", before(Pretrainer.training_step, 4, stop))
-        with pytest.raises((Interrupted, SystemExit)):
+        with pytest.raises((Interrupted, PowerCut)):
             fit(asked, tmp_path / "broken")
     assert not (tmp_path / "broken/backbone.safetensors").exists()
     fit(asked, tmp_path / "broken")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import composed
 
+from bagnet_lightning import classical, pretrain, train
 from bagnet_lightning.errors import Diverged, UserError
 from bagnet_lightning.results import describe, read_run, write_result
 from bagnet_lightning.runs import begin, outcome, put_aside, settle
@@ -83,6 +84,16 @@ def test_fresh_replaces_a_run_unless_the_new_one_comes_to_nothing(tmp_path, old,
     assert content(folder) == (OLD if back else dict.fromkeys(OLD, "new")) | {"notes.txt": "new"}
     assert read_run(folder)["status"] == (old if back else new)["status"]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("command", [train, pretrain, classical])
+def test_all_that_a_run_leaves_can_be_put_aside(tmp_path, command):
+    for name in command.RUN_FILES:
+        (tmp_path / "run" / name).mkdir(parents=True)
+    put_aside(tmp_path / "run", command.RUN_FILES)
+    assert not [*(tmp_path / "run").iterdir()]
+    settle(tmp_path / "run", command.RUN_FILES)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {*command.RUN_FILES}
 
 
 @pytest.mark.parametrize("renames", range(9))

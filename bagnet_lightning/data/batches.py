@@ -33,7 +33,7 @@ class Images:
     @property
     def nbytes(self) -> int:
         """Of the chosen images alone."""
-        return len(self) * self.split.images[0].nbytes
+        return len(self) * self.split.images[0].numel()
 
     def copied_to(self, device: torch.device) -> "Images":
         """The chosen images alone, on `device`, where batches are gathered from then on."""

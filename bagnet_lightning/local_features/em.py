@@ -47,6 +47,8 @@ def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict], floa
     if any(isinstance(value, (dict, list)) for value in (*as_trained.values(), *start.config["model"].values())):
         raise UserError(f"{config.features.checkpoint} is refused: a value of its model or data is more than a value")
     em = plain(config)["em"]
+    if em["trainer"]["devices"] * em["trainer"]["num_nodes"] > 1:
+        raise UserError("EM trains on one device; leave em.trainer.devices and em.trainer.num_nodes at 1")
     run = {
         **{key: em[key] for key in ("label_smoothing", "weight_average", "checkpoint")},
         "patch_loss": 0.0,  # EM has a loss of its own
@@ -81,8 +83,6 @@ class ExpectationMaximization(Callback):
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if not isinstance(module.network, BagNet):
             raise UserError(f"EM needs a network of patches, a BagNet, and not {type(module.network).__name__}")
-        if trainer.world_size > 1:
-            raise UserError("EM trains on one device; leave trainer.devices and trainer.num_nodes at 1")
         self.network, self.module = module.network, module
         module.objective = self.patch_cross_entropy
 

@@ -43,14 +43,13 @@ def write_report(
     data = page_data(tables, pictures, gallery, live=False)
     _write(html := {"index.html": page(data).encode()}, place)
     files |= html
-    if tables[0].runs:
-        for name in files:
-            console.print(str(place / name), markup=False, highlight=False, soft_wrap=True)
     if not any(table.runs for table in tables):
         raise UserError(
             f"runs={','.join(map(str, folders))}: no runs in it, as {place / 'index.html'} says too; train some there, "
             "or give the folder of another sweep"
         )
+    for name in files:
+        console.print(str(place / name), markup=False, highlight=False, soft_wrap=True)
     if project:
         from bagnet_lightning.reporting.wandb_report import log_report
 

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.memory import is_oom_error
 
 from bagnet_lightning.data.module import ImageData
-from bagnet_lightning.errors import UserError
+from bagnet_lightning.errors import Interrupted, UserError
 from bagnet_lightning.machine import check_device, chosen_precision, commit, device_name, peak_memory_mib, versions
 from bagnet_lightning.training.acceleration import SWITCHES, NoProfiler, accelerate, accelerated, compile_seconds
 from bagnet_lightning.training.batch_norm import SyncBatchNorm
@@ -30,6 +31,7 @@ from bagnet_lightning.training.learner import Learner
 from bagnet_lightning.training.loggers import RunLogger
 from bagnet_lightning.training.progress import Progress
 
+log = logging.getLogger(__name__)
 EXPECTED_WARNINGS = (
     "The `srun` command is available on your system but is not used",  # one process needs none
     "Checkpoint directory .* exists and is not empty",  # it is the run's folder
@@ -83,12 +85,13 @@ def train(
     Raises UserError for what the user can mend.
     """
     last = folder / "last.ckpt"
+    stopping = StopOnSignal(last)
     callbacks = [
         StopOnDivergence(last),  # first, since it waits for the device: the others then see the time of what is done
         history,
         Progress(folder / "progress.json"),
         *callbacks,
-        StopOnSignal(last),
+        stopping,
         ValidateOnContinuing(),
         LastCheckpoint(last, **config.checkpoint),
         *(logger.callbacks if logger else ()),
@@ -111,6 +114,15 @@ def train(
         if not is_oom_error(error):
             raise
         raise _out_of_memory(module, data) from error
+    except UserError as error:
+        if stopping.received is None:
+            raise
+        log.error("%s", error)  # as of a checkpoint that cannot be written: it is a sweep's end nevertheless
+        raise Interrupted(stopping.received) from error
+    except SystemExit as end:  # what newer Lightning makes of Ctrl-C before the first step
+        raise Interrupted(signal.SIGINT) from end
+    if trainer.interrupted:  # and older Lightning
+        raise Interrupted(signal.SIGINT)
     images_per_epoch = min(len(data.train_images), trainer.num_training_batches * data.batch_size)
     return {
         **history.timing(images_per_epoch),
