@@ -56,7 +56,7 @@ def within(key: str, groups: Iterable[str]) -> bool:
 def asked_for(config: DictConfig) -> dict[str, object]:
     """The leaves of a configuration that say what is trained: not where, how fast, or by which name."""
     no_matter = (*NOT_IN_DIGEST, *_SAID_ELSEWHERE)
-    asked = {key: value for key, value in leaves(plain(config), modules=True).items() if not within(key, no_matter)}
+    asked = {key: value for key, value in leaves(plain(config), modules=True).items() if not within(key.removeprefix("em."), no_matter)}
     if isinstance(asked.get("model.pretrained"), str):
         del asked["model.pretrained"]  # pretrained_sha256 says which file
     trainer = config.get("trainer", {})
@@ -110,7 +110,8 @@ def folder(overrides: Sequence[str]) -> str:
     Safe in shells and in Hydra's own grammar, and at most 120 characters long.
     """
     asked = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
-    asked = {key: value for key, value in sorted(asked.items()) if key != "trainer" and not within(key, NOT_IN_DIGEST)}
+    kept = [key for key in sorted(asked) if key != "trainer" and not within(key.removeprefix("em."), NOT_IN_DIGEST)]
+    asked = {key: asked[key] for key in kept}
     parts = [asked.pop(group) for group in CHOICES_FIRST if group in asked]
     parts += [f"{key.rpartition('.')[2]}-{value}" for key, value in asked.items()]
     name = re.sub(r"[^\w.+-]+", "-", "_".join(parts)).strip("-") or "defaults"

@@ -126,7 +126,6 @@ RULES: dict[str, Rule] = {
     "em.image_percentile": number(0, 100),
     "em.class_percentile": number(0, 100),
     "em.sigma": number(0),
-    "em.optim.lr": number(0, above=True),
     "encoding.codebook.size": whole(2),
     "encoding.codebook.sample": whole(2),
     "encoding.gaussians": whole(1),
@@ -156,10 +155,14 @@ _MISSING = object()
 
 
 def check(config: DictConfig, rules: dict[str, Rule] = RULES) -> None:
-    """Raises UserError, naming the key and what it may be, for the first value of a wrong type or range."""
+    """Raises UserError, naming the key and what it may be, for the first value of a wrong type or range.
+
+    Those of a training keep its rules within `em`.
+    """
     for key in sorted(OmegaConf.missing_keys(config)):
         raise UserError(f"{key} is needed: add {key}=...")
-    for key, (test, words) in rules.items():
+    everywhere = {name: rule for key, rule in rules.items() for name in (key, f"em.{key}")}
+    for key, (test, words) in everywhere.items():
         value = OmegaConf.select(config, key, default=_MISSING)
         if value is _MISSING:
             continue

@@ -259,6 +259,15 @@ def test_the_digest_of_a_system_is_of_what_decides_its_scores():
         assert digest(composed(same, name="classical")) == asked
     for other in ("features=orb", "encoding.codebook.size=7", "classifier=additive", "seed=1"):
         assert digest(composed(other, name="classical")) != asked
+    em = ["head=em", "em.checkpoint.every_n_minutes=1", "em.trainer.compile=auto"]
+    assert digest(composed(*em, name="classical")) == digest(composed("head=em", name="classical"))
+    assert folder(em) == "em"
+
+
+def test_the_training_of_em_keeps_the_rules_of_a_training():
+    config = composed("head=em", "checkpoint=x.ckpt", "em.trainer.compile=maybe", name="classical")
+    with pytest.raises(UserError, match=r"em\.trainer\.compile must be auto, true"):
+        check(config)
 
 
 def test_the_number_of_devices_counts_where_each_has_batch_statistics_of_its_own():

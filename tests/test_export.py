@@ -14,6 +14,7 @@ from bagnet_lightning.data.of_config import data_of_run
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.export import main
 from bagnet_lightning.exporting.formats import difference
+from bagnet_lightning.exporting.model_card import write_card
 from bagnet_lightning.exporting.portable import Portable
 from bagnet_lightning.results import write_result
 
@@ -108,6 +109,14 @@ def test_a_hubs_folder_has_a_card_with_what_was_measured_and_comes_back(checkpoi
     with pytest.raises(UserError, match="does not say where its data are"):
         data_of_run(trained.config, None)
     assert data_of_run(trained.config, composed("data=textures").data).name == "textures"
+
+
+def test_what_timm_cannot_make_has_no_config_for_it(checkpoints, tmp_path):
+    trained = load_trained(checkpoints["resnet18"])
+    trained.config["model"]["stem"] = "small"
+    write_card(tmp_path, trained, checkpoints["resnet18"])
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    assert "timm" not in (tmp_path / "README.md").read_text()
 
 
 def test_a_file_that_is_not_the_network_is_refused(checkpoints):

@@ -16,13 +16,13 @@ PAPER = "https://openreview.net/forum?id=SkfMWhAqYQ"
 def write_card(folder: Path, trained: Trained, checkpoint: Path) -> list[str]:
     """Writes README.md, with the numbers of the result.json beside best.ckpt, and config.json for timm. Returns notes.
 
-    A network of the user's own has no config.json, since timm could not make it.
+    A network that timm could not make has no config.json.
     """
     result, notes = read_run(checkpoint.parent), []
     if checkpoint.name != "best.ckpt" or result["status"] != "finished":
         notes = [f"{checkpoint} is not the best.ckpt of a finished run: the card has no measured numbers"]
         result = None
-    if _is_ours(trained):
+    if _is_in_timm(trained):
         (folder / "config.json").write_text(json.dumps(_timm_config(trained), indent=1) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_card(trained, result), encoding="utf-8")
     return notes
@@ -30,6 +30,10 @@ def write_card(folder: Path, trained: Trained, checkpoint: Path) -> list[str]:
 
 def _is_ours(trained: Trained) -> bool:
     return trained.config["model"]["_target_"] in NETWORKS
+
+
+def _is_in_timm(trained: Trained) -> bool:
+    return _is_ours(trained) and trained.config["model"].get("stem", "imagenet") == "imagenet"
 
 
 def _timm_config(trained: Trained) -> dict:
@@ -131,7 +135,7 @@ def _use(trained: Trained) -> list[str]:
     if not _is_ours(trained):
         needed = trained.config["model"]["_target_"]
         lines += ["", f"with its code on PYTHONPATH and BAGNET_NETWORKS={needed} in the environment."]
-    elif trained.config["model"].get("stem", "imagenet") == "imagenet":
+    elif _is_in_timm(trained):
         register = "import bagnet_lightning.timm_models  # registers the BagNets\n    "
         lines += ["", "or with timm:", "", f"    {register}import timm"]
         lines += ['    network = timm.create_model("local-dir:FOLDER", pretrained=True)']

@@ -50,15 +50,12 @@ def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict], floa
     if em["trainer"]["devices"] * em["trainer"]["num_nodes"] > 1:
         raise UserError("EM trains on one device; leave em.trainer.devices and em.trainer.num_nodes at 1")
     run = {
-        **{key: em[key] for key in ("label_smoothing", "weight_average", "checkpoint")},
+        **{key: em[key] for key in ("label_smoothing", "weight_average", "checkpoint", "optim", "scheduler", "trainer")},
         "patch_loss": 0.0,  # EM has a loss of its own
         "callbacks": {},
         "seed": config.seed,
         "data": {**plain(config)["data"], **as_trained},
         "model": {**start.config["model"], "pretrained": str(config.features.checkpoint)},
-        "optim": em["optim"],
-        "scheduler": em["scheduler"],
-        "trainer": {**em["trainer"], "max_epochs": em["rounds"]},
     }
     callback = ExpectationMaximization(em["image_percentile"], em["class_percentile"], em["sigma"])
     result = fit(OmegaConf.create(run), folder, added_callbacks=[callback])

@@ -34,6 +34,8 @@ def run(config: DictConfig, folder: Path) -> dict:
         "versions": versions() | {"opencv": cv2.__version__, "scikit_learn": sklearn.__version__},
         "commit": commit(),
     }
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     data = data_of(config.data)
     data.setup()
     images = chosen_images(config, data)

@@ -82,7 +82,7 @@ class Graphed:
             # on which the next empty_cache would fail.
             torch.cuda.set_stream(current)
             if torch.__version__ < "2.12":
-                with suppress(RuntimeError):  # it was ended
+                with suppress(RuntimeError, AttributeError):  # it was ended; before 2.8 this has another name
                     torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
                     torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
             if self.required or isinstance(error, torch.OutOfMemoryError):
