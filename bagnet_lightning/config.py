@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -53,16 +53,24 @@ def within(key: str, groups: Iterable[str]) -> bool:
     return any(key == group or key.startswith(f"{group}.") for group in groups)
 
 
+def kind(config: Mapping) -> str | None:
+    """Of the run that is asked for: "related", local features and a classifier; "pretraining"; None, a training."""
+    if "features" in config:
+        return "related"
+    return "pretraining" if "method" in config else None
+
+
 def asked_for(config: DictConfig) -> dict[str, object]:
     """The leaves of a configuration that say what is trained: not where, how fast, or by which name."""
     no_matter = (*NOT_IN_DIGEST, *_SAID_ELSEWHERE)
-    asked = {key: value for key, value in leaves(plain(config), modules=True).items() if not within(key.removeprefix("em."), no_matter)}
+    every = leaves(plain(config), modules=True)
+    asked = {key: value for key, value in every.items() if not within(key.removeprefix("em."), no_matter)}
     if isinstance(asked.get("model.pretrained"), str):
         del asked["model.pretrained"]  # pretrained_sha256 says which file
     trainer = config.get("trainer", {})
     if not trainer.get("sync_batchnorm", True):  # then the statistics are of a device's part of the batch
         asked["trainer.devices"] = trainer.get("devices", 1) * trainer.get("num_nodes", 1)
-    if "method" in config:  # of pretraining: what distant tiles of the validation are drawn from
+    if kind(config) == "pretraining":  # what distant tiles of the validation are drawn from
         asked["data.eval_batch_size"] = config.data.eval_batch_size
     return asked
 

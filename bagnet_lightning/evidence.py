@@ -121,7 +121,8 @@ def _valid_evidence(
         weight, bias = weight[chosen], bias[chosen]
     field = model.receptive_field
     rows, columns = ((size - field) // stride + 1 for size in images.shape[2:])
-    group, tile_rows, tile_columns = _tiles(model, rows, columns, stride, max_memory_mib * 2**20 / weight.element_size())
+    limit = max_memory_mib * 2**20 / weight.element_size()
+    group, tile_rows, tile_columns = _tiles(model, rows, columns, stride, limit)
 
     evidence = images.new_empty(len(images), rows, columns, len(weight))
     for first in range(0, len(images), group):

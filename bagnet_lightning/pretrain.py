@@ -30,9 +30,10 @@ def main(config: DictConfig) -> dict:
 
 
 def pretrain(config: DictConfig, folder: Path, asked: dict) -> dict:
+    from bagnet_lightning.pretraining.fit import fit
     from bagnet_lightning.training.run import run
 
-    return run(config, folder, asked)
+    return run(config, folder, asked, fit)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from bagnet_lightning.config import digest, plain
+from bagnet_lightning.config import digest, kind, plain
 from bagnet_lightning.files import write_text
 from bagnet_lightning.table1 import departures, paper_row
 
@@ -51,18 +51,18 @@ _DEEPEST = 4  # levels below a sweep's folder that are searched for runs
 
 def describe(config: DictConfig, overrides: list[str]) -> dict:
     """What was asked for: the part of a result that is known before the run."""
-    if "features" in config:
+    if kind(config) == "related":
         return _describe_related(config, overrides)
     model, optimizer, scheduler = (config[group]._target_.split(".")[-1] for group in ("model", "optim", "scheduler"))
     pretrained = config.model.get("pretrained", False) is not False
-    row, kind = None, {}
-    if "method" in config:
-        kind = {"kind": "pretraining", "method": config.method.name}
+    row, pretraining = None, {}
+    if kind(config) == "pretraining":
+        pretraining = {"kind": "pretraining", "method": config.method.name}
     elif config.data.name == "tiny_imagenet":
         row = paper_row(model, optimizer.lower(), pretrained, config.trainer.max_epochs)
         row = None if row and departures(plain(config), row) else row
     return {
-        **kind,
+        **pretraining,
         "row": row and row.row,
         "model": model,
         "optimizer": optimizer.lower(),
@@ -112,7 +112,7 @@ def write_result(run_folder: Path | str, result: dict) -> Path:
 def read_run(folder: Path | str) -> dict:
     """Everything that a run's folder tells: result.json's fields, plus folder (Path), config (dict) and epochs_done.
 
-    kind: "related", a system of local features and a classifier; "pretraining"; None: a network's training.
+    kind: see config.kind.
     Never raises for what the folder holds. Without result.json the status is "unfinished"; with one that is cut, or of
     a newer form, "unreadable" and the reason in error. Both then hold what config.yaml and metrics.csv can tell.
     An unfinished run that goes on has progress (dict, see progress.py); where it is None, it was stopped.
@@ -245,7 +245,7 @@ def _read_config(folder: Path) -> dict:
 
 def _from_config(config: dict) -> dict:
     """Fields of result.json as far as config.yaml alone tells them."""
-    if "features" in config and "classifier" in config:
+    if kind(config) == "related":
         groups = {
             name: config[name] for name in ("features", "encoding", "classifier") if isinstance(config.get(name), dict)
         }
@@ -260,7 +260,7 @@ def _from_config(config: dict) -> dict:
         }
     epochs = config.get("trainer", {}).get("max_epochs")
     return {
-        "kind": "pretraining" if "method" in config else None,
+        "kind": kind(config),
         "method": _choice(config, "method"),
         "model": _choice(config, "model"),
         "optimizer": _choice(config, "optim"),

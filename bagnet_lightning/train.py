@@ -33,9 +33,10 @@ def main(config: DictConfig) -> dict:
 def train(config: DictConfig, folder: Path, asked: dict) -> dict:
     if ranks.must_start(config):
         return ranks.run(config, folder, asked)
+    from bagnet_lightning.training.fit import fit
     from bagnet_lightning.training.run import run
 
-    return run(config, folder, asked)
+    return run(config, folder, asked, fit)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import SMALL, composed
+from conftest import SMALL, PowerCut, composed
 from functorch.compile import nop
 from test_fit import rows
 from torch._dynamo.backends.common import aot_autograd

@@ -101,12 +101,10 @@ def test_the_images_of_an_epoch_are_those_it_trains_on(tmp_path, monkeypatch, li
 
 
 def test_the_speed_is_of_the_epochs_after_the_first_in_whichever_process():
-    first = History(Path("metrics.csv"), ())
+    first = History(Path("metrics.csv"), (), lambda: 56.0)
     first.rows, first.training_seconds, first.epoch_started = [{"seconds": 60.0}], [58.0], time.perf_counter()
-    first.compiling = lambda: 56.0
-    second = History(Path("metrics.csv"), ())
+    second = History(Path("metrics.csv"), (), lambda: 4.0)
     second.load_state_dict({**first.state_dict(), "unfinished_seconds": 1.0})
-    second.compiling = lambda: 4.0
     assert second.timing(1000)["images_per_second"] == 1000 / 58
     second.rows, second.training_seconds = [*second.rows, *[{"seconds": 3.0}] * 3], [58.0, 6.0, 2.0, 2.0]
     assert second.timing(1000) == {"train_seconds": 70, "compile_seconds": 60, "images_per_second": 500}

@@ -42,6 +42,6 @@ def test_tensorboard_writes_curves_and_result_into_the_runs_folder(tmp_path):
 
 def test_a_logger_that_fails_at_the_end_does_not_take_the_result_with_it(tmp_path, caplog):
     config = composed(*SMALL, "trainer.max_epochs=1", "+logger._target_=test_loggers.Unreachable")
-    assert run(config, tmp_path, ASKED)["status"] == "finished"
+    assert run(config, tmp_path, ASKED, fit)["status"] == "finished"
     assert (tmp_path / "result.json").exists()
     assert "ConnectionError: the server is gone" in caplog.text

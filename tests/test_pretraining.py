@@ -151,7 +151,7 @@ def test_unlabelled_test_images_are_trained_on_too(tmp_path):
     [
         ("tiles.size=40", r"tiles\.size=40: the images have 33 x 33 px"),
         ("model=bagnet33", r"tiles\.size=17: the network's patches have 33 px"),
-        ("data.batch_size=35", r"data\.batch_size=35: a batch of the 36 images would have 1,"),
+        ("data.batch_size=1", r"data\.batch_size=1: a batch of the 36 images would have 1,"),
         ("data.batch_size=1", r"data\.batch_size=1: a batch"),
         ("data.flip=alternating", r"data\.flip=alternating: tiles are mirrored at random or not at all"),
         ("data.eval_batch_size=1", r"data\.eval_batch_size=1: a batch of the 12 images would have 1,"),

@@ -10,7 +10,6 @@ from bagnet_lightning.data.store import Split
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images, labels, indices
 COPIED_AT_ONCE = 10_000  # images
-ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,6 @@ class ShuffledBatches:
     What is left at the end is a smaller batch, or, if it is one image, of which there are no statistics, part of the
     batch before.
     position: tells (epoch, number of the epoch's batches already used), so that a continued run goes on where it was.
-    share: which images of every batch; by default all.
     """
 
     def __init__(
@@ -63,7 +61,6 @@ class ShuffledBatches:
         device: torch.device,
     ):
         self.count, self.batch_size, self.seed, self.position, self.device = count, batch_size, seed, position, device
-        self.share = ALL
 
     def __len__(self) -> int:
         full, rest = divmod(self.count, self.batch_size)
@@ -79,19 +76,19 @@ class ShuffledBatches:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(self.count, generator=generator).to(self.device)
         ends = [self.batch_size * number for number in range(1, len(self))]
-        for batch in order.tensor_split(ends)[used:]:
-            yield batch[self.share]
+        yield from order.tensor_split(ends)[used:]
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Batches of `images` by `order`. No worker processes: to gather a batch takes microseconds."""
+    """`share` of each batch of `images` by `order`. No worker processes: to gather a batch takes microseconds."""
 
     images: Images
     order: Iterable[Tensor]
+    share: slice
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __iter__(self) -> Iterator[Batch]:
-        return (self.images[indices] for indices in self.order)
+        return (self.images[indices[self.share]] for indices in self.order)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bagnet_lightning.data import image_folder, textures, tiny_imagenet
 from bagnet_lightning.data.augment import augment, draw_keys, rescale, scale_and_bias
-from bagnet_lightning.data.batches import ALL, Batch, Images, Loader, ShuffledBatches
+from bagnet_lightning.data.batches import Batch, Images, Loader, ShuffledBatches
 from bagnet_lightning.data.store import Store
 from bagnet_lightning.errors import UserError
 
@@ -49,6 +49,7 @@ class ImageData(LightningDataModule, ABC):
         self.classes, self.images_per_class, self.holdout = classes, images_per_class, holdout
         self.crop_padding, self.flip, self.normalize, self.seed = crop_padding, flip, normalize, seed
         self.device_resident = device_resident
+        self.resident: tuple[Images, Images] | None = None  # copies on the device of what is trained and validated on
         self.keys_of: int | None = None
 
     @abstractmethod
@@ -88,13 +89,12 @@ class ImageData(LightningDataModule, ABC):
         self.train_images = self._images("train", [indices[: self.images_per_class] for indices in train])
         if not len(self.train_images) or not len(self.val_images):
             raise UserError("no image is left to train or to validate on; change data.holdout")
-        self.train_source, self.val_source = self.train_images, self.val_images  # what batches are gathered from
         self.scale, self.bias = scale_and_bias(self.mean, self.std, self.store.splits["train"].images.shape[2])
 
     def _move_to(self, device: torch.device) -> None:
         self.scale, self.bias = self.scale.to(device), self.bias.to(device)
         if self._fit_on(device):
-            self.train_source, self.val_source = self.train_images.copied_to(device), self.val_images.copied_to(device)
+            self.resident = self.train_images.copied_to(device), self.val_images.copied_to(device)
 
     def _fit_on(self, device: torch.device) -> bool:
         """Whether to gather batches from images on the device. Raises UserError if it has no room for them."""
@@ -108,18 +108,25 @@ class ImageData(LightningDataModule, ABC):
             )
         return self.device_resident is True or (self.device_resident == "auto" and needed < free / 4)
 
+    @property
+    def train_source(self) -> Images:
+        """What training batches are gathered from."""
+        return self.resident[0] if self.resident else self.train_images
+
+    @property
+    def val_source(self) -> Images:
+        return self.resident[1] if self.resident else self.val_images
+
     def train_dataloader(self) -> Loader:
         source = self.train_source
         order = ShuffledBatches(len(source), self.batch_size, self.seed, self._position, source.labels.device)
-        order.share = self._share(order.smallest)
-        return Loader(source, order)
+        return Loader(source, order, self._share(order.smallest))
 
     def val_dataloader(self) -> Loader:
         source = self.val_source
         indices = torch.arange(len(source), device=source.labels.device)
         batches = indices.tensor_split(-(-len(source) // self.eval_batch_size))  # none much smaller than another
-        share = self._share(min(map(len, batches)))
-        return Loader(source, [batch[share] for batch in batches])
+        return Loader(source, batches, self._share(min(map(len, batches))))
 
     def labelled_for(self, classes: list[str], split: str) -> Images:
         """The images of `split` (train, val: what is validated on, or test), labelled by their place in `classes`.
@@ -152,7 +159,7 @@ class ImageData(LightningDataModule, ABC):
         return images, labels, indices
 
     def augmented(self, images: Tensor, indices: Tensor, keys: Tensor) -> Tensor:
-        """keys: (3,) of draw_keys, for this epoch."""
+        """keys: (3,) of draw_keys, for this epoch. Acceleration puts this in a graph, and pretraining cuts tiles."""
         return rescale(augment(images, indices, keys, self.crop_padding, self.flip), self.scale, self.bias)
 
     def unaugmented(self, images: Tensor, indices: Tensor) -> Tensor:
@@ -173,7 +180,7 @@ class ImageData(LightningDataModule, ABC):
                 f"a batch of {smallest} images cannot be divided among {ranks} devices; change data.batch_size or "
                 "trainer.devices (the last batch of an epoch is what is left)"
             )
-        return slice(self.trainer.global_rank, None, ranks) if ranks > 1 else ALL
+        return slice(self.trainer.global_rank, None, ranks) if ranks > 1 else slice(None)
 
     def _position(self) -> tuple[int, int]:
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready

@@ -29,6 +29,7 @@ from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.training.fit import fit
 
 log = logging.getLogger(__name__)
+OF_TRAINING = ("optim", "scheduler", "trainer", "label_smoothing", "weight_average", "checkpoint")  # in config.em
 AS_TRAINED = ("batch_size", "crop_padding", "flip", "normalize")  # of the data, as in the run that EM goes on from
 
 
@@ -50,7 +51,7 @@ def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict], floa
     if em["trainer"]["devices"] * em["trainer"]["num_nodes"] > 1:
         raise UserError("EM trains on one device; leave em.trainer.devices and em.trainer.num_nodes at 1")
     run = {
-        **{key: em[key] for key in ("label_smoothing", "weight_average", "checkpoint", "optim", "scheduler", "trainer")},
+        **{key: em[key] for key in OF_TRAINING},
         "patch_loss": 0.0,  # EM has a loss of its own
         "callbacks": {},
         "seed": config.seed,
@@ -81,7 +82,7 @@ class ExpectationMaximization(Callback):
         if not isinstance(module.network, BagNet):
             raise UserError(f"EM needs a network of patches, a BagNet, and not {type(module.network).__name__}")
         self.network, self.module = module.network, module
-        module.objective = self.patch_cross_entropy
+        module.cross_entropy = self.patch_cross_entropy
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.discriminative = self.discriminative.to(module.device)  # from a checkpoint, for the rest of its epoch

@@ -18,11 +18,9 @@ from bagnet_lightning.data.store import Split
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.pretraining.pretrainer import Method, Pretrainer, nearer
 from bagnet_lightning.pretraining.tiles import Tiles
-from bagnet_lightning.training.history import History
 from bagnet_lightning.training.loggers import RunLogger
 from bagnet_lightning.training.trainer import prepare, schedule, train
 
-FIGURES = ("train_loss", "val_loss", "val_triplet_accuracy", "learning_rate")
 BACKBONE = "backbone.safetensors"
 
 
@@ -48,18 +46,16 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
     _cut_into_tiles(data, tiles, method.kinds)
     about = {"config": plain(config), "classes": [], "class_names": [], "mean": data.mean, "std": data.std}
     module = Pretrainer(network, features, method, **schedule(config), about=about)
-    history = History(folder / "metrics.csv", FIGURES)
     words = (
         f"{sum(p.numel() for p in network.parameters()):,} parameters; {method.name} of tiles of {tiles.size} px, "
         f"neighbours within {tiles.radius} px; {len(data.train_images):,} images and {len(data.val_images):,} held out"
     )
-    measured = train(config, folder, module, data, history, [], logger, words)
+    rows, measured = train(config, folder, module, data, [], logger, words)
     write_backbone(network, about, folder / BACKBONE)
-    last = history.rows[-1]
     return {
-        "loss": last["train_loss"],
-        "val_loss": last["val_loss"],
-        "val_triplet_accuracy": last["val_triplet_accuracy"],
+        "loss": rows[-1]["train_loss"],
+        "val_loss": rows[-1]["val_loss"],
+        "val_triplet_accuracy": rows[-1]["val_triplet_accuracy"],
         "colour_triplet_accuracy": _by_colour(data),
         **measured,
         **code,
@@ -81,19 +77,18 @@ def _add_test_images(data: ImageData) -> None:
     images = torch.cat([splits[0].images.index_select(0, data.train_images.chosen), splits[1].images])
     everything = torch.arange(len(images))
     nothing = torch.full((len(images),), -1), torch.full((len(images), 4), -1, dtype=torch.int16)
-    data.train_images = data.train_source = Images(Split(images, *nothing), everything, nothing[0])
+    data.train_images = Images(Split(images, *nothing), everything, nothing[0])
 
 
 def _cut_into_tiles(data: ImageData, tiles: Tiles, kinds: int) -> None:
     """Has batches of `data` hold `kinds` kinds of tiles, and in validation triplets, always the same ones."""
     # In order of their classes, most of a batch would be of one class, and distant tiles too.
     order = torch.randperm(len(data.val_images), generator=torch.Generator().manual_seed(0))
-    shuffled = replace(data.val_images, chosen=data.val_images.chosen[order], labels=data.val_images.labels[order])
-    data.val_images = data.val_source = shuffled
-    batches = -(-len(data.val_images) // data.eval_batch_size)  # of nearly the same size
+    images = data.val_images
+    data.val_images = replace(images, chosen=images.chosen[order], labels=images.labels[order])
     for key, count, smallest in (
-        ("batch_size", len(data.train_images), len(data.train_images) % data.batch_size or data.batch_size),
-        ("eval_batch_size", len(data.val_images), len(data.val_images) // batches),
+        ("batch_size", len(data.train_images), data.train_dataloader().order.smallest),
+        ("eval_batch_size", len(images), min(map(len, data.val_dataloader().order))),
     ):
         if smallest < 2:
             raise UserError(

@@ -32,6 +32,8 @@ class Pretrainer(Learner):
     Batches hold tiles in place of images, one kind after the other. The other arguments are Learner's.
     """
 
+    logged = ("train_loss", "val_loss", "val_triplet_accuracy", "learning_rate")
+
     def __init__(
         self,
         network: nn.Module,

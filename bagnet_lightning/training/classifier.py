@@ -21,6 +21,8 @@ class Classifier(Learner):
     mean. Raises UserError for another network.
     """
 
+    logged = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_top5_accuracy", "learning_rate")
+
     def __init__(
         self,
         network: nn.Module,
@@ -39,7 +41,6 @@ class Classifier(Learner):
                     f"patch_loss={patch_loss:g} is of a BagNet's patches; {type(network).__name__} has none"
                 )
             self.forward_pass = network.patch_logits
-        self.objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None  # if not `cross_entropy`
 
     def training_step(self, batch: Batch) -> Tensor:
         images, labels, _ = batch
@@ -48,12 +49,12 @@ class Classifier(Learner):
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Of a training batch, which counts in the epoch's totals."""
-        logits, loss = (self.objective or self.cross_entropy)(images, labels)
+        logits, loss = self.cross_entropy(images, labels)
         self.train_totals += totals(logits.detach(), labels, loss.detach())
         return loss
 
     def cross_entropy(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits, (B, classes), and what is minimised; another such function in `objective` takes its place."""
+        """The logits, (B, classes), and what is minimised; a callback may put another such function in its place."""
         if not self.patch_loss:
             logits = self.forward_pass(images)
             return logits, self._cross_entropy(logits, labels)

@@ -16,12 +16,9 @@ from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.training.best_predictions import BestPredictions
 from bagnet_lightning.training.checkpoints import BestCheckpoint
 from bagnet_lightning.training.classifier import Classifier
-from bagnet_lightning.training.history import History
 from bagnet_lightning.training.loggers import RunLogger
 from bagnet_lightning.training.trainer import prepare, schedule, train
 from bagnet_lightning.training.weight_average import WeightAverage
-
-FIGURES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_top5_accuracy", "learning_rate")
 
 
 def fit(
@@ -29,7 +26,7 @@ def fit(
 ) -> dict:
     """Trains what `config` asks for in `folder`, from last.ckpt if it is there, and returns what was measured.
 
-    added_callbacks: Lightning's, which may set the classifier's `objective`; their state travels in last.ckpt.
+    added_callbacks: Lightning's, which may replace the classifier's `cross_entropy`; their state travels in last.ckpt.
     Raises UserError for what the user can mend.
     """
     code = prepare(config, folder)
@@ -53,17 +50,16 @@ def fit(
     }
     losses = {"label_smoothing": config.label_smoothing, "patch_loss": config.patch_loss}
     classifier = Classifier(network, **schedule(config), **losses, about=about)
-    history = History(folder / "metrics.csv", FIGURES)
     own_callbacks = instantiate([*config.callbacks.values()])
     callbacks = [BestPredictions(folder / "predictions.npz"), BestCheckpoint(folder), *own_callbacks, *added_callbacks]
     if config.weight_average is not None:
         callbacks.insert(0, WeightAverage(config.weight_average))
-    measured = train(config, folder, classifier, data, history, callbacks, logger, summary(network, data))
-    best = max(history.rows, key=lambda row: row["val_accuracy"])  # the first of equals
+    rows, measured = train(config, folder, classifier, data, callbacks, logger, summary(network, data))
+    best = max(rows, key=lambda row: row["val_accuracy"])  # the first of equals
     return {
         "best_val_accuracy": best["val_accuracy"],
         "best_epoch": best["epoch"],
-        "final_val_accuracy": history.rows[-1]["val_accuracy"],
+        "final_val_accuracy": rows[-1]["val_accuracy"],
         "val_top5_accuracy": best["val_top5_accuracy"],
         **measured,
         **code,

@@ -21,18 +21,18 @@ class History(Callback):
 
     They travel in the checkpoint, so that a continued run's file holds each epoch once, whatever was lost in between.
     An epoch's seconds begin where the ones before end, so that the writing of checkpoints counts.
-    figures: names of what the module logs at the end of an epoch.
+    logged: names of what the module logs at the end of an epoch. compiling: tells for how many seconds this process has
+    compiled so far.
     """
 
-    def __init__(self, path: Path, figures: tuple[str, ...]):
-        self.path = path
-        self.columns = ("epoch", "step", *figures, "seconds")
+    def __init__(self, path: Path, logged: tuple[str, ...], compiling: Callable[[], float]):
+        self.path, self.compiling = path, compiling
+        self.columns = ("epoch", "step", *logged, "seconds")
         self.rows: list[dict[str, float]] = []
         self.training_seconds: list[float] = []  # of the rows' seconds, without validation
         self.validation_seconds = 0.0  # since the last row
         self.unfinished_seconds = 0.0  # since the last row: of an epoch that another process began
         self.compile_seconds = 0.0  # of the processes before this one
-        self.compiling: Callable[[], float] = lambda: 0.0  # of this one so far
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.epoch_started = time.perf_counter() - self.unfinished_seconds

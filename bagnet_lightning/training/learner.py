@@ -3,7 +3,7 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pytorch_lightning import LightningModule
@@ -24,6 +24,7 @@ class Learner(LightningModule, ABC):
     figures: how many sums a subclass keeps over the images of an epoch, in `train_totals` and `val_totals`.
     """
 
+    logged: ClassVar[tuple[str, ...]]  # names of what a subclass logs at the end of an epoch
     inputs_per_image = 1  # of the network, for an image of a batch
 
     def __init__(

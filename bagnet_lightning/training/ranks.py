@@ -21,7 +21,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from bagnet_lightning.config import plain
+from bagnet_lightning.config import kind, plain
 from bagnet_lightning.errors import SIGNALS, Interrupted, UserError
 from bagnet_lightning.results import write_result
 
@@ -48,7 +48,7 @@ def check(config: DictConfig, sweep: bool = False) -> None:
     """Raises UserError unless this process can be one of the run's, or can start them."""
     if "trainer" not in config:
         return
-    if "method" in config and count(config) > 1:
+    if kind(config) == "pretraining" and count(config) > 1:
         raise UserError(
             "trainer.devices and trainer.num_nodes are 1 in a pretraining: it compares the tiles of a batch"
         )
@@ -106,10 +106,11 @@ def serve(descriptor: int) -> None:
     to_parent.enqueue = connection.send
     to_parent.setLevel(logging.WARNING if int(os.environ["RANK"]) else logging.INFO)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[to_parent])
+    from bagnet_lightning.training.fit import fit
     from bagnet_lightning.training.run import run
 
     try:
-        connection.send(run(OmegaConf.create(config), Path(folder), asked))
+        connection.send(run(OmegaConf.create(config), Path(folder), asked, fit))
     except Interrupted as stop:
         connection.send(stop.exit_code - 128)
 

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -17,21 +18,16 @@ from bagnet_lightning.training.ranks import rank
 log = logging.getLogger(__name__)
 
 
-def run(config: DictConfig, folder: Path, asked: dict) -> dict:
+def run(config: DictConfig, folder: Path, asked: dict, fit: Callable[..., dict]) -> dict:
     """Trains in `folder`, and returns and writes the result: `asked`, what was measured, status and error.
 
-    A configuration with a `method` asks for a pretraining.
+    fit: of training or of pretraining.
     Raises Interrupted after a signal. Of ranks that train together each returns a result, and rank 0 writes it.
     """
     logger: RunLogger | None = None
 
     def work() -> dict:
         nonlocal logger
-        if "method" in config:
-            from bagnet_lightning.pretraining.fit import fit
-        else:
-            from bagnet_lightning.training.fit import fit
-
         if config.logger:
             logger = instantiate(config.logger, _partial_=True)(folder=folder, composed=plain(config), asked=asked)
         return fit(config, folder, logger)

@@ -74,17 +74,17 @@ def train(
     folder: Path,
     module: Learner,
     data: ImageData,
-    history: History,
     callbacks: Sequence[Callback],
     logger: RunLogger | None,
     words: str,
-) -> dict:
-    """Fits `module` to `data` in `folder`, from last.ckpt if it is there, and returns what was measured of it.
+) -> tuple[list[dict], dict]:
+    """Fits `module` to `data` in `folder`, from last.ckpt if it is there: the rows of metrics.csv, and measurements.
 
     callbacks: besides those that every training has. words: what is about to be trained, in one line.
     Raises UserError for what the user can mend.
     """
     last = folder / "last.ckpt"
+    history = History(folder / "metrics.csv", module.logged, partial(compile_seconds, module, data))
     stopping = StopOnSignal(last)
     callbacks = [
         StopOnDivergence(last),  # first, since it waits for the device: the others then see the time of what is done
@@ -98,7 +98,6 @@ def train(
     ]
     trainer = _trainer(config, callbacks, logger)
     accelerate(module, data, trainer, **{key: config.trainer[key] for key in SWITCHES})
-    history.compiling = partial(compile_seconds, module, data)
     if trainer.precision == "64-true":
         module.double()  # Lightning does so, but only after it has loaded a checkpoint
     trainer.strategy.setup_environment()  # from here on several ranks know and hear each other
@@ -124,7 +123,7 @@ def train(
     if trainer.interrupted:  # and older Lightning
         raise Interrupted(signal.SIGINT)
     images_per_epoch = min(len(data.train_images), trainer.num_training_batches * data.batch_size)
-    return {
+    return history.rows, {
         **history.timing(images_per_epoch),
         **accelerated(module, data),
         "checkpoint_seconds": trainer.strategy.checkpoint_io.seconds,  # waited for in this process
