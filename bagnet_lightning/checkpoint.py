@@ -10,9 +10,10 @@ from typing import Any
 
 from hydra.utils import get_method
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from bagnet_lightning.config import image_size
 from bagnet_lightning.errors import UserError, in_one_line
 from bagnet_lightning.files import write_bytes
 from bagnet_lightning.models.bagnet import bagnet9, bagnet17, bagnet33
@@ -42,7 +43,7 @@ class Trained:
     @property
     def image_size(self) -> int:
         """Side of the training images, px."""
-        return self.config["data"].get("image_size", 64)
+        return image_size(self.config)
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict:
@@ -127,7 +128,7 @@ def write_backbone(network: nn.Module, about: dict, path: Path) -> None:
             "model": {**model, "pretrained": model["pretrained"] is not False},
             "data": {
                 "name": data["name"],
-                "image_size": data.get("image_size", 64),
+                "image_size": image_size(about["config"]),
                 "classes": data.get("classes"),
                 "holdout": data.get("holdout", 0.0),
             },
@@ -140,6 +141,19 @@ def write_backbone(network: nn.Module, about: dict, path: Path) -> None:
     write_bytes(path, save(weights, {"format": "pt", "bagnet_lightning": json.dumps(described)}))
 
 
+def beside_tensors(path: str | Path) -> object:
+    """What this package has written into a safetensors file besides tensors, or None. Raises UserError."""
+    try:
+        with safe_open(path, "np") as file:
+            return json.loads((file.metadata() or {}).get("bagnet_lightning", "null"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist; `export format=safetensors` makes one of a network, and `classical` leaves one"
+        ) from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {in_one_line(error)}") from error
+
+
 def _read_run(path: Path) -> tuple[dict, dict[str, Tensor]]:
     checkpoint = read_checkpoint(path)
     about = checkpoint.get("bagnet_lightning") if isinstance(checkpoint, dict) else None
@@ -149,17 +163,10 @@ def _read_run(path: Path) -> tuple[dict, dict[str, Tensor]]:
 
 
 def _read_safetensors(path: Path) -> tuple[dict, dict[str, Tensor]]:
-    try:
-        with safe_open(path, "pt") as file:
-            described = json.loads((file.metadata() or {}).get("bagnet_lightning", "null"))
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
-    except FileNotFoundError:
-        raise UserError(f"checkpoint {path} does not exist; export format=safetensors makes one") from None
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"checkpoint {path} cannot be read: {in_one_line(error)}") from error
+    described = beside_tensors(path)
     if not isinstance(described, dict):
         raise UserError(f"checkpoint {path} was not exported by bagnet_lightning; give it as model.pretrained=PATH")
     if "mean" not in described:
         raise UserError(f"checkpoint {path} is a system of bagnet_lightning.classical, not a network: use explain")
     about = {field.name: described[field.name] for field in fields(Trained) if field.name != "network"}
-    return {**about, "mean": tuple(about["mean"]), "std": tuple(about["std"])}, weights
+    return {**about, "mean": tuple(about["mean"]), "std": tuple(about["std"])}, load_file(path)

@@ -75,6 +75,11 @@ def asked_for(config: DictConfig) -> dict[str, object]:
     return asked
 
 
+def image_size(config: Mapping) -> int:
+    """Side of the images that a configuration's network is trained with, px. Tiny ImageNet's have one size."""
+    return config["data"].get("image_size", 64)
+
+
 def digest(config: DictConfig) -> str:
     """Twelve hex digits that are equal for two configurations exactly if they ask for the same training."""
     return hashlib.sha256(json.dumps(asked_for(config), sort_keys=True).encode()).hexdigest()[:12]

@@ -16,7 +16,7 @@ from bagnet_lightning.evidence import dense_evidence
 from bagnet_lightning.explanation.drawing import overlay, scale_end
 from bagnet_lightning.inference import best_device, predict
 from bagnet_lightning.models.bagnet import BagNet
-from bagnet_lightning.prediction import TOP
+from bagnet_lightning.top_classes import TOP
 
 THEME = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none to be fetched
 PREDICTED = -1  # the choice of whatever class is predicted

@@ -32,7 +32,7 @@ def main(config: DictConfig) -> None:
     from bagnet_lightning.checkpoint import load_trained
     from bagnet_lightning.data.images import find_images
     from bagnet_lightning.data.of_config import data_of_run
-    from bagnet_lightning.prediction import as_csv, as_json, predict_files, submission
+    from bagnet_lightning.top_classes import as_csv, as_json, predict_files, submission
 
     trained = load_trained(config.checkpoint)
     size = None if config.size == "own" else config.size or trained.image_size

@@ -22,7 +22,6 @@ _ADDED = (  # which no row has
     "callbacks.",
     "trainer.limit_",
     "trainer.overfit_",
-    "trainer.fast_dev",
     "trainer.max_steps",
     "trainer.max_time",
     "trainer.val_check",

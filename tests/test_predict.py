@@ -16,7 +16,7 @@ from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.data.images import load_image
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.predict import main
-from bagnet_lightning.prediction import predict_files
+from bagnet_lightning.top_classes import predict_files
 
 
 @pytest.fixture(scope="module")

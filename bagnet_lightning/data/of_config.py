@@ -4,7 +4,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from bagnet_lightning.config import plain
+from bagnet_lightning.config import image_size, plain
 from bagnet_lightning.data.module import ImageData, ImageFolder, Textures, TinyImageNet
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.rules import check
@@ -29,7 +29,7 @@ def data_of_run(run: dict, asked: DictConfig | None) -> ImageData:
     if asked is not None and "_target_" in asked:
         config = asked
         if "image_size" in config and not _is_argument("data.image_size"):
-            config = OmegaConf.merge(config, {"image_size": run["data"].get("image_size", 64)})
+            config = OmegaConf.merge(config, {"image_size": image_size(run)})
     else:
         named = run["data"].get("_target_")
         if named is None:  # an exported network says nothing of places

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bagnet_lightning.config import image_size
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.explanation.arrays import Kept
 from bagnet_lightning.explanation.inputs import Picture, find_class
@@ -66,7 +67,7 @@ class Keypoints:
         if not self.model.classifier.additive:
             raise UserError(f"what {path} decides is no sum over an image's local features: there are no exact shares")
         self.config, self.classes, self.class_names = self.model.config, self.model.classes, self.model.class_names
-        self.image_size = self.config["data"].get("image_size", 64)
+        self.image_size = image_size(self.config)
         self.asked = None if asked is None else find_class(asked, self.classes, self.class_names)
         self.notes: list[str] = []
         self.name = system(self.config, self.model.features)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.inference import best_device
 from bagnet_lightning.local_features.kernel_map import KernelMap
 from bagnet_lightning.progress_bar import progress_bar
 
@@ -49,7 +50,7 @@ class LinearClassifier:
                 f"classifier.kernel={self.map.kernel} is of histograms, and these vectors have negative elements: use "
                 "classifier=linear, or encoding=bow"
             )
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = best_device()
         mapped = whole = torch.from_numpy(vectors)
         if self.map:  # block by block: the map itself needs several times its room
             mapped = torch.empty(len(whole), self.mapped(whole[:1]).shape[1], device=device)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 from hydra.utils import instantiate
-from safetensors import SafetensorError, safe_open
 
-from bagnet_lightning.errors import UserError, in_one_line
+from bagnet_lightning.checkpoint import beside_tensors
+from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import write_bytes
 from bagnet_lightning.local_features.bag import Bag
 from bagnet_lightning.names import model_name
@@ -113,8 +113,7 @@ def load_local_model(path: str | Path) -> LocalModel:
         parts = {part: made(about["config"], part) for part in PARTS}
     except TypeError as error:  # other settings than these classes have
         raise UserError(f"{path} was written by another version of bagnet_lightning: run classical again") from error
-    with safe_open(path, "np") as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+    arrays = safetensors.numpy.load_file(path)
     for part in ("encoding", "classifier"):
         prefix = f"{part}."
         parts[part].arrays = {
@@ -130,15 +129,7 @@ def is_local_model(path: str | Path) -> bool:
 
 def _about(path: str | Path) -> dict | None:
     """What the file says of itself; None if it is of something else, such as an exported network."""
-    try:
-        with safe_open(path, "np") as file:
-            about = json.loads((file.metadata() or {}).get("bagnet_lightning", "null"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist; a run of bagnet_lightning.classical leaves model.safetensors"
-        ) from None
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {in_one_line(error)}") from error
+    about = beside_tensors(path)
     config = about.get("config") if isinstance(about, dict) else None
     is_ours = isinstance(config, dict) and all(isinstance(config.get(part), dict) for part in PARTS)
     return about if is_ours else None
