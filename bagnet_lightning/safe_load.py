@@ -2,6 +2,7 @@
 
 import pickle
 import tarfile
+import warnings
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
@@ -27,4 +28,6 @@ def safe_load(path: Path, map_location: Any = "cpu") -> Any:
             raise RuntimeError(f"{damaged} in it is not what was written")
     if scripted:
         raise pickle.UnpicklingError("a TorchScript or tar archive, not what torch.save writes")
-    return torch.load(path, map_location=map_location, weights_only=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch 2.0 warns of itself
+        return torch.load(path, map_location=map_location, weights_only=True)

@@ -123,12 +123,17 @@ def test_checkpoints_carry_what_the_epoch_has_come_to():
 
     saved, continued, checkpoint = module(), module(), {}
     saved.trainer = continued.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    saved.on_train_epoch_start()
     saved.loss(torch.randn(5, 4), torch.zeros(5).long())
     saved.rate = 0.1
     saved.on_save_checkpoint(checkpoint)
     assert checkpoint["bagnet_lightning"] == {"classes": ["a"]}
     assert not any("totals" in name for name in saved.state_dict())
     continued.on_load_checkpoint(checkpoint)
+    continued.on_train_epoch_start()  # as before Lightning 2.5
     assert torch.equal(continued.train_totals, saved.train_totals)
     assert saved.train_totals[3] == 5
     assert continued.rate == 0.1
+    continued.trainer.fit_loop.epoch_progress.current.completed = 1
+    continued.on_train_epoch_start()
+    assert not continued.train_totals.any()

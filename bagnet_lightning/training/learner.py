@@ -45,6 +45,7 @@ class Learner(LightningModule, ABC):
         # Sums over the images of an epoch so far: on the device, and read once an epoch. No buffers, for these would be
         # part of the weights, and be the first process's in all of several.
         self.train_totals, self.val_totals = torch.zeros(figures), torch.zeros(figures)
+        self.totals_of: int | None = None  # the epoch
         self.rate: float | None = None  # at the epoch's latest step
 
     @abstractmethod
@@ -68,7 +69,9 @@ class Learner(LightningModule, ABC):
         self.train_totals, self.val_totals = self.train_totals.to(self.device), self.val_totals.to(self.device)
 
     def on_train_epoch_start(self) -> None:
-        self.train_totals.zero_()
+        if self.totals_of != self.trainer.current_epoch:  # older Lightning calls this in the middle of one, too
+            self.totals_of = self.trainer.current_epoch
+            self.train_totals.zero_()
 
     def on_validation_epoch_start(self) -> None:
         self.val_totals.zero_()
@@ -119,9 +122,9 @@ class Learner(LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["bagnet_lightning"] = self.about
         so_far = self.trainer.strategy.reduce(self.train_totals.clone(), reduce_op="sum")
-        checkpoint["epoch_so_far"] = {"totals": so_far, "rate": self.rate}
+        checkpoint["epoch_so_far"] = {"epoch": self.totals_of, "totals": so_far, "rate": self.rate}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.rate = checkpoint["epoch_so_far"]["rate"]
+        self.totals_of, self.rate = checkpoint["epoch_so_far"]["epoch"], checkpoint["epoch_so_far"]["rate"]
         if self.trainer.is_global_zero:  # it goes on with the sum over all ranks
             self.train_totals = checkpoint["epoch_so_far"]["totals"]
