@@ -121,6 +121,8 @@ class Learner(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["bagnet_lightning"] = self.about
+        for state in checkpoint.get("lr_schedulers", []):
+            state.pop("anneal_func", None)  # a method, in torch 2.0, of OneCycleLR: read_checkpoint would refuse it
         so_far = self.trainer.strategy.reduce(self.train_totals.clone(), reduce_op="sum")
         checkpoint["epoch_so_far"] = {"epoch": self.totals_of, "totals": so_far, "rate": self.rate}
 
