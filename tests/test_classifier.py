@@ -121,12 +121,14 @@ def test_checkpoints_carry_what_the_epoch_has_come_to():
     def module():
         return Classifier(nn.Linear(4, 4), torch.optim.SGD, StepLR, "epoch", 0.0, {"classes": ["a"]})
 
-    saved, continued, checkpoint = module(), module(), {}
+    saved, continued = module(), module()
+    checkpoint = {"lr_schedulers": [{"last_epoch": 3, "anneal_func": max}]}  # as of torch 2.0's OneCycleLR
     saved.trainer = continued.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     saved.on_train_epoch_start()
     saved.loss(torch.randn(5, 4), torch.zeros(5).long())
     saved.rate = 0.1
     saved.on_save_checkpoint(checkpoint)
+    assert checkpoint["lr_schedulers"] == [{"last_epoch": 3}]
     assert checkpoint["bagnet_lightning"] == {"classes": ["a"]}
     assert not any("totals" in name for name in saved.state_dict())
     continued.on_load_checkpoint(checkpoint)
