@@ -5,6 +5,8 @@ import functools
 import logging
 import os
 import re
+import select
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,8 +75,16 @@ def command(
 def _mistakes_in_one_line() -> Iterator[None]:
     try:
         yield
+        sys.stdout.flush()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        output = select.poll()
+        output.register(1, 0)  # for errors alone
+        if not output.poll(0):  # it is another pipe
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what read the output has ended, as `head` does
+        sys.exit(128 + signal.SIGPIPE)
     except InstantiationException:
         raise
     except (HydraException, OmegaConfBaseException) as error:

@@ -76,8 +76,8 @@ def asked_for(config: DictConfig) -> dict[str, object]:
 
 
 def image_size(config: Mapping) -> int:
-    """Side of the images that a configuration's network is trained with, px. Tiny ImageNet's have one size."""
-    return config["data"].get("image_size", 64)
+    """Side of the images that the network of a trained configuration knows, px: what its run tells, or its data."""
+    return config.get("image_size") or config["data"].get("image_size", 64)
 
 
 def digest(config: DictConfig) -> str:
@@ -100,11 +100,11 @@ def sha256(path: object) -> str | None:
 
 
 def image_files(target: str, root: str | None) -> str | None:
-    """SHA-256 of the names and sizes of an image_folder's train and val images; None for other data, or without any.
+    """SHA-256 of the names and sizes of the train and val images in the user's folder `root`; None if that holds none.
 
     What a configuration says of the user's own images besides their place: others there are other data.
     """
-    if not target.endswith(".ImageFolder") or root is None or not (Path(root) / "train").is_dir():
+    if target.endswith(".TinyImageNet") or root is None or not (Path(root) / "train").is_dir():
         return None
     from bagnet_lightning.data.images import image_suffixes  # Pillow, which other data do not need here
 

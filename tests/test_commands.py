@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from conftest import SMALL
 from PIL import Image
 from sweep_folders import write_run
 
+from bagnet_lightning.checkpoint import load_trained
 from bagnet_lightning.data import textures
 from bagnet_lightning.data.image_folder import open_store
 from bagnet_lightning.files import locked
@@ -295,11 +297,21 @@ def test_data_of_the_users_own_say_what_holds_under_any_recipe_and_callbacks_are
     assert [config["data"][key] for key in ("flip", "crop_padding", "batch_size")] == ["alternating", 4, 128]
     assert result(run)["classes"] == 2
     assert len((run / "metrics.csv").read_text().splitlines()) == 3  # of 15 epochs, the second was no better by 9
+    assert load_trained(run / "best.ckpt").image_size == 33  # of the arrays: the configuration does not say
+    assert f"before their last epoch: {run.name} 2 of 15" in command("report", f"runs={run.parent}").stdout
     assert "the data mydata.Arrays, which are not of this package" in one_line(
         command("evaluate", f"checkpoint={run}/best.ckpt")
     )
     tested = command("evaluate", f"checkpoint={run}/best.ckpt", *own, "split=test")
     assert "on 12 images" in tested.stdout, tested.stderr
+
+
+def test_a_reader_that_ends_early_is_no_fault(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    asked = [sys.executable, "-m", "bagnet_lightning.prepare", "data=textures"]
+    ended = subprocess.run(asked, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def block(text: str, start: str) -> str:

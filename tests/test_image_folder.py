@@ -58,7 +58,8 @@ def test_hidden_nested_and_other_files_are_left_out(root, capsys):
     for name in ("cat/raw/3.png", "cat/raw/4.png", "5.png"):
         save(root / "train" / name, (8, 8))
     assert open_store(root, cache=root / "anew").digest == digest
-    told = f"note: {root}/train/5.png is not directly in a class's folder: left out, as 3 images are\n"
+    told = "note: val lacks 1 of the 3 classes: emu\n"
+    told += f"note: {root}/train/5.png is not directly in a class's folder: left out, as 3 images are\n{told}"
     assert capsys.readouterr().err == told
 
 
@@ -129,6 +130,8 @@ DAMAGES = {
         lambda root: save(root / "val/yak/1.png", (8, 8)),
         "zoo/val/yak has no counterpart .*train/yak",
     ),
+    "class on a disk that is gone": (lambda root: (root / "train/yak").symlink_to("/gone"), "yak is a link to nothing"),
+    "image that is gone": (lambda root: (root / "val/dog/x.png").symlink_to("x"), r"dog/x\.png is a link to nothing"),
     "no image": (lambda root: (root / "val/dog/x.webp").write_text("x"), r"zoo/val/dog/x\.webp is no image"),
 }
 

@@ -66,8 +66,9 @@ def test_values_that_are_equal_by_chance_are_not_taken_for_each_other(tmp_path):
 
 
 def test_settings_in_words():
-    assert short("scheduler._target_") == "scheduler"
-    assert short("data.name") == "data"
+    assert short(["scheduler._target_", "data.name"]) == {"scheduler._target_": "scheduler", "data.name": "data"}
+    alike = ["scheduler.epochs", "model.name", "optim.eps", "model.eps"]  # as columns, and as each other
+    assert short(alike) == {name: name for name in alike}
     assert in_words({"model.width": 0.25, "optim.lr": None, "data.classes": "n01443537, n01629819, n01641577"}) == (
         "width 0.25, classes n01443537, n016…"
     )

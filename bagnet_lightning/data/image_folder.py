@@ -52,6 +52,8 @@ def open_store(
             if left_out := {*find_images(root / split)} - {root / name for name in names[split]}:
                 where = f"{min(left_out)} is not directly in a class's folder"
                 print(f"note: {where}: left out, as {len(left_out)} images are", file=sys.stderr)
+        if unseen := sorted(files["train"].keys() - files.get("val", files["train"]).keys()):
+            print(f"note: val lacks {len(unseen)} of the {len(classes)} classes: {', '.join(unseen[:3])}", file=sys.stderr)
         return Source(root.resolve().name, classes, classes, image_size, True, packed, fingerprint)
 
     if cache is None:
@@ -97,14 +99,23 @@ def _list_test(folder: Path) -> dict[str, list[str]]:
 
 
 def _list_folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in _entries(folder) if entry.is_dir())
 
 
 def _list_images(folder: Path, prefix: str) -> list[str]:
     """Names of the files in `folder` that look like images, sorted, with `prefix` before them."""
     suffixes = image_suffixes()
-    names = (entry.name for entry in os.scandir(folder) if not entry.name.startswith(".") and entry.is_file())
+    names = (entry.name for entry in _entries(folder) if entry.is_file())
     return [prefix + name for name in sorted(names) if name.lower().endswith(suffixes)]
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    """What is in `folder` and not hidden. Raises UserError for a link to nothing, as to a disk that is not there."""
+    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    for entry in entries:
+        if entry.is_symlink() and not os.path.exists(entry.path):
+            raise UserError(f"{entry.path} is a link to nothing: mend or remove it")
+    return entries
 
 
 def _fingerprint(root: Path, names: list[str], image_size: int) -> str:

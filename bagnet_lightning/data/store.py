@@ -43,6 +43,11 @@ class Store:
     splits: dict[str, Split]
     digest: str
 
+    @property
+    def side(self) -> int:
+        """The images' shorter side, px."""
+        return min(self.splits["train"].images.shape[1:3])
+
 
 def store_of_arrays(
     name: str, classes: list[str], class_names: list[str], splits: dict[str, tuple[np.ndarray, np.ndarray]]

@@ -56,7 +56,7 @@ def difference(trained: Trained, run: Callable[[Tensor], Outputs]) -> float:
 
 def _write_safetensors(trained: Trained, path: Path) -> None:
     tensors = {name: value.contiguous() for name, value in trained.network.state_dict().items()}
-    about = {"format": "pt", "bagnet_lightning": json.dumps(describe(trained))}
+    about = {"format": "pt", "bagnet_lightning": json.dumps(describe(trained, normalises=False))}
     path.write_bytes(safetensors.torch.save(tensors, about))  # save_file would make a file that only its owner reads
 
 
@@ -79,7 +79,8 @@ def _write_onnx(trained: Trained, path: Path) -> None:
         verbose=False,
     )
     model = program.model_proto
-    about = {key: value if isinstance(value, str) else json.dumps(value) for key, value in describe(trained).items()}
+    about = describe(trained, normalises=True)
+    about = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     onnx.helper.set_model_props(model, about)
     onnx.save_model(model, path)
 
@@ -100,7 +101,8 @@ def _write_torch_export(trained: Trained, path: Path) -> None:
     any_size = torch.export.Dim.DYNAMIC
     shapes = {"images": {0: any_size, 2: any_size, 3: any_size}}
     program = torch.export.export(Portable(trained), (_example(trained),), dynamic_shapes=shapes)
-    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(describe(trained))})
+    about = json.dumps(describe(trained, normalises=True))
+    torch.export.save(program, path, extra_files={"metadata.json": about})
 
 
 def _load_torch_export(path: Path) -> Callable[[Tensor], Outputs]:

@@ -38,7 +38,7 @@ def _is_in_timm(trained: Trained) -> bool:
 
 def _timm_config(trained: Trained) -> dict:
     """For `timm.create_model("local-dir:FOLDER", pretrained=True)`; BagNets need bagnet_lightning.timm_models there."""
-    about = describe(trained)
+    about = describe(trained, normalises=False)
     is_bagnet = isinstance(trained.network, BagNet)
     options = {k: v for k, v in about["config"]["model"].items() if is_bagnet and k not in ("_target_", "pretrained")}
     return {
@@ -63,7 +63,8 @@ def _timm_config(trained: Trained) -> dict:
 
 
 def _card(trained: Trained, result: dict | None) -> str:
-    about, name = describe(trained), model_name(describe(trained)["model"])
+    about = describe(trained, normalises=False)
+    name = model_name(about["model"])
     data = about["config"]["data"]["name"]
     names = ", ".join(trained.class_names[:8])
     names += f", … ({len(trained.class_names)} in all)" if len(trained.class_names) > 8 else ""
@@ -107,7 +108,7 @@ def _measured(result: dict | None) -> list[str]:
         "top-1, best epoch": known("{best_val_accuracy:.4f}", "best_val_accuracy"),
         "top-5, best epoch": known("{val_top5_accuracy:.4f}", "val_top5_accuracy"),
         "measured on": known("{val_images:,} images of {validated_on}", "val_images", "validated_on"),
-        "trained on": known("{train_images:,} images, epochs: {epochs}", "train_images", "epochs"),
+        "trained on": known("{train_images:,} images, epochs: {epochs_done}", "train_images", "epochs_done"),
         "optimizer": optimizer_name(result["optimizer"]),
         "runs": known("1 (seed {seed})", "seed"),
         "parameters": known("{parameters:,}", "parameters"),
@@ -129,7 +130,7 @@ def _to_be_published(override: str) -> bool:
 
 def _use(trained: Trained) -> list[str]:
     size = trained.image_size
-    lines = ["    pip install bagnet-lightning", "    bagnet-predict checkpoint=FOLDER images=PHOTO.jpg"]
+    lines = ["With bagnet_lightning:", "", "    bagnet-predict checkpoint=FOLDER images=PHOTO.jpg"]
     if isinstance(trained.network, BagNet):
         lines += ["    bagnet-explain checkpoint=FOLDER images=PHOTO.jpg"]
     if not _is_ours(trained):

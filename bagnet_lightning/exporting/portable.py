@@ -32,12 +32,16 @@ class Portable(nn.Module):
         return {"logits": evidence.mean((1, 2)), "evidence": evidence}
 
 
-def describe(trained: Trained) -> dict:
-    """What a user of an exported file must know, and what it takes to build the network again; nothing of paths."""
+def describe(trained: Trained, normalises: bool) -> dict:
+    """What a user of an exported file must know, and what it takes to build the network again; nothing of paths.
+
+    normalises: whether the file is a Portable's, or holds the weights alone.
+    """
     model, data = trained.config["model"], trained.config["data"]
     about = {
         "model": model["_target_"].rpartition(".")[2],
-        "input": "images: (batch, 3, height, width) float32, RGB from 0 to 1; the graph normalises them itself",
+        "input": "images: (batch, 3, height, width) float32, RGB from 0 to 1"
+        + ("; the graph normalises them itself" if normalises else ", less the mean and divided by std"),
         "logits": "(batch, classes)",
     }
     if isinstance(trained.network, BagNet):

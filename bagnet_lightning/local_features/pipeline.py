@@ -39,7 +39,7 @@ def run(config: DictConfig, folder: Path) -> dict:
     data = data_of(config.data)
     data.setup()
     images = chosen_images(config, data)
-    settings, measured = plain(config), {}
+    settings, measured = plain(config) | {"image_size": data.store.side}, {}
     features, encoding, classifier = (made(settings, part) for part in PARTS)
     check(features, encoding, classifier)
     if isinstance(features, BagNetFeatures):

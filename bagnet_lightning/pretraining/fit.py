@@ -44,7 +44,8 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
     tiles = Tiles(**config.tiles, flip=data.flip)
     tiles.check(*data.store.splits["train"].images.shape[1:3], getattr(network, "receptive_field", 1))
     _cut_into_tiles(data, tiles, method.kinds)
-    about = {"config": plain(config), "classes": [], "class_names": [], "mean": data.mean, "std": data.std}
+    settings = plain(config) | {"image_size": data.store.side}
+    about = {"config": settings, "classes": [], "class_names": [], "mean": data.mean, "std": data.std}
     module = Pretrainer(network, features, method, **schedule(config), about=about)
     words = (
         f"{sum(p.numel() for p in network.parameters()):,} parameters; {method.name} of tiles of {tiles.size} px, "

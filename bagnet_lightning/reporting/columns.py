@@ -34,8 +34,7 @@ def table1(table: Table) -> dict[str, list[str]]:
 
 def table1_short(table: Table) -> dict[str, list[str]]:
     """The same for a terminal."""
-    names = {name: short(name) for name in table.settings}
-    names = {name: word if [*names.values()].count(word) == 1 else name for name, word in names.items()}
+    names = short(table.settings)
     names |= {"optimizer": "optim.", "parameters": "params", "difference": "diff.", "train time": "time"}
     columns = {}
     for name, cells in table1(table).items():

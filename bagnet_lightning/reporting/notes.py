@@ -18,6 +18,10 @@ def notes(table: Table) -> list[str]:
         return [f"There are no runs in {table.folder}."]
     waiting = len(read_jobs(table.folder).keys() - {run["folder"].name for run in runs})
     said = [f"{len(finished)} of {len(runs) + waiting} runs finished.", *problems(table)]
+    early = [run for run in finished if 0 < run["epochs_done"] < (run.get("epochs") or 0)]
+    if early:
+        told = ", ".join(f"{run['folder'].name} {run['epochs_done']} of {run['epochs']}" for run in early)
+        said.append(f"Stopped before their last epoch: {told}.")
     if waiting:
         said.append(f"Not begun: {waiting}; the same command again goes on.")
     reasons = list(dict.fromkeys(reason for line in table.lines for reason in line.not_comparable))

@@ -1,5 +1,7 @@
 """What the runs of a sweep were asked for differently, beyond what the columns of every table say."""
 
+from collections.abc import Iterable
+
 from bagnet_lightning.config import NOT_IN_DIGEST, leaves, within
 from bagnet_lightning.names import clipped
 
@@ -7,6 +9,12 @@ from bagnet_lightning.names import clipped
 _NOT_A_SETTING = {"seed", "model._target_", "model.pretrained", "optim._target_", "trainer.max_epochs", "data._target_"}
 _NOT_A_SETTING |= {*NOT_IN_DIGEST} - {"sweep"}
 _NOT_A_SETTING |= {"batches", "bagnet", "pretrained_sha256"}  # what data.* and model.* say already
+#: What every table and title has already.
+COLUMNS = (
+    *("row", "model", "optimizer", "optim.", "pretrained", "epochs", "seed", "n", "accuracy", "paper", "difference"),
+    *("diff.", "top-5", "parameters", "params", "img/s", "time", "status"),
+    *("features", "encoding", "classifier"),
+)
 _CHOICES = ("model", "optim", "scheduler", "data")  # groups in which another choice has other keys and defaults
 
 
@@ -33,15 +41,20 @@ def differing_settings(runs: list[dict]) -> list[str]:
     return names
 
 
-def short(setting: str) -> str:
-    """ "model.width" -> "width"; "scheduler._target_" -> "scheduler"."""
-    words = setting.split(".")
-    return words[-2] if words[-1] in ("_target_", "name") and len(words) > 1 else words[-1]
+def short(settings: Iterable[str]) -> dict[str, str]:
+    """{"model.width": "width", "scheduler._target_": "scheduler"}, or the whole where something else is called so."""
+    names = {}
+    for setting in settings:
+        words = setting.split(".")
+        names[setting] = words[-2] if words[-1] in ("_target_", "name") and len(words) > 1 else words[-1]
+    taken = [*names.values(), *COLUMNS]
+    return {setting: name if taken.count(name) == 1 else setting for setting, name in names.items()}
 
 
 def in_words(values: dict[str, object]) -> str:
     """{"model.width": 0.25, "optim.lr": 0.1} -> "width 0.25, lr 0.1"."""
-    return ", ".join(f"{short(name)} {clipped(value)}" for name, value in values.items() if value is not None)
+    said = {name: clipped(value) for name, value in values.items() if value is not None}
+    return ", ".join(f"{word} {said[name]}" for name, word in short(said).items())
 
 
 def _absent(name: str, config: dict, configs: list[dict]) -> str | None:

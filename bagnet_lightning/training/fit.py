@@ -35,14 +35,13 @@ def fit(
     if len(data.class_ids) < 2:
         raise UserError(f"there is nothing to tell apart: {config.data.name} has one class, {data.class_ids[0]}")
     network = instantiate(config.model, _partial_=True)(num_classes=len(data.class_ids))
-    side = min(data.store.splits["train"].images.shape[1:3])
-    if isinstance(network, BagNet) and side + network.pad < network.receptive_field:
-        least = network.receptive_field - network.pad
+    if isinstance(network, BagNet) and data.store.side + network.pad < network.receptive_field:
         raise UserError(
-            f"images of {side} px are smaller than this network's patches: data.image_size={least} or more is needed"
+            f"images of {data.store.side} px are smaller than this network's patches: data.image_size="
+            f"{network.receptive_field - network.pad} or more is needed"
         )
     about = {
-        "config": plain(config),
+        "config": plain(config) | {"image_size": data.store.side},
         "classes": data.class_ids,
         "class_names": data.class_names,
         "mean": data.mean,

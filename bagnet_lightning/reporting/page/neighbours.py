@@ -51,7 +51,7 @@ def _network(run: dict, settings: list[str]) -> Cell:
         "optimizer": optimizer_name(run["optimizer"]),
         "pretrained": pretraining(run),
         "epochs": str(run.get("epochs") or "?"),
-        **{short(name): clipped(values.get(name, "none")) for name in settings},
+        **{word: clipped(values.get(name, "none")) for name, word in short(settings).items()},
         "seed": str(run.get("seed", "?")),
     }
 
@@ -61,7 +61,7 @@ def _system(run: dict, line: RelatedLine) -> Cell:
     parts = {part: str(values.get(f"{part}.label") or run.get(part)) for part in ("features", "encoding", "classifier")}
     return {
         **parts,
-        **{short(name): clipped(value) for name, value in line.settings.items()},
+        **{word: clipped(line.settings[name]) for name, word in short(line.settings).items()},
         "seed": str(run.get("seed", "?")),
     }
 
