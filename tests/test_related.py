@@ -211,8 +211,8 @@ def test_a_row_of_table_1_is_only_of_tiny_imagenet(tmp_path):
     write_run(tmp_path / "a", "bagnet9", "sgd", epochs=5)
     write_run(tmp_path / "b", "bagnet9", "sgd", epochs=5, data="textures", config={"data.name": "textures"})
     write_run(tmp_path / "c", "bagnet17", "adam", status=None, config={"data.name": "textures"})
-    found = {line.runs[0]["folder"].name: (line.row, line.paper.row) for line in read_table(tmp_path).lines}
-    assert found == {"a": (3, 3), "b": (None, 3), "c": (None, 10)}
+    found = {line.runs[0]["folder"].name: line.row for line in read_table(tmp_path).lines}
+    assert found == {"a": 3, "b": None, "c": None}
 
 
 def test_a_system_at_work_is_seen_to_be(tmp_path, monkeypatch):

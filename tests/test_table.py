@@ -88,7 +88,6 @@ def test_all_17_rows_are_compared_with_their_own_value(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"data": "textures"}, "data textures instead of Tiny ImageNet"),
         ({"train_images": 20_000}, "20,000 of 100,000 train images"),
         ({"val_images": 500}, "500 of 10,000 val images"),
         ({"classes": 10}, "10 of 200 classes"),
@@ -110,6 +109,12 @@ def test_what_is_not_of_the_papers_data_is_not_compared(tmp_path, changed, reaso
     assert line.paper.accuracy == 0.4234  # for orientation
     assert line.difference is None
     assert any("cannot be compared" in note and reason in note for note in notes(table))
+
+
+def test_other_data_stand_beside_nothing(tmp_path):
+    write_run(tmp_path / "a", data="textures")
+    (line,) = read_table(tmp_path).lines
+    assert (line.paper, line.row, line.difference, line.not_comparable) == (None, None, None, [])
 
 
 def test_the_row_for_orientation(tmp_path):

@@ -53,7 +53,9 @@ def open_store(
                 where = f"{min(left_out)} is not directly in a class's folder"
                 print(f"note: {where}: left out, as {len(left_out)} images are", file=sys.stderr)
         if unseen := sorted(files["train"].keys() - files.get("val", files["train"]).keys()):
-            print(f"note: val lacks {len(unseen)} of the {len(classes)} classes: {', '.join(unseen[:3])}", file=sys.stderr)
+            print(
+                f"note: val lacks {len(unseen)} of the {len(classes)} classes: {', '.join(unseen[:3])}", file=sys.stderr
+            )
         return Source(root.resolve().name, classes, classes, image_size, True, packed, fingerprint)
 
     if cache is None:

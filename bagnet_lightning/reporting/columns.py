@@ -14,6 +14,10 @@ WORDS = ("model", "optimizer", "optim.", "pretrained", "status", "system", "expl
 def table1(table: Table) -> dict[str, list[str]]:
     """Every column that there is of the networks."""
     lines = table.lines
+    beside = {
+        "paper": [_paper(line) for line in lines],
+        "difference": [cell(line.difference, "+.4f") for line in lines],
+    }
     return {
         "row": [cell(line.row) for line in lines],
         "model": [model_name(line.model) for line in lines],
@@ -22,8 +26,7 @@ def table1(table: Table) -> dict[str, list[str]]:
         "epochs": [cell(line.epochs) for line in lines],
         **{name: [one_cell(cell(line.settings[name])) for line in lines] for name in table.settings},
         "accuracy": [_accuracy_and_n(line) for line in lines],
-        "paper": [_paper(line) for line in lines],
-        "difference": [cell(line.difference, "+.4f") for line in lines],
+        **(beside if any(line.paper for line in lines) else {}),
         "top-5": [cell(line.top5, ".4f") for line in lines],
         "parameters": [cell(line.parameters, ",.0f") for line in lines],
         "img/s": [cell(line.images_per_second, ",.0f") for line in lines],

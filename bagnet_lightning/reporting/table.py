@@ -57,7 +57,7 @@ class Line:
     @property
     def row(self) -> int | None:
         """The row of Table 1 for this model, optimizer, start and epochs on Tiny ImageNet, whatever else differs."""
-        asks = self.paper and self.paper.epochs == self.epochs and _data(self.runs[0]) == "tiny_imagenet"
+        asks = self.paper and self.paper.epochs == self.epochs
         return self.paper.row if asks else None
 
     @property
@@ -165,7 +165,9 @@ def _data(run: dict) -> str | None:
 
 
 def nearest_paper_row(run: dict) -> PaperRow | None:
-    """The row of Table 1 for a run's cell: of its epochs, else of 15, else the only one there is."""
+    """The row of Table 1 for a run's cell: of its epochs, else of 15, else the only one; None on other data."""
+    if _data(run) != "tiny_imagenet":
+        return None
     cell = run["model"], run["optimizer"], bool(run.get("pretrained"))
     exact = paper_row(*cell, run.get("epochs")) or paper_row(*cell, 15)
     return exact or next((r for r in paper_rows() if (r.model, r.optimizer, r.pretrained) == cell), None)
@@ -174,17 +176,14 @@ def nearest_paper_row(run: dict) -> PaperRow | None:
 def _not_comparable(run: dict, paper: PaperRow) -> list[str]:
     """Why the paper's value is of something else than this run."""
     config = run["config"]
-    name, reasons = _data(run), []
-    if name != "tiny_imagenet":
-        reasons.append(f"data {name or 'unknown'} instead of Tiny ImageNet")
-    else:
-        for field, all_of_it in TINY_IMAGENET.items():
-            count = run.get(field)
-            if count != all_of_it and run["status"] == "finished":
-                count = "an unknown number" if count is None else f"{count:,}"
-                reasons.append(f"{count} of {all_of_it:,} {field.replace('_', ' ')}")
-        if run.get("validated_on", "val") != "val":
-            reasons.append(f"validated on {run['validated_on']}")
+    reasons = []
+    for field, all_of_it in TINY_IMAGENET.items():
+        count = run.get(field)
+        if count != all_of_it and run["status"] == "finished":
+            count = "an unknown number" if count is None else f"{count:,}"
+            reasons.append(f"{count} of {all_of_it:,} {field.replace('_', ' ')}")
+    if run.get("validated_on", "val") != "val":
+        reasons.append(f"validated on {run['validated_on']}")
     if not config:
         reasons.append("config.yaml missing or unreadable")
     reasons += [words for words in departures(config, paper) if not words.startswith(_COUNTED)]

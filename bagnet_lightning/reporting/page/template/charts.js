@@ -1,6 +1,7 @@
 // Figure 2 and curves by Chart.js. Legends are buttons, which keyboards and screen readers reach.
 
 const charts = {}; // canvas id -> Chart
+const PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999"]; // Okabe & Ito's
 const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3], [12, 3]];
 
 function plot(id, type, datasets, labels, options) {
@@ -124,15 +125,21 @@ function showCurves(data, state) {
   const runs = Object.entries(data.runs).filter(([, run]) => !run.kind && run.curves?.epoch.length), optimizers = new Set(runs.map(([, run]) => run.optimizer));
   at("curves").hidden = !runs.length;
   const dash = Object.fromEntries(data.models.map(([key], i) => [key, DASHES[i % DASHES.length]]));
+  // Colours are of optimizers; of one network by one optimizer, of what else was swept.
+  const swept = optimizers.size === 1 && data.models.length === 1, kinds = {};
+  for (const row of data.rows) for (const entry of row.entries) for (const name of entry?.runs ?? []) kinds[name] = swept ? variantOf(data, row) : row.optimizer;
+  const variants = swept ? [...new Set(Object.values(kinds))] : [];
+  const colour = key => variants.length > 1 ? PALETTE[variants.indexOf(kinds[key]) % PALETTE.length] : data.colours[data.runs[key].optimizer];
   const draw = () => {
-    const shown = runs.filter(([, run]) => !state.hidden.has(`curve-${run.optimizer}`) && !state.hidden.has(run.model));
+    const shown = runs.filter(([key, run]) => !state.hidden.has(`curve-${kinds[key]}`) && !state.hidden.has(run.model));
     for (const [id, name, of] of [["accuracy-chart", "val_accuracy", percent], ["loss-chart", "train_loss", value => value]]) {
-      const datasets = shown.map(([key, run]) => line(key, run.curves, name, of, data.colours[run.optimizer], dash[run.model], run.title));
+      const datasets = shown.map(([key, run]) => line(key, run.curves, name, of, colour(key), dash[run.model], run.title));
       plot(id, "line", datasets, undefined, curveOptions(datasets, name === "val_accuracy"));
     }
   };
   toggles("curves-toggles", [
-    ...optimizersOf(data).filter(([key]) => optimizers.has(key)).map(([key, name]) => [`curve-${key}`, name, data.colours[key]]),
+    ...(swept ? variants.map((words, i) => [`curve-${words}`, words, variants.length > 1 ? PALETTE[i % PALETTE.length] : Object.values(data.colours)[0]])
+      : optimizersOf(data).filter(([key]) => optimizers.has(key)).map(([key, name]) => [`curve-${key}`, name, data.colours[key]])),
     ...(data.models.length > 1 ? data.models.map(([key, name]) => [key, name, dash[key]]) : []),
   ], state, draw);
   draw();

@@ -26,6 +26,9 @@ function showOverview() {
   at("related-part").hidden = !data.related.length;
   at("pretraining-part").hidden = !data.pretrainings.length;
   const epochs = onlyEpochs(data), compared = data.rows.some(row => row.entries.some(entry => known(entry?.difference)));
+  const ofPaper = data.rows.some(row => known(row.paper));
+  at("table1-name").textContent = ofPaper ? "Table 1, beside the paper" : "Networks";
+  at("figure2-name").textContent = ofPaper ? "Figure 2" : "Accuracy by network and optimizer";
   at("legend").textContent = `Best validation accuracy${known(epochs) ? ` of ${epochs} epochs` : ""}.`
     + (compared ? " Green: above the paper; red: below." : "");
   showTable("results", columns(data), data, data.rows, state);

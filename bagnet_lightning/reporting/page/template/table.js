@@ -30,6 +30,7 @@ function columns(data) {
     ...data.settings.filter(s => data.rows.some(row => known(row.settings[s.key])))
       .map(s => ({ name: s.name, title: s.key, of: row => row.settings[s.key] })),
   ];
+  const compared = data.rows.some(row => known(row.paper));
   const paper = { name: "paper", of: row => row.paper, show: (value, row) => row.comparable ? share(value) : `(${share(value)})` };
   data.sweeps.forEach((sweep, i) => {
     const of = name => row => row.entries[i]?.[name], group = several ? sweep.name : null;
@@ -37,7 +38,7 @@ function columns(data) {
     if (any(entry => known(entry.std))) list.push(
       { group, name: "±", title: "standard deviation over seeds", of: of("std"), show: share },
       { group, name: "n", title: "runs that differ only in their seed", of: of("n") });
-    if (!several) list.push(paper);
+    if (compared && !several) list.push(paper);
     if (any(entry => known(entry.difference)))
       list.push({ group, name: several ? "− paper" : "difference", of: of("difference"), show: signed, direction: true });
     if (!several) list.push(
@@ -46,7 +47,7 @@ function columns(data) {
       { name: "img/s", of: of("speed"), show: grouped },
       { name: "time", of: of("seconds"), show: duration });
   });
-  if (several) list.splice(list.findIndex(column => column.group), 0, paper);
+  if (compared && several) list.splice(list.findIndex(column => column.group), 0, paper);
   if (data.sweeps.length === 2) list.push({ name: "2nd − 1st", title: `${data.sweeps[1].name} less ${data.sweeps[0].name}`, show: signed, direction: true,
     of: ({ entries: [a, b] }) => known(a?.accuracy) && known(b?.accuracy) ? b.accuracy - a.accuracy : null });
   return list;
