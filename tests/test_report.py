@@ -78,7 +78,7 @@ def test_markdown_is_one_rectangular_table_and_notes(tmp_path):
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in rows}) == len({len(line) for line in rows}) == 1
     assert len(rows) == 4
-    assert "| 0.4223 ± 0.0141 (n=2) |   0.4234 |    -0.0011 |" in rows[2]
+    assert "| 0.4223 ± 0.0141 (n=2) | 0.4234 |    -0.0011 |" in rows[2]
     assert "- 2 of 3 runs finished." in text
     assert "bad \\| worse" in text
 

@@ -14,10 +14,8 @@ WORDS = ("model", "optimizer", "optim.", "pretrained", "status", "system", "expl
 def table1(table: Table) -> dict[str, list[str]]:
     """Every column that there is of the networks."""
     lines = table.lines
-    beside = {
-        "paper": [_paper(line) for line in lines],
-        "difference": [cell(line.difference, "+.4f") for line in lines],
-    }
+    paper = [_paper(line) for line in lines]
+    beside = {"paper": paper, "difference": [cell(line.difference, "+.4f") for line in lines]}
     return {
         "row": [cell(line.row) for line in lines],
         "model": [model_name(line.model) for line in lines],
