@@ -35,6 +35,7 @@ _FIELD_TYPES = {
     "train_seconds": _NUMBER,
     "versions": (dict, type(None)),
     "overrides": (list, type(None)),
+    "config_dir": (str, type(None)),
     "kind": (str, type(None)),
     "method": (str, type(None)),
     "loss": _NUMBER,

@@ -53,6 +53,9 @@ def in_its_folder(
     assert not config.dry_run, "sweep.py ends a dry run before this"  # Hydra swallows what fails there
     folder = Path(HydraConfig.get().runtime.output_dir)
     asked = describe(config, list(HydraConfig.get().overrides.task))
+    for source in HydraConfig.get().runtime.config_sources:
+        if source.provider == "command-line":  # its choices are not found without it
+            asked["config_dir"] = os.path.relpath(source.path)
     with locked(folder, wait=False) if lead else nullcontext() as free:
         if free is False:
             error = f"another process trains in {folder}; wait for it, or stop it"

@@ -288,6 +288,10 @@ def test_data_of_the_users_own_say_what_holds_under_any_recipe_and_callbacks_are
     np.savez(
         tmp_path / "cells.npz", **arrays, **labels, test_images=arrays["val_images"], test_labels=np.zeros(12, int)
     )
+    training = block(told, "    import torch\n    from pytorch_lightning").replace("(ImageFolder)", "(Arrays)")
+    (tmp_path / "mytraining.py").write_text(f"from mydata import Arrays\n{training}")
+    (tmp_path / "my/data/darkened.yaml").write_text("defaults: [arrays, _self_]\n_target_: mytraining.Darkened\n")
+    weights = ["+callbacks.w._target_=mytraining.ClassWeights", "+callbacks.w.weights=[0.0,0.0]"]
     own = ["--config-dir", "my", "data=arrays"]
     asked = [*own, "recipe=modern", "model=bagnet9", "model.width=0.25", "trainer=cpu", "+callbacks=stop"]
     done = command("train", *asked)
@@ -297,11 +301,17 @@ def test_data_of_the_users_own_say_what_holds_under_any_recipe_and_callbacks_are
     assert [config["data"][key] for key in ("flip", "crop_padding", "batch_size")] == ["alternating", 4, 128]
     assert result(run)["classes"] == 2
     assert len((run / "metrics.csv").read_text().splitlines()) == 3  # of 15 epochs, the second was no better by 9
+    assert result(run)["config_dir"] == "my"
     assert load_trained(run / "best.ckpt").image_size == 33  # of the arrays: the configuration does not say
     assert f"before their last epoch: {run.name} 2 of 15" in command("report", f"runs={run.parent}").stdout
+    assert "bagnet_lightning.train --config-dir my data=arrays" in (run.parent / "index.html").read_text()
     assert "the data mydata.Arrays, which are not of this package" in one_line(
         command("evaluate", f"checkpoint={run}/best.ckpt")
     )
+    darkened = [*asked[:2], "data=darkened", *asked[3:7], *weights, "trainer.max_epochs=1", "sweep=weighted"]
+    command("train", *darkened)
+    (weighted,) = tmp_path.glob("multirun_outputs/weighted/*")
+    assert result(weighted)["status"] == "diverged"  # as a mean of no weight is not finite
     tested = command("evaluate", f"checkpoint={run}/best.ckpt", *own, "split=test")
     assert "on 12 images" in tested.stdout, tested.stderr
 

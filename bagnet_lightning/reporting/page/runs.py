@@ -50,6 +50,7 @@ def describe(run: dict, overrides: list[str] | None) -> dict:
     metrics = read_metrics(run["folder"])
     now = state(run)
     asked = run.get("overrides") or overrides
+    own = ["--config-dir", run["config_dir"]] if run.get("config_dir") else []
     kind, folder = run.get("kind"), run["folder"]
     described = {
         "kind": kind,
@@ -59,7 +60,8 @@ def describe(run: dict, overrides: list[str] | None) -> dict:
         "done": metrics[-1]["epoch"] if metrics else 0,
         "best": run.get("best_val_accuracy"),
         "progress": run.get("progress"),
-        "command": asked and shlex.join(["python", "-m", f"bagnet_lightning.{COMMANDS.get(kind, 'train')}", *asked]),
+        "command": asked
+        and shlex.join(["python", "-m", f"bagnet_lightning.{COMMANDS.get(kind, 'train')}", *own, *asked]),
         "explain": None,
         "config": leaves(run["config"]),
         "curves": {"epoch": [row["epoch"] for row in metrics]}
