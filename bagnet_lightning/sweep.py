@@ -33,6 +33,7 @@ OF_LIGHTNING = (
     *("logger", "callbacks", "plugins", "profiler", "fast_dev_run", "enable_checkpointing", "enable_progress_bar"),
     *("enable_model_summary", "num_sanity_val_steps", "log_every_n_steps", "use_distributed_sampler"),
 )
+TOLD = {"model", "optim", "method", "related", "features", "encoding", "classifier", "head"}  # by a run's line anyway
 WHOLE_DEVICE = "the whole device, one after the other"
 
 
@@ -41,11 +42,13 @@ class Sweep(Callback):
 
     def __init__(self) -> None:
         self.total = 1
+        self.shared: set[str] = set()  # what all jobs of a sweep are asked for
         self.began = time.monotonic()
         self.results: list[dict] = []
         self.console = Console(soft_wrap=True)
 
     def on_run_start(self, config: DictConfig, **kwargs) -> None:
+        self.shared = set(config.hydra.overrides.task)
         _check(config)
         if _parallel_launcher(config):
             sys.exit("error: hydra/launcher is of the runs of a sweep: add -m")
@@ -73,6 +76,7 @@ class Sweep(Callback):
         jobs_of_sweep = {job.hydra.sweep.subdir: list(job.hydra.overrides.task) for job in configs}
         note_jobs(Path(config.hydra.sweep.dir), jobs_of_sweep)
         self.total = len(jobs)
+        self.shared = set(jobs_of_sweep.popitem()[1]).intersection(*jobs_of_sweep.values())
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs) -> None:
         result = job_return._return_value
@@ -80,7 +84,9 @@ class Sweep(Callback):
             return
         self.results.append(result)
         if ranks.rank(config) == 0:
-            line = _line(result, self.results, self.total, time.monotonic() - self.began)
+            own = [word for word in job_return.overrides if word not in self.shared]
+            own = [word for word in own if word.partition("=")[0] not in TOLD]
+            line = _line(result, own, self.results, self.total, time.monotonic() - self.began)
             self.console.print(line, markup=False, highlight=False)
 
     def on_run_end(self, config: DictConfig, job_return: JobReturn, **kwargs) -> None:
@@ -142,8 +148,8 @@ def _print_jobs(jobs: list[tuple[Path, DictConfig, str]]) -> None:
     sys.exit(0)
 
 
-def _line(result: dict, results: list[dict], total: int, elapsed: float) -> str:
-    """One run that ended, and what is left to do after `elapsed` s."""
+def _line(result: dict, own: list[str], results: list[dict], total: int, elapsed: float) -> str:
+    """One run that ended, of its sweep's alone asked for `own`, and what is left to do after `elapsed` s."""
     name = result.get("system") or f"{result['model']} {result.get('method') or result['optimizer']}"
     if result["status"] == "finished":
         seconds = result["train_seconds"] + result.get("feature_seconds", 0)
@@ -160,4 +166,4 @@ def _line(result: dict, results: list[dict], total: int, elapsed: float) -> str:
         trained = sum(r["status"] == "finished" and not r.get("skipped") for r in results)
         estimate = f", about {(total - done) * elapsed / trained / 60:.0f} min" if trained else ""
         left = f"; {total - done} left{estimate}"
-    return f"[{done}/{total}] {name}: {told}{left}"
+    return f"[{done}/{total}] {' '.join([name, *own])}: {told}{left}"

@@ -29,7 +29,7 @@ def test_a_sweep_is_run_once_and_reported(command, tmp_path):
     first = command("classical", *asked, "encoding.codebook.size=20,1000000")
     assert first.returncode == 1  # there are not so many local features
     assert "encoding.codebook.size=1000000: a word needs a local feature" in first.stdout
-    assert "] ORB, 20 words, SVM on a chi2 map: 0." in first.stdout
+    assert "] ORB, 20 words, SVM on a chi2 map encoding.codebook.size=20: 0." in first.stdout
     assert "Traceback" not in first.stdout + first.stderr
     runs = sorted((tmp_path / "multirun_outputs/s").glob("*size-20"))
     assert len(runs) == 2

@@ -83,8 +83,8 @@ def test_a_sweep_with_a_failing_run_then_evaluate_report_and_the_same_again(comm
     broken = command("train", *failing)
     assert broken.returncode == 1
     assert "Traceback" not in broken.stderr
-    assert "[1/2] bagnet9 adam: failed: data.classes=100: textures has 6 classes" in broken.stdout
-    assert "[2/2] bagnet9 adam: 0." in broken.stdout
+    assert "[1/2] bagnet9 adam data.classes=100: failed: data.classes=100: textures has 6 classes" in broken.stdout
+    assert "[2/2] bagnet9 adam data.classes=2: 0." in broken.stdout
     assert "data.classes=100: textures has 6 classes" in (sweep / "table.md").read_text()
 
     evaluated = command("evaluate", f"checkpoint={runs[0] / 'best.ckpt'}")

@@ -101,8 +101,8 @@ def test_a_parallel_sweep_tells_of_every_job_and_finished_runs_need_no_worker(jo
     write_result(folder(job), {**failed(job, "not yet"), **numbers, "status": "finished", "error": None})
     swept = command("train", "-m", *SMALL[:-3], *SMALL[-2:], "sweep=s", "model.width=0.25,0.5", UNLUCKY)
     assert swept.returncode == 1, swept.stderr
-    assert "[1/2] bagnet9 adam: 0.5000 in 1 s, skipped: finished before; 1 left\n" in swept.stdout
-    assert "[2/2] bagnet9 adam: failed: the node is gone\nthe jobs are stopped\n" in swept.stdout
+    assert "[1/2] bagnet9 adam model.width=0.25: 0.5000 in 1 s, skipped: finished before; 1 left\n" in swept.stdout
+    assert "[2/2] bagnet9 adam model.width=0.5: failed: the node is gone\nthe jobs are stopped\n" in swept.stdout
     assert "1 of 2 runs finished" in swept.stdout
     assert "the node is gone" in (tmp_path / "multirun_outputs/s/table.md").read_text()
 

@@ -16,7 +16,7 @@ CONFIG = OmegaConf.create({**plain(composed()), "hydra": {"sweep": {"dir": "nowh
 
 def ended(sweep: Sweep, **result) -> None:
     asked = {"model": "bagnet9", "optimizer": "sgd"}
-    sweep.on_job_end(CONFIG, SimpleNamespace(_return_value={**asked, **result}))
+    sweep.on_job_end(CONFIG, SimpleNamespace(overrides=[], _return_value={**asked, **result}))
 
 
 def test_brackets_in_a_runs_error_are_text():
