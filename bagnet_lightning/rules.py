@@ -47,7 +47,10 @@ _CLASSES: Rule = (
     "a whole number from 1, or a list of classes",
 )
 _PRETRAINED: Rule = (
-    lambda value: isinstance(value, bool) or (isinstance(value, str) and Path(value).is_file()),
+    lambda value: (
+        isinstance(value, bool)
+        or (isinstance(value, str) and any(path.is_file() for path in (Path(value), Path(value, "model.safetensors"))))
+    ),
     "true, false or the path of an existing file",
 )
 _KERNELS = ("chi2", "intersection", "jensen_shannon", None)

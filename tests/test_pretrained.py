@@ -6,12 +6,14 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import composed
 from safetensors.torch import save_file
 
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.models import pretrained
 from bagnet_lightning.models.bagnet import bagnet9, bagnet17
 from bagnet_lightning.models.resnet import resnet18
+from bagnet_lightning.rules import check
 
 small = partial(bagnet9, width=0.25)
 
@@ -70,18 +72,22 @@ def test_no_network_says_the_way_out(monkeypatch, tmp_path):
         resnet18(5, pretrained=True)
 
 
-@pytest.mark.parametrize("form", ["state dict", "checkpoint", "wrapped", "safetensors"])
+@pytest.mark.parametrize("form", ["state dict", "checkpoint", "model", "wrapped", "safetensors", "hub"])
 def test_a_local_file_in_any_of_its_forms(form, tmp_path):
     source = small(5)
     weights = source.state_dict()
-    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pt")
-    if form == "safetensors":
+    path = tmp_path / {"safetensors": "w.safetensors", "hub": "model.safetensors"}.get(form, "w.pt")
+    if path.suffix == ".safetensors":
         save_file(weights, path)
     elif form == "checkpoint":
         torch.save({"state_dict": {f"network.{k}": v for k, v in weights.items()}, "epoch": 3}, path)
+    elif form == "model":
+        torch.save({"model": weights, "epoch": 3}, path)
     else:
         torch.save({f"module.{k}": v for k, v in weights.items()} if form == "wrapped" else weights, path)
-    torch.testing.assert_close(small(5, pretrained=str(path)).state_dict(), source.state_dict())
+    given = tmp_path if form == "hub" else path
+    check(composed("model=bagnet9", f"model.pretrained={given}"))
+    torch.testing.assert_close(small(5, pretrained=str(given)).state_dict(), source.state_dict())
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
@@ -105,7 +111,7 @@ class Payload:
         return open, ("payload-ran", "w")
 
 
-@pytest.mark.parametrize("content", [b"", b"no weights", pickle.dumps({"a": 1})])
+@pytest.mark.parametrize("content", [b"", b"no weights", b"junk", pickle.dumps({"a": 1})])
 def test_damaged_files_are_refused(content, tmp_path):
     (tmp_path / "w.pt").write_bytes(content)
     (tmp_path / "w.safetensors").write_bytes(content)

@@ -1,12 +1,10 @@
 """Weights from elsewhere: the public ImageNet ones, or a local file."""
 
-import pickle
 import re
 from pathlib import Path
 from urllib.error import URLError
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -32,7 +30,7 @@ def load_pretrained(network: nn.Module, name: str, pretrained: bool | str) -> nn
 
     pretrained: False (as initialised), True (the public ImageNet weights of `name`, downloaded once into torch.hub's
         cache, and then checked by their sha256) or the path of a local file: a state dict saved by torch, a checkpoint
-        of this package, or safetensors. Only tensors and plain types are ever unpickled.
+        of this package, safetensors, or a hub's folder. Only tensors and plain types are ever unpickled.
     Raises UserError if the file cannot be had, read, or belongs to another network.
     """
     if pretrained is False:
@@ -73,21 +71,25 @@ def _download(url: str) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    path = path / "model.safetensors" if path.is_dir() else path
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         return state_dict_of(safe_load(path), path)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"model.pretrained={path}: there is no such file") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+    except Exception as error:  # whatever torch makes of a file of another kind
         reason, *_ = in_one_line(error).split(". ")
         raise UserError(f"{path} cannot be read as weights: {reason}") from error
 
 
 def state_dict_of(loaded: object, source: object) -> dict[str, Tensor]:
-    """The tensors of a plain state dict, of a checkpoint ("state_dict"), or of one saved from inside a wrapper."""
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
+    """The tensors of a plain state dict, of a checkpoint ("state_dict", "model"), or of one saved inside a wrapper."""
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise UserError(f"{source} holds no state dict of tensors")
     return {key.removeprefix("module.").removeprefix("network."): value for key, value in loaded.items()}
