@@ -43,7 +43,7 @@ def table1_short(table: Table) -> dict[str, list[str]]:
             columns |= _accuracies(table.lines)
         elif name == "parameters":
             columns["params"] = [cell(line.parameters and line.parameters / 1e6, ".2f", "M") for line in table.lines]
-        elif name != "pretrained" or any(cell != "no" for cell in cells):
+        elif name not in ("row", "pretrained") or {*cells} - {"", "no"}:
             columns[names.get(name, name)] = [*map(clipped, cells)]
     return columns
 
