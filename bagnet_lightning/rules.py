@@ -51,7 +51,7 @@ _PRETRAINED: Rule = (
         isinstance(value, bool)
         or (isinstance(value, str) and any(path.is_file() for path in (Path(value), Path(value, "model.safetensors"))))
     ),
-    "true, false or the path of an existing file",
+    "true, false or the path of an existing file, or of an exported hub's folder",
 )
 _KERNELS = ("chi2", "intersection", "jensen_shannon", None)
 _SHARE: Rule = (lambda value: number(0, 1)[0](value) and value < 1, "a share from 0 to below 1")

@@ -2,7 +2,9 @@
 
 from sweep_folders import write_run
 
-from bagnet_lightning.reporting.settings import differing_settings, in_words, short
+from bagnet_lightning.reporting.columns import table1, table1_short
+from bagnet_lightning.reporting.settings import COLUMNS, differing_settings, in_words, short
+from bagnet_lightning.reporting.table import read_table
 from bagnet_lightning.results import read_runs
 
 
@@ -63,6 +65,14 @@ def test_values_that_are_equal_by_chance_are_not_taken_for_each_other(tmp_path):
     write_run(tmp_path / "a", seed=0, config={"data.flip": False, "data.seed": 5})
     write_run(tmp_path / "b", seed=1, config={"data.flip": True, "data.seed": 6})
     assert differing_settings(read_runs(tmp_path)) == ["data.seed", "data.flip"]
+
+
+def test_no_column_can_be_mistaken_for_a_setting(tmp_path):
+    write_run(tmp_path / "a", seed=0)
+    write_run(tmp_path / "b", seed=1)
+    table = read_table(tmp_path)
+    headings = [*table1(table), *table1_short(table)]
+    assert {name for name in headings if " " not in name} <= {*COLUMNS}
 
 
 def test_settings_in_words():

@@ -125,21 +125,23 @@ function showCurves(data, state) {
   const runs = Object.entries(data.runs).filter(([, run]) => !run.kind && run.curves?.epoch.length), optimizers = new Set(runs.map(([, run]) => run.optimizer));
   at("curves").hidden = !runs.length;
   const dash = Object.fromEntries(data.models.map(([key], i) => [key, DASHES[i % DASHES.length]]));
+  const variant = {};
+  for (const row of data.rows) for (const entry of row.entries) for (const name of entry?.runs ?? []) variant[name] = variantOf(data, row);
+  const variants = [...new Set(Object.values(variant))];
   // Colours are of optimizers; of one network by one optimizer, of what else was swept.
-  const swept = optimizers.size === 1 && data.models.length === 1, kinds = {};
-  for (const row of data.rows) for (const entry of row.entries) for (const name of entry?.runs ?? []) kinds[name] = swept ? variantOf(data, row) : row.optimizer;
-  const variants = swept ? [...new Set(Object.values(kinds))] : [];
-  const colour = key => variants.length > 1 ? PALETTE[variants.indexOf(kinds[key]) % PALETTE.length] : data.colours[data.runs[key].optimizer];
+  const swept = optimizers.size === 1 && data.models.length === 1 && variants.length > 1;
+  const kind = key => swept ? variant[key] : data.runs[key].optimizer;
+  const colours = swept ? Object.fromEntries(variants.map((words, i) => [words, PALETTE[i % PALETTE.length]])) : data.colours;
   const draw = () => {
-    const shown = runs.filter(([key, run]) => !state.hidden.has(`curve-${kinds[key]}`) && !state.hidden.has(run.model));
+    const shown = runs.filter(([key, run]) => !state.hidden.has(`curve-${kind(key)}`) && !state.hidden.has(run.model));
     for (const [id, name, of] of [["accuracy-chart", "val_accuracy", percent], ["loss-chart", "train_loss", value => value]]) {
-      const datasets = shown.map(([key, run]) => line(key, run.curves, name, of, colour(key), dash[run.model], run.title));
+      const datasets = shown.map(([key, run]) => line(key, run.curves, name, of, colours[kind(key)], dash[run.model], run.title));
       plot(id, "line", datasets, undefined, curveOptions(datasets, name === "val_accuracy"));
     }
   };
   toggles("curves-toggles", [
-    ...(swept ? variants.map((words, i) => [`curve-${words}`, words, variants.length > 1 ? PALETTE[i % PALETTE.length] : Object.values(data.colours)[0]])
-      : optimizersOf(data).filter(([key]) => optimizers.has(key)).map(([key, name]) => [`curve-${key}`, name, data.colours[key]])),
+    ...(swept ? variants.map(words => [words, words]) : optimizersOf(data).filter(([key]) => optimizers.has(key)))
+      .map(([key, name]) => [`curve-${key}`, name, colours[key]]),
     ...(data.models.length > 1 ? data.models.map(([key, name]) => [key, name, dash[key]]) : []),
   ], state, draw);
   draw();
