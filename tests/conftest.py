@@ -4,8 +4,11 @@ import os
 import runpy
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -75,10 +78,16 @@ def command(tmp_path, server):
     """Runs `python -m bagnet_lightning.NAME ARGUMENTS` in an empty folder; returns the finished process.
 
     anew: in an interpreter of its own, which has imported nothing.
+    meanwhile: is given the process (of multiprocessing) while it runs.
     """
 
     def run(
-        name: str, *arguments: str, cwd: Path = tmp_path, anew: bool = False, **environment: str
+        name: str,
+        *arguments: str,
+        cwd: Path = tmp_path,
+        anew: bool = False,
+        meanwhile: Callable[[BaseProcess], None] = lambda process: None,
+        **environment: str,
     ) -> subprocess.CompletedProcess:
         words, environment = [f"bagnet_lightning.{name}", *arguments], {**os.environ, "COLUMNS": "200", **environment}
         if anew:
@@ -88,15 +97,24 @@ def command(tmp_path, server):
             files = DupFd(out.fileno()), DupFd(err.fileno())
             process = server.Process(target=run_module, args=(words, cwd, environment, *files))
             process.start()
-            process.join(240)
-            if process.is_alive():
+            try:
+                meanwhile(process)
+                process.join(240)
+                assert not process.is_alive(), words
+            finally:
                 process.kill()
-                raise TimeoutError(words)
             out.seek(0)
             err.seek(0)
             return subprocess.CompletedProcess(words, process.exitcode, out.read(), err.read())
 
     return run
+
+
+def wait_for(process: BaseProcess, folder: Path, pattern: str) -> None:
+    """Until a running process has made a file."""
+    while not any(folder.glob(pattern)):
+        assert process.is_alive()
+        time.sleep(0.01)
 
 
 def run_module(words: list[str], cwd: Path, environment: dict[str, str], out: DupFd, err: DupFd) -> None:

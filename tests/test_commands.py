@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import SMALL
+from conftest import SMALL, wait_for
 from PIL import Image
 from sweep_folders import write_run
 
@@ -112,15 +111,13 @@ def test_a_sweep_with_a_failing_run_then_evaluate_report_and_the_same_again(comm
 
 def test_a_killed_sweep_is_completed_by_the_same_command(tmp_path, command):
     arguments = [*SWEEP, "model=bagnet9", "optim=sgd,adam", "trainer.max_epochs=8", "checkpoint.every_n_steps=1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bagnet_lightning.train", *arguments], cwd=tmp_path, stdout=subprocess.DEVNULL
-    )
     sweep = tmp_path / "multirun_outputs/s"
-    while not any("adam" in path.parent.name for path in sweep.glob("*/last.ckpt")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+
+    def kill(process):
+        wait_for(process, sweep, "*adam*/last.ckpt")
+        process.kill()
+
+    assert command("train", *arguments, meanwhile=kill).returncode == -signal.SIGKILL
     partial = command("report", f"runs={sweep}")
     assert "1 of 2 runs finished" in partial.stdout
     again = command("train", *arguments)
@@ -131,24 +128,15 @@ def test_a_killed_sweep_is_completed_by_the_same_command(tmp_path, command):
         assert len(run.read_text().splitlines()) == 9
 
 
-def test_a_run_that_is_stopped_ends_with_the_signals_exit_code_and_no_result(tmp_path):
-    arguments = [*SMALL, "trainer.max_epochs=1000", "checkpoint.every_n_steps=1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bagnet_lightning.train", *arguments],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        while not list(tmp_path.glob("multirun_outputs/textures/*/last.ckpt")):
-            assert process.poll() is None
-            time.sleep(0.01)
+def test_a_run_that_is_stopped_ends_with_the_signals_exit_code_and_no_result(command, tmp_path):
+    def terminate(process):
+        wait_for(process, tmp_path, "multirun_outputs/textures/*/last.ckpt")
         process.terminate()
-        assert "stopped by SIGTERM; the same command again goes on" in process.communicate(timeout=60)[1]
-        assert process.returncode == 128 + signal.SIGTERM
-    finally:
-        process.kill()
+
+    arguments = [*SMALL, "trainer.max_epochs=1000", "checkpoint.every_n_steps=1"]
+    stopped = command("train", *arguments, meanwhile=terminate)
+    assert "stopped by SIGTERM; the same command again goes on" in stopped.stderr
+    assert stopped.returncode == 128 + signal.SIGTERM
     (run,) = (tmp_path / "multirun_outputs/textures").iterdir()
     assert (run / "last.ckpt").exists()
     assert not (run / "result.json").exists()

@@ -1,7 +1,5 @@
 """The explain command as a user runs it."""
 
-import os
-
 import numpy as np
 import pytest
 from conftest import composed
@@ -48,24 +46,14 @@ def test_a_photo_by_two_networks_side_by_side(command, checkpoints, photo, tmp_p
 
 
 def test_own_size_and_exact_evidence_alone_need_no_captum(command, checkpoints, photo, tmp_path):
-    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     (tmp_path / "captum").mkdir()
     (tmp_path / "captum/__init__.py").write_text("raise ImportError('captum was imported')")
-    done = command(
-        "explain",
-        f"checkpoint={checkpoints['bagnet9']}",
-        "images=photo.png",
-        "size=own",
-        "exact=true",
-        PYTHONPATH=paths,
-    )
+    done = command("explain", f"checkpoint={checkpoints['bagnet9']}", "images=photo.png", "size=own", "exact=true")
     assert done.returncode == 0, done.stderr
     with np.load(checkpoints["bagnet9"].parent / "explain/evidence.npz") as held:
         assert held["pixels_0"].shape == (50, 60, 3)
         assert "grad_cam_0" not in held
-    refused = command(
-        "explain", f"checkpoint={checkpoints['resnet18']}", "images=photo.png", anew=True, PYTHONPATH=paths
-    )
+    refused = command("explain", f"checkpoint={checkpoints['resnet18']}", "images=photo.png")
     assert "pip install 'bagnet-lightning[explain]'" in one_line(refused)
 
 

@@ -1,12 +1,11 @@
 """What launchers share: a job ends in one result, whatever happens to it. Real engines are in tests/cluster/."""
 
 import json
+import os
 import signal
-import subprocess
-import sys
 
 import pytest
-from conftest import SMALL, composed
+from conftest import SMALL, composed, wait_for
 from hydra import compose, initialize_config_dir
 
 from bagnet_lightning.errors import UserError
@@ -33,7 +32,7 @@ class Unlucky(ParallelLauncher):
                 if job.model.width == 0.5:
                     yield job, failed(job, "the node is gone")
                 else:
-                    print("waiting", flush=True)
+                    open("waiting", "x").close()
                     time.sleep(60)
         finally:
             print("the jobs are stopped", flush=True)
@@ -108,17 +107,13 @@ def test_a_parallel_sweep_tells_of_every_job_and_finished_runs_need_no_worker(jo
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_stops_the_jobs_and_is_the_exit_code(tmp_path, launcher, signum, code):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bagnet_lightning.train", *ASKED, UNLUCKY, "model.width=1"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "waiting\n"
-    process.send_signal(signum)
-    assert process.communicate(timeout=30)[0] == "the jobs are stopped\n"
-    assert process.returncode == code
+def test_a_signal_stops_the_jobs_and_is_the_exit_code(command, tmp_path, launcher, signum, code):
+    def stop(process):
+        wait_for(process, tmp_path, "waiting")
+        os.kill(process.pid, signum)
+
+    stopped = command("train", *ASKED, UNLUCKY, "model.width=1", meanwhile=stop)
+    assert (stopped.returncode, stopped.stdout) == (code, "the jobs are stopped\n")
 
 
 def test_a_dry_run_tells_the_share_of_every_job_and_starts_nothing(command, tmp_path):
