@@ -31,9 +31,9 @@ def dense_evidence(
 ) -> Tensor:
     """Logits of the q x q patch centred on every pixel, q the receptive field, as if each were run by itself.
 
-    images: (B, 3, H, W), normalised, at least q px high and wide, in the dtype and on the device of the model. They are
-        surrounded by (q - 1) / 2 zeros, as in the public heatmap code (the train images' mean colour if they were
-        normalised by it, else black); model.pad plays no part.
+    images: (B, 3, H, W), normalised, of any size, in the dtype and on the device of the model. They are surrounded by
+        (q - 1) / 2 zeros, as in the public heatmap code (the train images' mean colour if they were normalised by it,
+        else black); model.pad plays no part.
     classes: indices of the wanted classes, in the order of the result's last axis; all by default. The last layer is
         computed for these alone.
     stride: 1, 2, 4 or 8: only every stride-th row and column, for about 1 / stride^2 of the work.
@@ -41,14 +41,11 @@ def dense_evidence(
         The result and one block's weights come on top.
     Returns (B, ceil(H / stride), ceil(W / stride), classes).
 
-    Raises UserError if model is no BagNet; ValueError for an image smaller than q px, a class that the model does not
-    have, another stride, and a limit that not even a single patch keeps.
+    Raises UserError if model is no BagNet; ValueError for a class that the model does not have, another stride, and a
+    limit that not even a single patch keeps.
     """
     _only_of_bagnets(model)
-    field, (height, width) = model.receptive_field, images.shape[2:]
-    if min(height, width) < field:
-        raise ValueError(f"images of {width} x {height} px are smaller than the {field} px receptive field")
-    before, after = (field - 1) // 2, field // 2
+    before, after = (model.receptive_field - 1) // 2, model.receptive_field // 2
     surrounded = F.pad(images, (before, after, before, after))
     return _valid_evidence(model, surrounded, classes, stride, max_memory_mib)
 
@@ -57,7 +54,8 @@ def patch_evidence(model: BagNet, images: Tensor, classes: Sequence[int] | None 
     """Logits of the patches that the network itself looks at, model.stride px apart; their mean is the image's logits.
 
     images: (B, 3, H, W), normalised; model.pad is added as the model does. classes and errors as for
-    dense_evidence. Returns (B, h, w, classes); patch_corners says where in the image they lie.
+    dense_evidence, and UserError for an image that is smaller than a patch. Returns (B, h, w, classes); patch_corners
+    says where in the image they lie.
     """
     _only_of_bagnets(model)
     return _valid_evidence(model, model.padded(images), classes, model.stride)

@@ -48,7 +48,7 @@ def _predicted(trained: Trained, waiting: list[Prediction], images: list) -> lis
         return waiting
     try:
         probabilities = predict(trained, torch.stack([torch.from_numpy(image) for image in images])).softmax(1)
-    except ValueError as error:  # smaller than the receptive field
+    except UserError as error:  # smaller than a patch
         return [one if one.error else Prediction(one.file, [], f"{one.file}: {error}") for one in waiting]
     best = probabilities.topk(min(TOP, len(trained.classes)))
     tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)

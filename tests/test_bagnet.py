@@ -120,7 +120,7 @@ def test_zero_init_is_of_every_blocks_last_norm_and_no_other():
 
 
 def test_too_small_images_and_widths_are_refused():
-    with pytest.raises(ValueError, match=r"40 x 32 px .* smaller than the 33 px"):
+    with pytest.raises(UserError, match=r"40 x 32 px are smaller than .* 33 px or more are needed"):
         bagnet33(5, width=0.25)(torch.zeros(1, 3, 32, 40))
     assert bagnet33(5, width=0.25, pad=1).eval()(torch.zeros(1, 3, 32, 40)).shape == (1, 5)
     with pytest.raises(UserError, match=r"at least 0\.25"):

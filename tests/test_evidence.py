@@ -51,6 +51,7 @@ def error(actual, expected):
     [
         (9, 21, 14, {}),
         (17, 19, 24, {}),
+        (17, 5, 9, {}),  # every patch reaches beyond the image
         (33, 33, 34, {}),
         (9, 10, 13, {"pad": 1, "width": 0.5}),
         (17, 18, 17, {"pad": 1, "width": 0.3}),
@@ -205,7 +206,8 @@ def test_mistakes_are_explained():
     for function in (dense_evidence, patch_evidence, contributions):
         with pytest.raises(UserError, match="needs a BagNet, not ResNet"):
             function(resnet18(7), images)
-        with pytest.raises(ValueError, match=r"16 x 20 px .* 17 px receptive field"):
+    for function in (patch_evidence, contributions):
+        with pytest.raises(UserError, match=r"16 x 20 px are smaller than .* 17 px or more"):
             function(model, images[:, :, :20, :16])
     for stride in (0, 3, 16):
         with pytest.raises(ValueError, match=r"\[1, 2, 4, 8\]"):

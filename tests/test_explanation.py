@@ -235,7 +235,7 @@ def test_mistakes_are_explained(tmp_path, models):
     with pytest.raises(UserError, match=r"x\.txt is no image"):
         pictures_of_files(tmp_path / "x.txt", None, 1, CLASSES, CLASS_NAMES)
     small = Picture("small.png", np.zeros((16, 30, 3), np.uint8), None)
-    with pytest.raises(UserError, match=r"small\.png is 30 x 16 px, smaller than the 17 px .* size=17"):
+    with pytest.raises(UserError, match=r"small\.png: images of 30 x 16 px are smaller .* 17 px or more are needed"):
         explain(models, small, None, False)
     with pytest.raises(UserError, match="is a ResNet-18, and only BagNets have exact evidence"):
         load_model(models[1].path, exact_only=True)

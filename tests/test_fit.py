@@ -52,7 +52,7 @@ def test_images_smaller_than_a_patch_and_unknown_arguments_of_lightnings_are_ref
     for folder in (tmp_path / split / name for split in ("train", "val") for name in "ab"):
         folder.mkdir(parents=True)
         Image.new("RGB", (9, 9)).save(folder / "1.png")
-    with pytest.raises(UserError, match=r"data\.image_size=17 or more"):
+    with pytest.raises(UserError, match="9 x 9 px are smaller than this network's patches: 17 px or more"):
         fit(
             composed("data=image_folder", f"data.root={tmp_path}", "data.image_size=9", "trainer=cpu"), tmp_path / "run"
         )

@@ -110,7 +110,7 @@ def test_a_backbone_tells_what_it_has_not_seen(checkpoint, tmp_path):
 def test_what_is_no_bagnet_or_too_small_is_refused(checkpoint, tmp_path):
     with pytest.raises(UserError, match="a BagNet, not ResNet"):
         bags(write_checkpoint(tmp_path / "best.ckpt", "resnet18"), "features", some_images())
-    with pytest.raises(UserError, match="16 x 16 px are smaller than the network's patches of 17 px"):
+    with pytest.raises(UserError, match="16 x 16 px are smaller than this network's patches: 17 px"):
         bags(checkpoint, "features", some_images(side=16))
     with pytest.raises(UserError, match="checkpoint=PATH"):
         BagNetFeatures(None, None, "features")

@@ -28,7 +28,6 @@ from bagnet_lightning.analysis.metrics import (
 )
 from bagnet_lightning.checkpoint import Trained
 from bagnet_lightning.data.augment import normalize
-from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import patch_corners, patch_evidence
 from bagnet_lightning.explanation.attribution import grad_cam, integrated_gradients
 from bagnet_lightning.inference import best_device
@@ -74,12 +73,8 @@ def measure(trained: Trained, sample: Sample, map_count: int, seed: int, tile: i
     """
     network = trained.network.to(best_device(), memory_format=torch.channels_last).eval()
     name = trained.name
-    height, width = sample.pixels.shape[1:3]
-    if isinstance(network, BagNet) and min(height, width) + network.pad < network.receptive_field:
-        raise UserError(
-            f"images of {width} x {height} px are smaller than the {network.receptive_field} px patches of {name}; "
-            "choose a larger data.image_size"
-        )
+    if isinstance(network, BagNet):
+        network.check_size(*sample.pixels.shape[1:3])
     trained, notes = replace(trained, network=network), []
     measured = {"model": name, "images": len(sample.labels), "map_images": min(map_count, len(sample.labels))}
     measured["notes"] = notes

@@ -84,15 +84,11 @@ def explain(models: list[Model], picture: Picture, asked: int | None, approximat
     asked: a class to show besides the predicted and the true ones. approximate: whether to run captum's methods.
     Raises UserError if the picture is smaller than a model's receptive field.
     """
-    height, width, _ = picture.pixels.shape
-    for model in models:
-        if model.field and min(height, width) < model.field:
-            raise UserError(
-                f"{picture.name} is {width} x {height} px, smaller than the {model.field} px patches of "
-                f"{model.name}; enlarge it with size={model.field} or more"
-            )
     pixels = torch.tensor(picture.pixels)[None]
-    logits = [predict(model.trained, pixels)[0] for model in models]
+    try:
+        logits = [predict(model.trained, pixels)[0] for model in models]
+    except UserError as error:  # it is too small
+        raise UserError(f"{picture.name}: {error} (size=PX enlarges it)") from error
     inputs = [normalize(pixels.to(best_device()), model.trained.mean, model.trained.std) for model in models]
     wanted = [*(values.argmax().item() for values in logits), picture.label, asked]
     shown = list(dict.fromkeys(index for index in wanted if index is not None))

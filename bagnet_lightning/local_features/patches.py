@@ -94,9 +94,8 @@ class BagNetFeatures:
     def keypoints(self, height: int, width: int) -> np.ndarray:
         """(patches, 4) of an image, as in a Bag. Raises UserError if it is smaller than a patch."""
         field = self.network.receptive_field
+        self.network.check_size(height, width)
         corners = patch_corners(self.network, height, width).flatten(0, 1)  # (patches, 2): row, column
-        if not len(corners):
-            raise UserError(f"images of {width} x {height} px are smaller than the network's patches of {field} px")
         rest = torch.tensor([field, 0.0]).expand(len(corners), 2)  # size and angle
         return torch.cat([corners.flip(1) + (field - 1) / 2, rest], 1).numpy()
 

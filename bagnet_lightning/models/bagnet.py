@@ -137,14 +137,18 @@ class BagNet(nn.Module):
         weight = torch.einsum("omhw,mi->oihw", self.conv2.weight, self.conv1.weight[:, :, 0, 0])
         return F.relu(self.bn1(F.conv2d(images, weight)), inplace=True)
 
-    def padded(self, images: Tensor) -> Tensor:
-        """`images` amid `pad` zeros. Raises ValueError if they are smaller than the receptive field even so."""
-        smallest = min(images.shape[2:]) + self.pad
-        if smallest < self.receptive_field:
-            raise ValueError(
-                f"images of {images.shape[3]} x {images.shape[2]} px (padded by {self.pad}) are smaller than "
-                f"the {self.receptive_field} px receptive field"
+    def check_size(self, height: int, width: int, what: str = "images") -> None:
+        """Raises UserError if `what`, of height x width px, hold not one patch, padding included."""
+        needed = self.receptive_field - self.pad
+        if min(height, width) < needed:
+            raise UserError(
+                f"{what} of {width} x {height} px are smaller than this network's patches: {needed} px or more are "
+                "needed"
             )
+
+    def padded(self, images: Tensor) -> Tensor:
+        """`images` amid `pad` zeros. Errors as of check_size."""
+        self.check_size(*images.shape[2:])
         if self.pad:
             before, after = self.pad // 2, self.pad - self.pad // 2
             images = F.pad(images, (before, after, before, after))
@@ -153,7 +157,7 @@ class BagNet(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """One feature vector a patch. images: (B, 3, H, W), normalised. Returns (B, 2048 * width, h, w).
 
-        Raises ValueError if the padded image is smaller than the receptive field.
+        Errors as of check_size.
         """
         x = self.stem(self.padded(images))
         for block in self.blocks:

@@ -16,6 +16,7 @@ from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.data.of_config import data_of
 from bagnet_lightning.data.store import Split
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.pretraining.pretrainer import Method, Pretrainer, nearer
 from bagnet_lightning.pretraining.tiles import Tiles
 from bagnet_lightning.training.loggers import RunLogger
@@ -42,7 +43,9 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
     if data.flip == "alternating":
         raise UserError("data.flip=alternating: tiles are mirrored at random or not at all; ask for true or false")
     tiles = Tiles(**config.tiles, flip=data.flip)
-    tiles.check(*data.store.splits["train"].images.shape[1:3], getattr(network, "receptive_field", 1))
+    tiles.check(*data.store.splits["train"].images.shape[1:3])
+    if isinstance(network, BagNet):
+        network.check_size(tiles.size, tiles.size, "tiles")
     _cut_into_tiles(data, tiles, method.kinds)
     settings = plain(config) | {"image_size": data.store.side}
     about = {"config": settings, "classes": [], "class_names": [], "mean": data.mean, "std": data.std}

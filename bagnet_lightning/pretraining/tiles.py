@@ -32,17 +32,13 @@ class Tiles:
     flip: bool
     colour: float
 
-    def check(self, height: int, width: int, receptive_field: int) -> None:
-        """Raises UserError unless tiles have other places in images of this size, and patches fit in them.
+    def check(self, height: int, width: int) -> None:
+        """Raises UserError unless tiles have other places in images of this size.
 
         Of a tile as large as the image, the neighbour would be the tile itself.
         """
         if self.size >= min(height, width):
             raise UserError(f"tiles.size={self.size}: the images have {width} x {height} px; choose smaller tiles")
-        if self.size < receptive_field:
-            raise UserError(
-                f"tiles.size={self.size}: the network's patches have {receptive_field} px; choose larger tiles"
-            )
 
     def triplets(self, images: Tensor, indices: Tensor, key: Tensor) -> Tensor:
         """Anchors, neighbours and distant tiles as they are, of each image in turn: (3 B, size, size, 3) uint8.

@@ -35,11 +35,8 @@ def fit(
     if len(data.class_ids) < 2:
         raise UserError(f"there is nothing to tell apart: {config.data.name} has one class, {data.class_ids[0]}")
     network = instantiate(config.model, _partial_=True)(num_classes=len(data.class_ids))
-    if isinstance(network, BagNet) and data.store.side + network.pad < network.receptive_field:
-        raise UserError(
-            f"images of {data.store.side} px are smaller than this network's patches: data.image_size="
-            f"{network.receptive_field - network.pad} or more is needed"
-        )
+    if isinstance(network, BagNet):
+        network.check_size(data.store.side, data.store.side)
     about = {
         "config": plain(config) | {"image_size": data.store.side},
         "classes": data.class_ids,
