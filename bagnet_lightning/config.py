@@ -19,10 +19,9 @@ NOT_IN_DIGEST = (
 # Likewise names, of systems and of files (what the files hold is asked for, by its sha256), and what data.* and model.*
 # repeat.
 _SAID_ELSEWHERE = ("features.label", "encoding.label", "classifier.label", "features.checkpoint", "batches", "bagnet")
-CHOICES_FIRST = (
-    *("related", "features", "encoding", "classifier", "head", "method"),
-    *("recipe", "table1", "model", "optim", "scheduler", "data"),
-)
+PARTS = ("features", "encoding", "classifier")  # of a system of local features
+NAMING = ("model", "optim", "method", "related", "head", *PARTS)  # groups whose choice a run's line and columns name
+CHOICES_FIRST = ("related", *PARTS, "head", "method", "recipe", "table1", "model", "optim", "scheduler", "data")
 
 
 def plain(config: DictConfig) -> dict:

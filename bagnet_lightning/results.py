@@ -13,7 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from bagnet_lightning.config import digest, kind, plain
+from bagnet_lightning.config import PARTS, digest, kind, plain
 from bagnet_lightning.files import write_text
 from bagnet_lightning.table1 import departures, paper_row
 
@@ -52,54 +52,45 @@ _DEEPEST = 4  # levels below a sweep's folder that are searched for runs
 
 def describe(config: DictConfig, overrides: list[str]) -> dict:
     """What was asked for: the part of a result that is known before the run."""
+    asked = _asked(plain(config))
+    told = {"data": config.data.name, "config_digest": digest(config), "overrides": overrides}
     if kind(config) == "related":
-        return _describe_related(config, overrides)
-    model, optimizer, scheduler = (config[group]._target_.split(".")[-1] for group in ("model", "optim", "scheduler"))
-    pretrained = config.model.get("pretrained", False) is not False
-    row, pretraining = None, {}
-    if kind(config) == "pretraining":
-        pretraining = {"kind": "pretraining", "method": config.method.name}
-    elif config.data.name == "tiny_imagenet":
-        row = paper_row(model, optimizer.lower(), pretrained, config.trainer.max_epochs)
+        return asked | told
+    row = None
+    if kind(config) is None and config.data.name == "tiny_imagenet":
+        row = paper_row(*(asked[name] for name in ("model", "optimizer", "pretrained", "epochs")))
         row = None if row and departures(plain(config), row) else row
-    return {
-        **pretraining,
-        "row": row and row.row,
-        "model": model,
-        "optimizer": optimizer.lower(),
-        "scheduler": scheduler,
-        "pretrained": pretrained,
-        "epochs": config.trainer.max_epochs,
-        "seed": config.seed,
-        "data": config.data.name,
-        "config_digest": digest(config),
-        "overrides": overrides,
-        "paper": row and {"row": row.row, "accuracy": row.accuracy},
-    }
-
-
-def _describe_related(config: DictConfig, overrides: list[str]) -> dict:
-    """The same of a system of features, encoding and classifier."""
-    features, encoding, classifier = config.features, config.encoding, config.classifier
-    return {
-        "kind": "related",
-        "system": asked_system(config),
-        "features": features.name,
-        "encoding": encoding.name,
-        "classifier": classifier.name,
-        "model": features.name,
-        "optimizer": classifier.name,
-        "seed": config.seed,
-        "data": config.data.name,
-        "config_digest": digest(config),
-        "overrides": overrides,
-    }
+    paper = row and {"row": row.row, "accuracy": row.accuracy}
+    return {"row": row and row.row, **asked, "scheduler": _class(config.scheduler), **told, "paper": paper}
 
 
 def asked_system(config: Mapping) -> str:
     """In words: "SIFT, 1,000 words, linear SVM". An empty label has nothing to say."""
-    labels = (config[part]["label"] for part in ("features", "encoding", "classifier"))
+    labels = (config.get(part, {}).get("label") for part in PARTS)
     return ", ".join(label for label in labels if label)
+
+
+def _asked(config: Mapping) -> dict:
+    """The fields of a result that its configuration tells, as far as a damaged one does."""
+    if kind(config) == "related":
+        parts = {part: config.get(part, {}).get("name") for part in PARTS}
+        names = {"model": parts["features"], "optimizer": parts["classifier"]}
+        return {"kind": "related", "system": asked_system(config), **parts, **names, "seed": config.get("seed")}
+    model, epochs = config.get("model", {}), config.get("trainer", {}).get("max_epochs")
+    optimizer = _class(config.get("optim", {}))
+    return {
+        **({"kind": "pretraining", "method": config["method"].get("name")} if kind(config) else {}),
+        "model": _class(model),
+        "optimizer": optimizer and optimizer.lower(),
+        "pretrained": model.get("pretrained", False) is not False,
+        "epochs": epochs if isinstance(epochs, int) else None,
+        "seed": config.get("seed"),
+    }
+
+
+def _class(group: Mapping) -> str | None:
+    """ "Adam" of {_target_: torch.optim.Adam}."""
+    return str(group.get("_target_") or "").rpartition(".")[2] or None
 
 
 def write_result(run_folder: Path | str, result: dict) -> Path:
@@ -128,7 +119,7 @@ def read_run(folder: Path | str) -> dict:
         "best_val_accuracy": max(
             (r["val_accuracy"] for r in metrics if r.get("val_accuracy") is not None), default=None
         ),
-        **_from_config(config),
+        **_asked(config),
     }
     try:
         text = (folder / "result.json").read_text(encoding="utf-8")
@@ -239,44 +230,9 @@ def _read_config(folder: Path) -> dict:
         config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     except Exception:  # whatever a damaged file makes YAML or OmegaConf raise
         return {}
-    groups = ("model", "optim", "scheduler", "data", "trainer")
+    groups = ("model", "optim", "scheduler", "data", "trainer", "method", *PARTS)
     is_ours = isinstance(config, dict) and all(isinstance(config.get(name, {}), dict) for name in groups)
     return config if is_ours else {}
-
-
-def _from_config(config: dict) -> dict:
-    """Fields of result.json as far as config.yaml alone tells them."""
-    if kind(config) == "related":
-        groups = {
-            name: config[name] for name in ("features", "encoding", "classifier") if isinstance(config.get(name), dict)
-        }
-        chosen = {group: _choice(config, group) for group in groups}
-        return {
-            "kind": "related",
-            "system": ", ".join(str(part["label"]) for part in groups.values() if part.get("label")),
-            **chosen,
-            "model": chosen.get("features"),
-            "optimizer": chosen.get("classifier"),
-            "seed": config.get("seed"),
-        }
-    epochs = config.get("trainer", {}).get("max_epochs")
-    return {
-        "kind": kind(config),
-        "method": _choice(config, "method"),
-        "model": _choice(config, "model"),
-        "optimizer": _choice(config, "optim"),
-        "pretrained": bool(config.get("model", {}).get("pretrained", False)),
-        "epochs": epochs if isinstance(epochs, int) else None,
-        "seed": config.get("seed"),
-    }
-
-
-def _choice(config: dict, group: str) -> str | None:
-    """ "adam" for optim: {_target_: torch.optim.Adam}, "sift" for features: {name: sift, ...}."""
-    chosen = config.get(group)
-    if isinstance(chosen, dict):
-        chosen = chosen.get("name") or str(chosen.get("_target_") or "").rpartition(".")[2].lower()
-    return str(chosen) if chosen else None
 
 
 def _run_folders(folder: Path, levels: int) -> list[Path]:

@@ -20,7 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from bagnet_lightning.config import digest, without_hydra
+from bagnet_lightning.config import NAMING, digest, without_hydra
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.launching import ParallelLauncher, folder
 from bagnet_lightning.results import note_jobs, read_run
@@ -33,7 +33,6 @@ OF_LIGHTNING = (
     *("logger", "callbacks", "plugins", "profiler", "fast_dev_run", "enable_checkpointing", "enable_progress_bar"),
     *("enable_model_summary", "num_sanity_val_steps", "log_every_n_steps", "use_distributed_sampler"),
 )
-TOLD = {"model", "optim", "method", "related", "features", "encoding", "classifier", "head"}  # by a run's line anyway
 WHOLE_DEVICE = "the whole device, one after the other"
 
 
@@ -85,7 +84,7 @@ class Sweep(Callback):
         self.results.append(result)
         if ranks.rank(config) == 0:
             own = [word for word in job_return.overrides if word not in self.shared]
-            own = [word for word in own if word.partition("=")[0] not in TOLD]
+            own = [word for word in own if word.partition("=")[0] not in NAMING]
             line = _line(result, own, self.results, self.total, time.monotonic() - self.began)
             self.console.print(line, markup=False, highlight=False)
 

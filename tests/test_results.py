@@ -7,8 +7,11 @@ import subprocess
 import sys
 
 import pytest
+from conftest import composed
+from omegaconf import OmegaConf
 
 from bagnet_lightning.results import (
+    describe,
     note_jobs,
     read_jobs,
     read_metrics,
@@ -60,6 +63,15 @@ def test_an_unfinished_run_tells_what_it_can(tmp_path):
     expected = {"status": "unfinished", "model": "bagnet17", "optimizer": "adam", "pretrained": True, "epochs": 15}
     expected |= {"seed": 3, "epochs_done": 2, "best_val_accuracy": 0.11, "error": None}
     assert {key: run[key] for key in expected} == expected
+
+
+def test_an_unfinished_run_has_the_names_that_its_result_will_have(tmp_path):
+    config = composed("model._target_=mynet.SmallNet")
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+    asked, run = describe(config, []), read_run(tmp_path)
+    assert asked["model"] == "SmallNet"
+    for name in ("model", "optimizer", "pretrained", "epochs", "seed"):
+        assert run[name] == asked[name]
 
 
 @pytest.mark.parametrize(

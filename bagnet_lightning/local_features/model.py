@@ -12,13 +12,12 @@ import safetensors.numpy
 from hydra.utils import instantiate
 
 from bagnet_lightning.checkpoint import beside_tensors
+from bagnet_lightning.config import PARTS
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import write_bytes
 from bagnet_lightning.local_features.bag import Bag
 from bagnet_lightning.names import model_name
 from bagnet_lightning.results import asked_system
-
-PARTS = ("features", "encoding", "classifier")
 
 
 def check_installed() -> None:

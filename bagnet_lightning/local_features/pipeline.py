@@ -10,7 +10,7 @@ import sklearn
 import torch
 from omegaconf import DictConfig
 
-from bagnet_lightning.config import plain, sha256
+from bagnet_lightning.config import PARTS, plain, sha256
 from bagnet_lightning.data.batches import Images
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.data.of_config import data_of
@@ -19,7 +19,7 @@ from bagnet_lightning.inference import best_device
 from bagnet_lightning.local_features.bag import Bags
 from bagnet_lightning.local_features.em import fine_tuned
 from bagnet_lightning.local_features.encoding import Encoding
-from bagnet_lightning.local_features.model import PARTS, LocalModel, made, save_local_model, system
+from bagnet_lightning.local_features.model import LocalModel, made, save_local_model, system
 from bagnet_lightning.local_features.patches import BagNetFeatures
 from bagnet_lightning.machine import commit, device_name, peak_memory_mib, versions
 from bagnet_lightning.predictions import write_predictions

@@ -1,13 +1,12 @@
 """What a reader of a sweep's table has to know: what did not finish, what cannot be compared, where it ran."""
 
-from bagnet_lightning.config import NOT_IN_DIGEST, within
+from bagnet_lightning.config import NAMING, NOT_IN_DIGEST, within
 from bagnet_lightning.reporting.seeds import problem, told
 from bagnet_lightning.reporting.table import Table, pretraining_name
 from bagnet_lightning.results import read_jobs
 
 # Overrides that a column tells of, or the words of a related system.
-_IN_COLUMNS = {"table1", "model", "optim", "model.pretrained", "trainer.max_epochs", "seed", "method"}
-_IN_COLUMNS |= {"related", "head", "features", "encoding", "classifier"}
+_IN_COLUMNS = (*NAMING, "table1", "model.pretrained", "trainer.max_epochs", "seed")
 
 
 def notes(table: Table) -> list[str]:

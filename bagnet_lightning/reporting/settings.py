@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from bagnet_lightning.config import NOT_IN_DIGEST, leaves, within
+from bagnet_lightning.config import NOT_IN_DIGEST, PARTS, leaves, within
 from bagnet_lightning.names import clipped
 
 # Leaves of the config that are a column anyway, that seeds are merged over, or that do not touch the training.
@@ -12,8 +12,7 @@ _NOT_A_SETTING |= {"batches", "bagnet", "pretrained_sha256"}  # what data.* and 
 #: What every table and title has already.
 COLUMNS = (
     *("row", "model", "optimizer", "optim.", "pretrained", "epochs", "seed", "n", "accuracy", "paper", "difference"),
-    *("diff.", "top-5", "parameters", "params", "img/s", "time", "status"),
-    *("features", "encoding", "classifier"),
+    *("diff.", "top-5", "parameters", "params", "img/s", "time", "status", *PARTS),
 )
 _CHOICES = ("model", "optim", "scheduler", "data")  # groups in which another choice has other keys and defaults
 

@@ -1,6 +1,6 @@
 """What tells the runs of a sweep apart: a title for each, and the runs that differ from it in the fewest things."""
 
-from bagnet_lightning.config import leaves
+from bagnet_lightning.config import PARTS, leaves
 from bagnet_lightning.names import clipped, model_name, optimizer_name
 from bagnet_lightning.reporting.related import RelatedLine
 from bagnet_lightning.reporting.settings import short
@@ -58,7 +58,7 @@ def _network(run: dict, settings: list[str]) -> Cell:
 
 def _system(run: dict, line: RelatedLine) -> Cell:
     values = leaves(run["config"])
-    parts = {part: str(values.get(f"{part}.label") or run.get(part)) for part in ("features", "encoding", "classifier")}
+    parts = {part: str(values.get(f"{part}.label") or run.get(part)) for part in PARTS}
     return {
         **parts,
         **{word: clipped(line.settings[name]) for name, word in short(line.settings).items()},
