@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from bagnet_lightning.files import sha256_of
 from bagnet_lightning.paths import CONF
 
 # What changes where things are, how fast they go or how they are shown, but not what is trained.
@@ -93,7 +94,7 @@ def sha256(path: object) -> str | None:
         return None
     file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return sha256_of(file)
     except OSError:
         return None
 

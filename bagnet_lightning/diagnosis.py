@@ -3,7 +3,6 @@
 import os
 import shutil
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -24,7 +23,6 @@ from bagnet_lightning.machine import (
 RUNS = Path("multirun_outputs")
 #: GiB. The 17 rows keep two checkpoints each, of up to 0.2 GiB; Tiny ImageNet is a zip of 0.25 and a store of 1.3.
 RUNS_NEED, DATA_NEED, MEMORY_NEED = 7, 2, 4
-MALWARE = ("2.6.2", "2.6.3")  # of pytorch-lightning, for a while on the index
 
 
 @dataclass(frozen=True)
@@ -70,14 +68,6 @@ def problems(config: dict) -> list[Problem]:
             found.append(Problem(f"{gpu_problem()}; until then training runs on the CPU", fatal=False))
     except UserError as error:
         found.append(Problem(str(error), fatal=True))
-    if version("pytorch-lightning") in MALWARE:
-        found.append(
-            Problem(
-                "this pytorch-lightning was malware: take this machine off the network, change every "
-                "password and key it knew, and set it up anew",
-                fatal=True,
-            )
-        )
     found += _room(RUNS, RUNS_NEED, "the checkpoints of the 17 rows", "run from a folder of a disk with room")
     root = config["data"].get("root")
     state = _state_of_data(config["data"])

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -50,6 +51,15 @@ def _read_back(file: BinaryIO, content: bytes | memoryview) -> None:
     for start in range(0, len(content), 2**20):
         if file.read(2**20) != bytes(content[start : start + 2**20]):  # a memoryview compares byte by byte
             raise OSError(errno.EIO, f"it does not read back as it was written, near byte {start}")
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content, which need not fit into memory, as hex digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**18):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

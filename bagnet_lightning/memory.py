@@ -14,7 +14,7 @@ def keep_freed_memory() -> None:
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
+    except (AttributeError, OSError):  # musl, macOS
         return
     mallopt(_M_MMAP_THRESHOLD, _MOST)
     mallopt(_M_TRIM_THRESHOLD, _MOST)

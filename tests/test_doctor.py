@@ -61,15 +61,6 @@ def test_little_room_is_a_warning_and_none_an_error(tmp_path, monkeypatch):
         assert [(problem.fatal, "GiB left, of about 7 for" in problem.text) for problem in found] == [(fatal, True)]
 
 
-def test_the_malicious_releases_of_lightning_are_named(monkeypatch):
-    monkeypatch.setattr(diagnosis, "version", lambda package: "2.6.3")
-    monkeypatch.setattr(diagnosis, "_free_memory", lambda: 100.0)
-    monkeypatch.setattr(diagnosis, "_free_disk", lambda folder: 100.0)
-    (found,) = problems(doctor("trainer=cpu", "data=textures"))
-    assert found.fatal
-    assert "was malware" in found.text
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_presets_for_a_card_say_that_there_is_none(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)

@@ -20,8 +20,9 @@ from bagnet_lightning.evidence import contributions
 from bagnet_lightning.explain import main
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.keypoint_drawing import DPI, GAP, OUTLINED, SIDE, draw, region, scale_end, strongest
+from bagnet_lightning.explanation.keypoint_maps import KeypointExplanation, explain
 from bagnet_lightning.explanation.keypoint_page import KeypointPage
-from bagnet_lightning.explanation.keypoints import KeypointExplanation, Keypoints, explain
+from bagnet_lightning.explanation.keypoints import Keypoints
 from bagnet_lightning.local_features.model import (
     PARTS,
     LocalModel,

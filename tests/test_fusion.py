@@ -18,6 +18,7 @@ from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.data.module import Textures
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.local_features.model import keypoint_shares, load_local_model
+from bagnet_lightning.local_features.patches import Patches
 from bagnet_lightning.local_features.pipeline import run
 from bagnet_lightning.local_features.svm import GaussianSvm
 from bagnet_lightning.predictions import read_predictions
@@ -133,7 +134,7 @@ def test_each_head_is_measured_beside_plain_averaging_which_is_what_evaluate_mea
 def test_what_the_patches_add_is_what_the_head_decides(checkpoint, tmp_path, head):
     run(asked(checkpoint, f"head={head}"), tmp_path)
     model = load_local_model(tmp_path / "model.safetensors")
-    bag = model.features.bags(textures().val_images, None, None).read(0, 3)
+    bag = Patches(model.features, textures().val_images).read(0, 3)
     shares = keypoint_shares(model, bag)
     assert shares.shape == (3 * 16, len(CLASSES))
     assert np.allclose(shares.reshape(3, 16, -1).sum(1) + model.classifier.arrays["bias"], model.scores(bag), atol=1e-4)

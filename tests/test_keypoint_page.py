@@ -8,8 +8,8 @@ from test_explain_keypoints import EMPTY, SYSTEMS
 from trained_checkpoints import CLASS_NAMES, CLASSES
 
 from bagnet_lightning.explanation.inputs import Picture
+from bagnet_lightning.explanation.keypoint_maps import explain
 from bagnet_lightning.explanation.keypoint_page import KeypointPage
-from bagnet_lightning.explanation.keypoints import explain
 
 from selenium.webdriver.common.action_chains import ActionChains  # isort: skip
 from selenium.webdriver.common.by import By  # isort: skip

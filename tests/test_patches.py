@@ -13,7 +13,7 @@ from bagnet_lightning.data.batches import Images
 from bagnet_lightning.data.store import Split
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.inference import predict
-from bagnet_lightning.local_features.patches import BagNetFeatures
+from bagnet_lightning.local_features.patches import BagNetFeatures, Patches
 
 
 def some_images(count=7, side=40):
@@ -32,7 +32,7 @@ def features_of(path, output):
 
 
 def bags(path, output, images):
-    return features_of(path, output).bags(images, None, None)
+    return Patches(features_of(path, output), images)
 
 
 def means(bag):

@@ -136,7 +136,6 @@ def test_other_sizes():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((-1, 12, 12, 64), "seed"),
         ((0, 5, 12, 64), r"data\.train_images is 5"),
         ((0, 12, 0, 64), r"data\.val_images is 0"),
         ((0, 12, 12, 32), r"data\.image_size is 32"),

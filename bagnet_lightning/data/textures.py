@@ -47,8 +47,6 @@ def open_store(seed: int, train_images: int, val_images: int, image_size: int = 
     image_size: side of the images in px, at least 33. Raises UserError on values that give no usable data set.
     """
     classes = [(field, direction) for field in SCALES for direction in DIRECTIONS]
-    if seed < 0:
-        raise UserError(f"the textures' seed is {seed}; it has to be 0 or more")
     for name, count in (("train_images", train_images), ("val_images", val_images)):
         if count < len(classes):
             raise UserError(f"data.{name} is {count}; the textures need at least {len(classes)}, one a class")

@@ -17,7 +17,7 @@ from rich.progress import DownloadColumn, TransferSpeedColumn
 from bagnet_lightning.data.pack import ImageFiles, Source
 from bagnet_lightning.data.store import Store, packed_store
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.files import temporary_folder
+from bagnet_lightning.files import sha256_of, temporary_folder
 from bagnet_lightning.progress_bar import progress_bar
 
 NAME = "tiny-imagenet-200"
@@ -174,7 +174,7 @@ def _find_zip(root: Path, url: str, sha256: str) -> Path:
     """The official zip under root, downloaded if it is not there."""
     path = root / f"{NAME}.zip"
     if path.exists():
-        if _sha256(path) != sha256:
+        if sha256_of(path) != sha256:
             raise UserError(
                 f"{path} is damaged or not the official file (by its sha256): remove it to download it afresh"
             )
@@ -188,7 +188,7 @@ def _find_zip(root: Path, url: str, sha256: str) -> Path:
             f"({getattr(error, 'reason', error)}): set data.root=DIR (or BAGNET_DATA) to the folder that holds {NAME} "
             "or its zip, or use data=textures, which needs no files"
         ) from error
-    if _sha256(part) != sha256:
+    if sha256_of(part) != sha256:
         part.unlink()
         raise UserError(
             f"{url} did not send the official file (by its sha256), so nothing of it is kept: try again, "
@@ -257,11 +257,3 @@ def _unzip(path: Path, root: Path) -> Path:
             return (temporary / NAME).rename(folder)
     except (BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{path} cannot be unpacked ({error}): remove it to download it afresh") from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

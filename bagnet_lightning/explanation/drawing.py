@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import ArrayLike
-from torch import Tensor
 
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.maps import CONTRIBUTIONS, EVIDENCE, Explanation, Model, strongest
@@ -15,6 +15,7 @@ from bagnet_lightning.names import clipped
 from bagnet_lightning.standalone import png
 
 COLOURS = "RdBu_r"  # red speaks for the class, blue against it
+FOR, AGAINST = "#b2182b", "#2166ac"  # of a score
 OVERLAY = 0.7  # opacity of a map over its image
 PATCHES = 4  # shown of those for and of those against a class
 CLASS = 24  # characters of its name
@@ -114,23 +115,19 @@ def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: E
             axes.text(0.95, 0.5, f"{method}\n({what})", ha="right", va="center", size=8)
         for column, (index, one) in enumerate(zip(shown, values, strict=True), start=1):
             axes = block.add_subplot(grid[row, column])
-            mappable = _overlay(axes, picture, one, end)
+            axes.imshow(overlay(picture.pixels, one.numpy(), end))
+            bare(axes)
             if row == 0:
                 logit = explanation.logits[index].item()
                 axes.set_title(f"{clipped(names[index], CLASS)}  logit {logit:.2f}", fontsize=9)
-        bar = block.colorbar(mappable, cax=block.add_subplot(grid[row, -1]), extend="both")
+        scale = ScalarMappable(Normalize(-end, end), COLOURS)
+        bar = block.colorbar(scale, cax=block.add_subplot(grid[row, -1]), extend="both")
         bar.ax.tick_params(labelsize=7)
         unit = {EVIDENCE: "logit of the patch", CONTRIBUTIONS: "logit a pixel"}.get(method, "an approximation")
         bar.set_label(f"{method}\n{unit}", fontsize=7)
     for row in range(patch_rows):
         top = (patch_rows - row) * 1.3 / height
         _draw_patches(block, picture, model, explanation, shown[row], top, height)
-
-
-def _overlay(axes, picture: Picture, values: Tensor, end: float):
-    axes.imshow(picture.pixels @ LUMINANCE, cmap="gray", vmin=0, vmax=255)
-    bare(axes)
-    return axes.imshow(values.numpy(), cmap=COLOURS, vmin=-end, vmax=end, alpha=OVERLAY)
 
 
 def _draw_patches(
@@ -151,7 +148,7 @@ def _draw_patches(
             before = (model.field - 1) // 2
             axes.imshow(cut_out(picture.pixels, row - before, column - before, model.field, model.grey))
             bare(axes)
-            axes.set_xlabel(f"{score:+.2f}", fontsize=8, labelpad=2, color="#b2182b" if score > 0 else "#2166ac")
+            axes.set_xlabel(f"{score:+.2f}", fontsize=8, labelpad=2, color=FOR if score > 0 else AGAINST)
 
 
 def bare(axes) -> None:

@@ -1,7 +1,6 @@
 """The picture of one image's keypoints: circles of their size, coloured by their shares, and the strongest cut out."""
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import colormaps
@@ -12,9 +11,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from bagnet_lightning.explanation.drawing import (
+    AGAINST,
     CLASS,
     COLOURS,
     DPI,
+    FOR,
     GREY,
     LUMINANCE,
     PANEL,
@@ -24,11 +25,9 @@ from bagnet_lightning.explanation.drawing import (
     scale_end,
 )
 from bagnet_lightning.explanation.inputs import Picture
+from bagnet_lightning.explanation.keypoint_maps import KeypointExplanation
 from bagnet_lightning.names import clipped
 from bagnet_lightning.standalone import png
-
-if TYPE_CHECKING:
-    from bagnet_lightning.explanation.keypoints import KeypointExplanation
 
 SIDE, GAP = 1.25 * PANEL, 0.15  # inches, of a panel and beside it
 CUT, ROW = 0.78, 1.3  # inches, of a patch cut out and a row of them
@@ -37,7 +36,7 @@ CORNERS = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
 
 
 def draw(
-    picture: Picture, explanation: "KeypointExplanation", system: str, class_names: list[str], patches: bool
+    picture: Picture, explanation: KeypointExplanation, system: str, class_names: list[str], patches: bool
 ) -> bytes:
     """A PNG: the image, a panel for each shown class, and below a row for each of the keypoints that added most.
 
@@ -89,9 +88,7 @@ def draw(
                 axes.imshow(cut_out(picture.pixels, *region(explanation.keypoints[number]), beyond=128))
                 bare(axes)
                 share = shares[number, index]
-                axes.set_xlabel(
-                    f"{share:+.{digits}f}", fontsize=8, labelpad=2, color="#b2182b" if share > 0 else "#2166ac"
-                )
+                axes.set_xlabel(f"{share:+.{digits}f}", fontsize=8, labelpad=2, color=FOR if share > 0 else AGAINST)
     return png(figure)
 
 

@@ -1,18 +1,15 @@
 """The page of keypoints: one HTML file, like that of networks, to point at a keypoint and see what it spoke for."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bagnet_lightning.explanation.drawing import scale_end
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.keypoint_drawing import strongest
+from bagnet_lightning.explanation.keypoint_maps import KeypointExplanation
 from bagnet_lightning.explanation.page import MOST_CLASSES, TOP, write_page
 from bagnet_lightning.standalone import png_uri
-
-if TYPE_CHECKING:
-    from bagnet_lightning.explanation.keypoints import KeypointExplanation
 
 DIGITS = 5  # of a share
 
@@ -28,7 +25,7 @@ class KeypointPage:
     asked: int | None = None  # the class to show at first, instead of the predicted one
     images: list[dict] = field(default_factory=list)
 
-    def add(self, picture: Picture, explanation: "KeypointExplanation") -> None:
+    def add(self, picture: Picture, explanation: KeypointExplanation) -> None:
         """Of the shown classes and those with the highest scores, MOST_CLASSES at most."""
         shares = explanation.shares
         ranked = np.argsort(-explanation.scores, kind="stable").tolist()

@@ -1,58 +1,13 @@
-"""Pictures as a system of local features sees them: its scores divided exactly among the keypoints.
-
-A score is a bias, the same for all images, and the sum of what every keypoint adds to it (local_features/model.py). Of
-a system on a BagNet's patches the same holds of the patches.
-"""
-
-from dataclasses import dataclass
-
-import numpy as np
+"""What explain makes of pictures with a system of local features: a picture, lines, numbers and a page."""
 
 from bagnet_lightning.config import image_size
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.explanation.arrays import Kept
 from bagnet_lightning.explanation.inputs import Picture, find_class
 from bagnet_lightning.explanation.keypoint_drawing import draw
+from bagnet_lightning.explanation.keypoint_maps import explain
 from bagnet_lightning.explanation.keypoint_page import KeypointPage
-from bagnet_lightning.local_features.bag import Bag
-from bagnet_lightning.local_features.encoding import BagOfWords
-from bagnet_lightning.local_features.model import LocalModel, keypoint_shares, load_local_model, system
-
-
-@dataclass(frozen=True)
-class KeypointExplanation:
-    """An image of which a system describes M keypoints, or patches."""
-
-    scores: np.ndarray  # (classes,) float32
-    shown: list[int]  # classes that the picture shows: predicted, true, asked
-    keypoints: np.ndarray  # (M, 4) float32, as in a Bag: x, y, diameter or side, px; angle, degrees
-    shares: np.ndarray  # (M, classes) float32: what each adds to each class's score
-    bias: np.ndarray  # (classes,) float32: the score of an image without keypoints
-    words: np.ndarray | None  # (M,) the visual word of each; None: the system has no words
-
-    @property
-    def predicted(self) -> int:
-        return int(self.scores.argmax())
-
-    @property
-    def additivity_error(self) -> float:
-        """Largest difference, over the classes, of a score and the bias with the keypoints' shares."""
-        return float(np.abs(self.shares.sum(0) + self.bias - self.scores).max())
-
-
-def explain(model: LocalModel, picture: Picture, asked: int | None) -> KeypointExplanation:
-    """asked: a class to show besides the predicted and the true one."""
-    bag: Bag = model.features.describe(picture.pixels[None])
-    scores = model.scores(bag)[0]
-    wanted = [int(scores.argmax()), picture.label, asked]
-    return KeypointExplanation(
-        scores=scores,
-        shown=list(dict.fromkeys(index for index in wanted if index is not None)),
-        keypoints=bag.keypoints,
-        shares=keypoint_shares(model, bag).astype(np.float32),
-        bias=model.classifier.arrays["bias"],
-        words=model.encoding.words(bag) if isinstance(model.encoding, BagOfWords) else None,
-    )
+from bagnet_lightning.local_features.model import load_local_model, system
 
 
 class Keypoints:

@@ -8,16 +8,12 @@ else (`upsample`), and ORB's patches may reach over the edge, where the image is
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import cv2
 import numpy as np
 
-from bagnet_lightning.local_features.bag import Bag, Bags
-
-if TYPE_CHECKING:
-    from bagnet_lightning.data.batches import Images
+from bagnet_lightning.local_features.bag import Bag
 
 SIFT_BYTES, ORB_BYTES = 128, 32
 ORB_PATCH = 31  # px; for this size the pairs of pixels are the learned ones (Rublee et al. 2011, section 4.3)
@@ -26,7 +22,7 @@ SIFT_BINS = 4  # a SIFT descriptor is of 4 x 4 bins, each 3 sigma wide, and KeyP
 
 @dataclass(frozen=True)
 class Detector(ABC):
-    """Finds keypoints in an image and describes them. upsample: the image is enlarged so many times before."""
+    """Finds keypoints in an image and describes them. upsample: factor by which the image is enlarged first."""
 
     descriptor_bytes: ClassVar[int]
     diameter: ClassVar[float] = 1  # of the region that a descriptor is of, in KeyPoint.size: ORB's is that already
@@ -56,12 +52,6 @@ class Detector(ABC):
         keypoints, descriptors = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return Bag(descriptors, keypoints, np.cumsum([0, *(len(each) for each, _ in found)]))
 
-    def bags(self, images: "Images", cache: Path, workers: int | None) -> Bags:
-        """The local features of images, from `cache` or computed by so many processes (None: one a core) and kept."""
-        from bagnet_lightning.local_features.extraction import extracted  # here: it imports torch
-
-        return extracted(self, images, cache, workers)
-
     @abstractmethod
     def detect(self, grey: np.ndarray) -> tuple[Sequence[cv2.KeyPoint], np.ndarray]:
         """The keypoints of a grey image and their descriptors, in px of this image."""
@@ -71,7 +61,7 @@ class Detector(ABC):
 class Sift(Detector):
     """Lowe 2004: extrema of differences of Gaussians, histograms of gradients. Arguments: cv2.SIFT_create's.
 
-    keypoints: the strongest so many.
+    keypoints: at most this many, the strongest.
     """
 
     descriptor_bytes: ClassVar[int] = SIFT_BYTES

@@ -1,7 +1,6 @@
 """A BagNet's patches as the local features of images: computed when they are read, and nothing stored."""
 
 import time
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -87,14 +86,9 @@ class BagNetFeatures:
                 "its network has seen these images; train one with the same data.holdout and data.classes"
             )
 
-    def bags(self, images: Images, cache: Path, workers: int | None) -> "Patches":
-        """Of `images`. Raises UserError if they are smaller than a patch."""
-        return Patches(self, images)
-
     def keypoints(self, height: int, width: int) -> np.ndarray:
-        """(patches, 4) of an image, as in a Bag. Raises UserError if it is smaller than a patch."""
+        """(patches, 4) of an image, as in a Bag."""
         field = self.network.receptive_field
-        self.network.check_size(height, width)
         corners = patch_corners(self.network, height, width).flatten(0, 1)  # (patches, 2): row, column
         rest = torch.tensor([field, 0.0]).expand(len(corners), 2)  # size and angle
         return torch.cat([corners.flip(1) + (field - 1) / 2, rest], 1).numpy()
@@ -117,13 +111,16 @@ class BagNetFeatures:
 
 
 class Patches:
-    """Bags of `features` of `images`. seconds: that all reading has taken so far."""
+    """Bags of `features` of `images`. seconds: that all reading has taken so far.
+
+    Raises UserError if the images are smaller than a patch.
+    """
 
     binary: ClassVar[bool] = False
     without_features: ClassVar[int] = 0
 
     def __init__(self, features: BagNetFeatures, images: Images):
-        features.keypoints(*images.split.images.shape[1:3])  # what is too small should be said now
+        features.network.check_size(*images.split.images.shape[1:3])
         self.features, self.images, self.seconds = features, images, 0.0
         self.logits = features.output == "logits"
 

@@ -19,8 +19,9 @@ from bagnet_lightning.inference import best_device
 from bagnet_lightning.local_features.bag import Bags
 from bagnet_lightning.local_features.em import fine_tuned
 from bagnet_lightning.local_features.encoding import Encoding
+from bagnet_lightning.local_features.extraction import extracted
 from bagnet_lightning.local_features.model import LocalModel, made, save_local_model, system
-from bagnet_lightning.local_features.patches import BagNetFeatures
+from bagnet_lightning.local_features.patches import BagNetFeatures, Patches
 from bagnet_lightning.machine import commit, device_name, peak_memory_mib, versions
 from bagnet_lightning.predictions import write_predictions
 from bagnet_lightning.progress_bar import progress_bar
@@ -56,10 +57,11 @@ def run(config: DictConfig, folder: Path) -> dict:
         features = made(settings, "features")
         measured["em_mean_accuracy"] = features.mean_accuracy(images["val"], data.class_ids)
 
-    bags = {
-        split: features.bags(chosen, Path(config.cache).expanduser(), config.workers)
-        for split, chosen in images.items()
-    }
+    if isinstance(features, BagNetFeatures):
+        bags = {split: Patches(features, chosen) for split, chosen in images.items()}
+    else:
+        cache = Path(config.cache).expanduser()
+        bags = {split: extracted(features, chosen, cache, config.workers) for split, chosen in images.items()}
     without = {split: each.without_features for split, each in bags.items()}
     print(f"{os.path.relpath(folder)}: {summary(images, without, measured.get('mean_accuracy'))}", flush=True)
 

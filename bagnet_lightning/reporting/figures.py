@@ -21,7 +21,7 @@ from bagnet_lightning.reporting.table import Line, Table
 from bagnet_lightning.results import read_metrics
 
 # Okabe & Ito's colours: told apart with any colour vision, and in grey.
-COLOURS = {"sgd": "#E69F00", "adam": "#0072B2", "adadelta": "#009E73", "adamw": "#CC79A7"}
+COLOURS = {"sgd": "#E69F00", "adam": "#0072B2", "adadelta": "#009E73", "adamw": "#CC79A7", "muon": "#D55E00"}
 OTHER_COLOUR = "#56B4E9"
 DASHES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")  # together, up to 16 settings told apart
 GREY = "#666666"
@@ -83,7 +83,7 @@ def draw_curves(table: Table) -> Figure:
         panels[1, column].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         for line in (line for line in table.lines if line.model == model):
             histories = [history for run in line.runs if (history := read_metrics(run["folder"]))]
-            style = _style(variants.index(_variant(line)), _colour(line.optimizer))
+            style = _style(variants.index(_variant(line)), optimizer_colour(line.optimizer))
             for axes, name, unit in zip(panels[:, column], ("val_accuracy", "train_loss"), (100, 1), strict=True):
                 drawn = _draw_curve(axes, histories, name, unit, style, finished=line.status == "finished")
                 crosses |= drawn and line.status != "finished"
@@ -95,7 +95,7 @@ def draw_curves(table: Table) -> Figure:
     panels[0, 0].set_ylabel("validation accuracy (%)")
     panels[0, 0].set_ylim(bottom=0)
     panels[1, 0].set_ylabel("train loss (nats)")
-    handles = [Line2D([], [], color=_colour(o), lw=2, label=optimizer_name(o)) for o in _optimizers(table)]
+    handles = [Line2D([], [], color=optimizer_colour(o), lw=2, label=optimizer_name(o)) for o in _optimizers(table)]
     if len(variants) > 1:
         handles += [
             Line2D([], [], **_style(i, GREY), label=variant or "from scratch")
@@ -159,7 +159,7 @@ def _draw_bars(axes: Axes, lines: list[Line], title: str) -> None:
 
 def _draw_pair(axes: Axes, x: float, line: Line) -> None:
     """Ours at x, the paper's at x + 1."""
-    colour = _colour(line.optimizer)
+    colour = optimizer_colour(line.optimizer)
     if line.accuracy is not None:
         height, error = 100 * line.accuracy, 100 * (line.std or 0)
         axes.bar(x, height, width=0.92, color=colour)
@@ -214,7 +214,10 @@ def _heights(lines: Iterable[Line]) -> list[float]:
 
 
 def _bar_legend(table: Table) -> list:
-    handles = [Patch(facecolor=_colour(optimizer), label=optimizer_name(optimizer)) for optimizer in _optimizers(table)]
+    handles = [
+        Patch(facecolor=optimizer_colour(optimizer), label=optimizer_name(optimizer))
+        for optimizer in _optimizers(table)
+    ]
     if any(line.paper for line in table.lines):
         comparable = any(line.paper and not line.not_comparable for line in table.lines)
         words = "the paper" if comparable else "the paper, on the full Tiny ImageNet: not comparable"
@@ -255,5 +258,5 @@ def _optimizer_order(optimizer: str) -> tuple[int, str]:
     return ([*OPTIMIZERS].index(optimizer) if optimizer in OPTIMIZERS else len(OPTIMIZERS)), optimizer
 
 
-def _colour(optimizer: str) -> str:
+def optimizer_colour(optimizer: str) -> str:
     return COLOURS.get(optimizer, OTHER_COLOUR)

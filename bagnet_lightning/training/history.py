@@ -67,8 +67,7 @@ class History(Callback):
         self.validation_started = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self.validation_seconds += time.perf_counter() - self.validation_started
+        self.validation_seconds += time.perf_counter() - self.validation_started
 
     def state_dict(self) -> dict:
         return {

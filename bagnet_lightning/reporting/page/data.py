@@ -8,7 +8,7 @@ from bagnet_lightning.config import leaves
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.names import clipped, model_name, model_order
 from bagnet_lightning.predictions import read_predictions
-from bagnet_lightning.reporting.figures import COLOURS, OTHER_COLOUR
+from bagnet_lightning.reporting.figures import optimizer_colour
 from bagnet_lightning.reporting.notes import notes, problems
 from bagnet_lightning.reporting.page.neighbours import neighbours, told_apart
 from bagnet_lightning.reporting.page.rows import pretraining_rows, related_rows, rows_of, run_name
@@ -42,7 +42,7 @@ def page_data(tables: list[Table], pictures: dict[str, str], with_gallery: bool,
         "states": Counter(run["state"] for run in runs.values()),
         "settings": [{"key": setting, "name": name} for setting, name in short(settings).items()],
         "models": [[model, model_name(model)] for model in models],
-        "colours": {row["optimizer"]: COLOURS.get(row["optimizer"], OTHER_COLOUR) for row in rows},
+        "colours": {row["optimizer"]: optimizer_colour(row["optimizer"]) for row in rows},
         "rows": rows,
         "related": related_rows(tables, names, prefixes),
         "pretrainings": pretraining_rows(tables, names, prefixes),
