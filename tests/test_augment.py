@@ -27,7 +27,7 @@ def test_each_image_becomes_one_of_its_own_windows_and_all_kinds_occur():
     for image, made in zip(images.numpy(), out.numpy(), strict=True):
         (kind,) = [kind for kind, window in expected_windows(image, 2) if np.array_equal(window, made)]
         kinds.append(kind)
-    assert {top for top, _, _ in kinds} == {left for _, left, _ in kinds} == set(range(5))
+    assert len({(top, left) for top, left, _ in kinds}) == 25
     assert 70 < sum(flipped for _, _, flipped in kinds) < 130
 
 

@@ -18,8 +18,8 @@ from bagnet_lightning.training.classifier import Classifier, totals
 BATCHES = 5
 
 
-def rates(scheduler, interval, epochs) -> list[float]:
-    """The learning rate of every step of a training on nothing in particular."""
+def rates(scheduler, interval, epochs, accumulate=1) -> list[float]:
+    """The learning rate at every batch of a training on nothing in particular."""
     seen = []
 
     class Watched(Classifier):
@@ -38,6 +38,7 @@ def rates(scheduler, interval, epochs) -> list[float]:
     data = TensorDataset(torch.randn(BATCHES * 2, 3, 1, 1), torch.zeros(BATCHES * 2).long(), torch.arange(BATCHES * 2))
     trainer = Trainer(
         max_epochs=epochs,
+        accumulate_grad_batches=accumulate,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -57,6 +58,13 @@ def test_step_lr_of_seven_means_seven_epochs():
 def test_step_lr_of_steps_is_gone_within_an_epoch():
     seen = rates(partial(StepLR, step_size=2, gamma=0.1), "step", epochs=1)
     assert seen == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01])
+
+
+def test_schedules_count_epochs_and_steps_where_batches_are_accumulated():
+    by_epoch = rates(partial(StepLR, step_size=1, gamma=0.1), "epoch", epochs=2, accumulate=2)
+    assert by_epoch == pytest.approx([1.0] * BATCHES + [0.1] * BATCHES)
+    by_step = rates(partial(OneCycleLR, max_lr=2.0), "step", epochs=4, accumulate=2)  # 3 steps an epoch
+    assert by_step[-1] < 0.001
 
 
 def test_norms_and_biases_do_not_decay():

@@ -36,6 +36,14 @@ def planted(seed: int, words: int, each: int, flips: int) -> tuple[np.ndarray, n
     return codes, draw.permutation(np.packbits(bits, axis=1))
 
 
+def test_a_sample_of_some_blocks_is_from_all_over(monkeypatch):
+    monkeypatch.setattr(codebook, "BLOCKS", 4)
+    places = np.arange(200.0, dtype=np.float32)[:, None]
+    sampled = sample(InMemory(bag_of(places, [1] * 200), binary=False), 200, seed=0)
+    assert len(sampled) == 4 * codebook.BLOCK
+    assert sampled.max() > 100
+
+
 def test_k_majority_finds_planted_codes():
     codes, noisy = planted(seed=1, words=5, each=41, flips=15)
     found = min(

@@ -6,7 +6,7 @@ from conftest import composed
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from bagnet_lightning.config import asked_for, digest, folder
+from bagnet_lightning.config import asked_for, digest, folder, leaves, plain
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.paths import CONF
 from bagnet_lightning.rules import RULES, check
@@ -47,6 +47,7 @@ def test_the_paper_settings_are_the_defaults():
     assert (config.scheduler.step_size, config.scheduler.gamma) == (7, 0.1)
     assert (config.data.crop_padding, config.data.flip, config.data.normalize) == (0, True, False)
     assert (config.optim.momentum, config.optim.weight_decay, config.label_smoothing) == (0.9, 0, 0)
+    assert (config.model.pad, config.model.stem_momentum, config.model.width) == (0, 0.001, 1)
     assert config == composed("optim=sgd", "recipe=paper")
     adam = composed()
     assert (adam.optim._target_, adam.optim.lr, adam.optim.weight_decay) == ("torch.optim.Adam", 0.001, 0)
@@ -62,6 +63,18 @@ def test_the_modern_recipe_is_muon_in_one_cycle_with_smoothed_labels():
     assert config.optim._target_.endswith(".Muon")
     assert config.scheduler._target_.endswith(".OneCycleLR")
     assert config.scheduler.max_lr == 0.3
+    recipe = composed("recipe=modern")
+    assert (recipe.optim.lr, recipe.optim.momentum, recipe.optim.weight_decay) == (0.05, 0.95, 0.01)
+    assert (recipe.scheduler.pct_start, recipe.model.stem_momentum) == (0.3, 0.1)
+
+
+def test_what_the_docs_promise_of_defaults():
+    assert composed().checkpoint == {"every_n_minutes": 10, "every_n_steps": None}
+    precisions = {card: composed(f"trainer={card}").trainer.precision for card in ("t4", "k80")}
+    assert precisions == {"t4": "16-mixed", "k80": "32-true"}
+    for encoding in ("bow", "fisher"):
+        config = composed(f"encoding={encoding}", name="classical").encoding
+        assert (config.power, config.norm) == (0.5, "l2")  # Hellinger's kernel
 
 
 def test_only_the_rows_with_imagenet_weights_normalise():
@@ -203,6 +216,20 @@ def test_digest_is_of_what_is_trained():
         assert digest(composed(same)) == asked
         assert asked_for(composed(same)) == asked_for(composed())
     assert digest(composed("trainer=ddp", "trainer.num_nodes=2")) == asked
+    config = composed("data.holdout=0.1", "weight_average=0.9")
+    assert leaves(plain(config)).keys() - asked_for(config).keys() == {
+        *("sweep", "fresh", "dry_run", "paper", "checkpoint.every_n_minutes", "checkpoint.every_n_steps"),
+        *("data.root", "data.url", "data.device_resident", "data.eval_batch_size"),
+        *("trainer.devices", "trainer.num_nodes", "trainer.compile", "trainer.fused_norm", "trainer.cuda_graph"),
+        *(
+            "batches.batch_size",
+            "batches.crop_padding",
+            "batches.flip",
+            "batches.normalize",
+            "bagnet.pad",
+            "bagnet.stem_momentum",
+        ),
+    }
     for other in (
         "seed=1",
         "trainer.sync_batchnorm=false",

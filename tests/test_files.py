@@ -22,5 +22,7 @@ def test_a_disk_that_takes_only_a_part_keeps_the_old_file(tmp_path, write, old, 
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["result.json"]
-    write(path, new)
+    with path.open("rb") as reader:
+        write(path, new)
+        assert reader.read() == b"old"  # another file has its name now: nobody sees a part of it
     assert path.read_bytes() == b"x" * 2000

@@ -1,6 +1,7 @@
 import csv
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,8 +26,9 @@ def rows(folder):
 
 
 def test_a_run_leaves_its_measurements_and_checkpoints(tmp_path):
-    result = fit(composed(*SMALL), tmp_path)
+    result = fit(composed(*SMALL, "scheduler.step_size=1"), tmp_path)
     epochs = rows(tmp_path)
+    assert [float(row["learning_rate"]) for row in epochs] == pytest.approx([0.001, 0.0001])
     assert [row["epoch"] for row in epochs] == ["1", "2"]
     assert [row["step"] for row in epochs] == ["3", "6"]
     best = max(epochs, key=lambda row: float(row["val_accuracy"]))
@@ -92,6 +94,16 @@ def test_the_training_loss_of_an_epoch_is_the_mean_over_its_own_images(tmp_path,
     assert (first, second) == pytest.approx((sum(seen[:3]) / 36, sum(seen[3:]) / 36))
 
 
+def test_the_time_of_validation_is_not_the_trainings(tmp_path, monkeypatch):
+    clock = iter([0.0, 10.0, 13.0, 14.0])  # training, validation until 13
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    history = History(tmp_path / "metrics.csv", (), lambda: 0.0)
+    trainer = SimpleNamespace(callback_metrics={}, current_epoch=0, global_step=5, is_global_zero=True)
+    for hook in ("on_train_start", "on_validation_start", "on_validation_end", "on_train_epoch_end"):
+        getattr(history, hook)(trainer, None)
+    assert ([row["seconds"] for row in history.rows], history.training_seconds) == ([14.0], [11.0])
+
+
 @pytest.mark.parametrize(("limit", "images"), [([], 36), (["+trainer.limit_train_batches=2"], 24)])
 def test_the_images_of_an_epoch_are_those_it_trains_on(tmp_path, monkeypatch, limit, images):
     monkeypatch.setattr(History, "timing", lambda self, per_epoch: {"images": per_epoch})
@@ -112,7 +124,7 @@ def test_the_speed_is_of_the_epochs_after_the_first_in_whichever_process():
 
 def test_the_same_seed_gives_the_same_weights_and_another_one_others(tmp_path):
     for name, seed in [("a", 3), ("b", 3), ("c", 4)]:
-        fit(composed(*SMALL, f"seed={seed}"), tmp_path / name)
+        fit(composed(*SMALL, f"seed={seed}", "data.seed=0"), tmp_path / name)  # the same order and augmentation
     a, b, c = (weights(tmp_path / name / "last.ckpt") for name in "abc")
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not torch.equal(a["network.fc.weight"], c["network.fc.weight"])
@@ -126,15 +138,16 @@ def progress(folder) -> tuple[int, int]:
     return checkpoint["epoch"], checkpoint["global_step"]
 
 
-def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_last_checkpoint(tmp_path, monkeypatch, value):
     original = Classifier.training_step
 
     def poisoned(self, batch):
-        return original(self, batch) * (float("nan") if self.trainer.global_step == 4 else 1)
+        return original(self, batch) * (float(value) if self.trainer.global_step == 4 else 1)
 
     monkeypatch.setattr(Classifier, "training_step", poisoned)
     with pytest.raises(
-        Diverged, match=r"is nan at step 4 \(epoch 2, learning rate 0.001, train images \[\d+(, \d+){11}\]"
+        Diverged, match=rf"is {value} at step 4 \(epoch 2, learning rate 0.001, train images \[\d+(, \d+){{11}}\]"
     ):
         fit(composed(*SMALL), tmp_path)
     assert progress(tmp_path) == (0, 3)

@@ -53,6 +53,7 @@ MOMENTS = {  # what is called, which call of it, and the steps that are then don
     "the last validation": (Classifier, "validation_step", 1, 6),
     "writing best.ckpt": (AtomicCheckpointIO, "save_checkpoint", 0, 3),
     "writing last.ckpt": (AtomicCheckpointIO, "save_checkpoint", 1, 3),
+    "writing the run's last.ckpt": (AtomicCheckpointIO, "save_checkpoint", 2, 6),  # the second epoch is no better
 }
 
 
@@ -84,6 +85,17 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
         fit(composed(*OVERRIDES), tmp_path)
     assert stopped.value.exit_code == 130
     assert progress(tmp_path)[1] == 3  # of the epoch before: it did not save
+
+
+def test_the_first_signal_is_the_exit_code(tmp_path, monkeypatch):
+    def at_slurms_time_limit():
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Classifier, "training_step", before(Classifier.training_step, 4, at_slurms_time_limit))
+    with pytest.raises(Interrupted) as stopped:
+        fit(composed(*OVERRIDES), tmp_path)
+    assert stopped.value.exit_code == 128 + signal.SIGUSR1
 
 
 def test_a_ctrl_c_before_the_first_step_ends_the_run_too(tmp_path, monkeypatch):
@@ -136,6 +148,21 @@ def test_a_signal_waits_for_the_gradients_that_are_being_accumulated(tmp_path, m
         with pytest.raises(Interrupted):
             fit(asked, tmp_path / "broken")
     assert progress(tmp_path / "broken") == (0, 2)
+    fit(asked, tmp_path / "broken")
+    assert_equal_runs(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_no_checkpoint_is_of_half_accumulated_gradients(tmp_path, monkeypatch):
+    asked = composed(*OVERRIDES, "data.batch_size=6", "trainer.accumulate_grad_batches=2", "checkpoint.every_n_steps=1")
+
+    def power_cut():
+        raise PowerCut
+
+    fit(asked, tmp_path / "unbroken")
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", before(Classifier.training_step, 3, power_cut))
+        with pytest.raises(PowerCut):
+            fit(asked, tmp_path / "broken")
     fit(asked, tmp_path / "broken")
     assert_equal_runs(tmp_path / "unbroken", tmp_path / "broken")
 

@@ -20,7 +20,8 @@ def data(*overrides, small=SMALL):
 def test_images_are_normalised_by_their_own_statistics_by_imagenets_or_not_at_all():
     own = data("data.normalize=true")
     assert (own.mean, own.std) == (own.store.mean, own.store.std)
-    assert data("data.normalize=imagenet").std == (0.229, 0.224, 0.225)
+    imagenet = data("data.normalize=imagenet")
+    assert (imagenet.mean, imagenet.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert data("data.normalize=false").mean == (0, 0, 0)
 
 

@@ -107,6 +107,15 @@ def test_a_backbone_tells_what_it_has_not_seen(checkpoint, tmp_path):
             features.check(SimpleNamespace(name=name, holdout=holdout, classes=classes))
 
 
+def test_logits_are_of_the_datas_own_classes(checkpoint):
+    classes = load_trained(checkpoint).classes
+    data = SimpleNamespace(class_ids=classes, holdout=0.0, name="other", classes=None)
+    features_of(checkpoint, "logits").check(data)
+    data.class_ids = classes[::-1]
+    with pytest.raises(UserError, match="or others: choose the same ones"):
+        features_of(checkpoint, "logits").check(data)
+
+
 def test_what_is_no_bagnet_or_too_small_is_refused(checkpoint, tmp_path):
     with pytest.raises(UserError, match="a BagNet, not ResNet"):
         bags(write_checkpoint(tmp_path / "best.ckpt", "resnet18"), "features", some_images())

@@ -1,14 +1,21 @@
+import signal
+
 import numpy as np
 import pytest
+import torch
 from conftest import SMALL, composed
 from PIL import Image
+from test_fit import weights
+from test_interrupts import before
 from torch.nn import functional as F
 
 from bagnet_lightning.checkpoint import load_trained
 from bagnet_lightning.data.module import Textures
-from bagnet_lightning.inference import predict
-from bagnet_lightning.predictions import EACH, SIDE, most_confused, read_predictions, write_predictions
+from bagnet_lightning.errors import Interrupted
+from bagnet_lightning.inference import batches, predict
+from bagnet_lightning.predictions import EACH, SIDE, confusion, most_confused, read_predictions, write_predictions
 from bagnet_lightning.results import read_metrics
+from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.fit import fit
 
 NAMES = ["red", "green", "blue"]
@@ -36,6 +43,16 @@ def test_what_was_written_is_read(written):
     assert (read.examples[np.arange(8), 0, 0, read.example_labels] == 255).all()
 
 
+def test_any_number_of_classes_is_counted():
+    labels = np.array([299, 0, 299], np.uint16)  # as they are kept
+    assert np.argwhere(confusion(labels, labels, 300)).tolist() == [[0, 0], [299, 299]]
+
+
+def test_larger_images_are_predicted_fewer_at_a_time():
+    for side, count in ((64, 250), (128, 62), (2000, 1)):
+        assert len(batches(torch.empty(1, dtype=torch.uint8).expand(500, side, side, 3))[0]) == count
+
+
 def test_the_sheet_has_the_most_confused_pairs_in_rows(written):
     read = read_predictions(written[0])
     assert most_confused(read.confusion(), 6) == [(2, 0), (1, 0)]
@@ -60,7 +77,8 @@ def test_a_damaged_file_is_told_and_a_missing_one_is_none(written):
 
 
 def test_a_run_keeps_those_of_its_best_checkpoint(tmp_path):
-    result = fit(composed(*SMALL, "data.val_images=11", "data.eval_batch_size=5"), tmp_path)  # in batches of 4, 4, 3
+    asked = composed(*SMALL, "data.val_images=11", "data.eval_batch_size=5", "label_smoothing=0.1")
+    result = fit(asked, tmp_path)  # in batches of 4, 4, 3
     read = read_predictions(tmp_path)
     assert (read.labels == read.predicted).mean() == pytest.approx(result["best_val_accuracy"])
     trained = load_trained(tmp_path / "best.ckpt")
@@ -69,9 +87,34 @@ def test_a_run_keeps_those_of_its_best_checkpoint(tmp_path):
     logits = predict(trained, data.val_images.split.images[data.val_images.chosen])
     assert read.predicted.tolist() == logits.argmax(1).tolist()
     assert read.labels.tolist() == data.val_images.labels.tolist()
-    loss = F.cross_entropy(logits, data.val_images.labels).item()
+    loss = F.cross_entropy(logits, data.val_images.labels).item()  # smoothed in training alone
     assert read_metrics(tmp_path)[result["best_epoch"] - 1]["val_loss"] == pytest.approx(loss, rel=1e-4)
     assert not (tmp_path / "progress.json").exists()
+
+
+def test_a_run_that_goes_on_keeps_its_best_epoch(tmp_path, monkeypatch):
+    def scripted(self, batch):
+        labels, epoch = batch[1], self.trainer.current_epoch
+        hits = (6, 10, 3)[epoch]  # of 12
+        self.val_totals += torch.tensor([12.0, hits, 12 - epoch, 12])
+        return torch.where(torch.arange(12) < hits, labels, (labels + 1) % 6)
+
+    monkeypatch.setattr(Classifier, "validation_step", scripted)
+    asked = composed(*SMALL, "trainer.max_epochs=3")
+    with monkeypatch.context() as patch:
+        stop = before(Classifier.training_step, 6, lambda: signal.raise_signal(signal.SIGTERM))
+        patch.setattr(Classifier, "training_step", stop)
+        with pytest.raises(Interrupted):
+            fit(asked, tmp_path)
+    best = weights(tmp_path / "best.ckpt")
+    result = fit(asked, tmp_path)
+    assert (result["best_epoch"], result["best_val_accuracy"]) == (2, pytest.approx(10 / 12))
+    assert result["val_top5_accuracy"] == pytest.approx(11 / 12)
+    assert result["final_val_accuracy"] == pytest.approx(3 / 12)
+    assert all(torch.equal(value, best[key]) for key, value in weights(tmp_path / "best.ckpt").items())
+    assert not torch.equal(best["network.fc.weight"], weights(tmp_path / "last.ckpt")["network.fc.weight"])
+    read = read_predictions(tmp_path)
+    assert (read.labels == read.predicted).sum() == 10
 
 
 def test_of_a_limited_validation_only_what_was_seen_is_kept(tmp_path):

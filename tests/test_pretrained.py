@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+import torchvision
 from conftest import composed
 from safetensors.torch import save_file
 
@@ -94,6 +95,9 @@ def test_weights_of_another_network_are_refused(tmp_path):
     torch.save(small(5).state_dict(), tmp_path / "w.pt")
     with pytest.raises(UserError, match=r"does not hold the weights of this bagnet17: .* layer3.0.conv2.weight"):
         bagnet17(5, width=0.25, pretrained=str(tmp_path / "w.pt"))
+    with pytest.raises(UserError, match="does not hold the weights of this resnet18"):
+        resnet18(5, pretrained=str(tmp_path / "w.pt"))
+    torch.save(torchvision.models.resnet34(num_classes=5).state_dict(), tmp_path / "w.pt")  # has all of it, and more
     with pytest.raises(UserError, match="does not hold the weights of this resnet18"):
         resnet18(5, pretrained=str(tmp_path / "w.pt"))
 

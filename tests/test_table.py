@@ -158,7 +158,8 @@ def test_a_partial_sweep_says_so_line_by_line(tmp_path):
 def test_a_finished_seed_does_not_hide_a_failed_one(tmp_path):
     write_run(tmp_path / "a", seed=0)
     write_run(tmp_path / "b", seed=1, status="failed", error="no")
-    assert [line.status for line in read_table(tmp_path).lines] == ["finished", "failed"]
+    write_run(tmp_path / "c", seed=2, status="failed", error="no")
+    assert [line.status for line in read_table(tmp_path).lines] == ["finished", "failed", "failed"]
 
 
 def test_a_finished_run_without_an_accuracy_survives(tmp_path):

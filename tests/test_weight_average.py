@@ -101,10 +101,12 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, monkeypatch, momen
 
 
 def test_accumulated_batches_are_one_step(tmp_path, seen):
-    fit(composed(*AVERAGED, "data.batch_size=6", "trainer.accumulate_grad_batches=2"), tmp_path)
-    assert len(seen) == 12
+    odd = ["data.train_images=30", "data.batch_size=6", "trainer.accumulate_grad_batches=2"]
+    fit(composed(*AVERAGED, *odd), tmp_path)
+    assert len(seen) == 10
     last = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["WeightAverage"]["averages"]
-    averages = expected_averages(seen[0][NAME], seen[1::2], NAME, decay=0.3)  # after half a step all is as it was
+    steps = [seen[batch] for batch in (1, 3, 4, 6, 8, 9)]  # the last batch of an epoch is a step by itself
+    averages = expected_averages(seen[0][NAME], steps, NAME, decay=0.3)  # after half a step all is as it was
     torch.testing.assert_close(last[NAME], averages[-1])
 
 
