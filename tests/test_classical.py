@@ -10,6 +10,7 @@ from conftest import composed
 from PIL import Image
 from test_commands import one_line
 
+from bagnet_lightning.data.of_config import data_of
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.local_features.model import check_installed, load_local_model
 from bagnet_lightning.local_features.pipeline import run
@@ -58,7 +59,13 @@ def test_a_second_run_gives_the_same_file(tmp_path, features):
         result = run(config, tmp_path / name)
         files.append((tmp_path / name / "model.safetensors").read_bytes().replace(f"/{name}".encode(), b""))
     assert files[0] == files[1]
-    assert 0 <= result["best_val_accuracy"] <= result["val_top5_accuracy"] <= 1
+    model, data = load_local_model(tmp_path / "two/model.safetensors"), data_of(config.data)
+    data.setup()
+    images = data.val_images
+    scores = model.scores(model.features.describe(images.split.images[images.chosen].numpy()))
+    ranks = (scores > scores[np.arange(12), images.labels.numpy()][:, None]).sum(1)
+    assert result["best_val_accuracy"] == pytest.approx((ranks == 0).mean())
+    assert result["val_top5_accuracy"] == pytest.approx((ranks < 5).mean())
 
 
 def test_features_that_are_used_again_cost_what_they_did(tmp_path):

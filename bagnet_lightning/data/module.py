@@ -22,11 +22,11 @@ class ImageData(LightningDataModule, ABC):
     """Training and validation batches of a store.
 
     name: what tables call the data. classes: all (None), the first N, or a list of identifiers or names.
-    images_per_class: only the first N train images of each class. holdout: this share of every class's train images
-    is validated on instead of the val split, which is then untouched. crop_padding, flip: see augment.py. normalize: by
-    the train split's mean and standard deviation (False: pixels / 255; "imagenet": by ImageNet's). device_resident:
-    gather batches from a copy of the images on the device that trains ("auto": on a GPU with room). seed: of the order
-    and the augmentation.
+    images_per_class: only the first N train images of each class; with holdout N at random. holdout: this share of
+    every class's train images is validated on instead of the val split, which is then untouched. crop_padding, flip:
+    see augment.py. normalize: by the train split's mean and standard deviation (False: pixels / 255; "imagenet": by
+    ImageNet's). device_resident: gather batches from a copy of the images on the device that trains ("auto": on a GPU
+    with room). seed: of the order and the augmentation.
     """
 
     def __init__(
