@@ -8,23 +8,14 @@ from hydra._internal.utils import create_config_search_path
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from bagnet_lightning.config import NOT_IN_DIGEST, leaves, plain, without_hydra
+from bagnet_lightning.config import NOT_IN_DIGEST, leaves, plain, within, without_hydra
 from bagnet_lightning.paths import CONF
 
-_SETTINGS = (
-    *("data.", "model.", "optim.", "scheduler.", "label_smoothing", "patch_loss", "weight_average"),
-    *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val"),
-)
-# Not settings of the training, or what a row is chosen by.
-_OTHER = {*NOT_IN_DIGEST, "data.seed", "data.name", "data.sha256"}
-_OTHER |= {"data._target_", "model._target_", "optim._target_"}
-_ADDED = (  # which no row has
-    "callbacks.",
-    "trainer.limit_",
-    "trainer.overfit_",
-    "trainer.max_steps",
-    "trainer.max_time",
-    "trainer.val_check",
+# Not settings of the training, said by other keys, or what a row is chosen by.
+_NO_SETTING = (
+    *(*NOT_IN_DIGEST, "seed", "data.seed", "data.name", "data.sha256", "data._target_", "image_files", "image_size"),
+    *("batches", "bagnet", "pretrained_sha256", "model._target_", "optim._target_", "trainer.max_epochs"),
+    *("trainer.accelerator", "trainer.precision", "trainer.deterministic", "trainer.sync_batchnorm"),
 )
 
 
@@ -70,18 +61,20 @@ def paper_row(model: str, optimizer: str, pretrained: bool, epochs: int) -> Pape
 
 def departures(config: dict, row: PaperRow) -> list[str]:
     """The settings of a run's configuration that are not `row`'s, as "optim.lr=0.05"; none if it is the row itself."""
-    ours = leaves(config)
-    changed = [key for key, value in _settings(row.name).items() if key in ours and ours[key] != value]
+    ours, rows = _settings(config), _settings_of_row(row.name)
+    changed = [key for key in {**rows, **ours} if key in ours and ours[key] != rows.get(key)]
     if "scheduler._target_" in changed:  # the keys of another one mean something else
         changed = [key for key in changed if not key.startswith("scheduler.")] + ["scheduler._target_"]
-    changed += [key for key, value in ours.items() if key.startswith(_ADDED) and value]
     return [f"{key.removesuffix('._target_')}={ours[key]}" for key in changed]
 
 
+def _settings(config: dict) -> dict[str, object]:
+    return {key: value for key, value in leaves(config).items() if not within(key, _NO_SETTING)}
+
+
 @cache
-def _settings(name: str) -> dict[str, object]:
+def _settings_of_row(name: str) -> dict[str, object]:
     # Not by hydra.compose, which cannot be used inside one of Hydra's own commands.
     loader = ConfigLoaderImpl(create_config_search_path(str(CONF)))
     config = loader.load_configuration("config", [f"table1={name}"], RunMode.RUN)
-    found = leaves(plain(without_hydra(config)))
-    return {key: value for key, value in found.items() if key.startswith(_SETTINGS) and key not in _OTHER}
+    return _settings(plain(without_hydra(config)))
