@@ -8,12 +8,14 @@
 The same command again skips finished runs.
 """
 
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from bagnet_lightning.cli import command
-from bagnet_lightning.runs import once
+from bagnet_lightning.results import progress_file, write_progress, write_result
+from bagnet_lightning.runs import in_its_folder, outcome
 
 RUN_FILES = ("config.yaml", "model.safetensors", "predictions.npz", "em", "result.json")
 
@@ -23,13 +25,19 @@ def main(config: DictConfig) -> dict:
     from bagnet_lightning.local_features.model import check_installed
 
     check_installed()
+    return in_its_folder(config, RUN_FILES, partial(classical, config))
 
-    def work(folder: Path) -> dict:
-        from bagnet_lightning.local_features.pipeline import run
 
-        return run(config, folder)
+def classical(config: DictConfig, folder: Path, asked: dict) -> dict:
+    from bagnet_lightning.local_features.pipeline import run
 
-    return once(config, RUN_FILES, work)
+    write_progress(folder)  # that it goes on; how far, it cannot know
+    try:
+        result = outcome(asked, folder, partial(run, config, folder))
+    finally:
+        progress_file(folder).unlink(missing_ok=True)
+    write_result(folder, result)
+    return result
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 Light on purpose: reading a sweep needs neither torch nor a GPU, and never fails because of one broken file.
 """
 
+import contextlib
 import csv
 import json
 import math
+import os
 import socket
 import time
 from collections.abc import Mapping
@@ -107,7 +109,7 @@ def read_run(folder: Path | str) -> dict:
     kind: see config.kind.
     Never raises for what the folder holds. Without result.json the status is "unfinished"; with one that is cut, or of
     a newer form, "unreadable" and the reason in error. Both then hold what config.yaml and metrics.csv can tell.
-    An unfinished run that goes on has progress (dict, see progress.py); where it is None, it was stopped.
+    An unfinished run that goes on has progress (dict, see training/progress.py); where it is None, it was stopped.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -211,9 +213,24 @@ def _parse_result(text: str) -> tuple[str | None, dict]:
     return None, result
 
 
+def progress_file(folder: Path) -> Path:
+    """How far a run is, for those who watch it; gone when it has ended."""
+    return folder / "progress.json"
+
+
+def write_progress(folder: Path, **told: float | None) -> None:
+    """`told`, and by which process: that tells a run that goes on from one that was killed.
+
+    A file that cannot be written stops no run.
+    """
+    with contextlib.suppress(OSError):
+        state = told | {"pid": os.getpid(), "host": socket.gethostname()}
+        write_text(progress_file(folder), json.dumps(state) + "\n")
+
+
 def _read_progress(folder: Path) -> dict | None:
     """progress.json while its process lives, as far as can be told from here."""
-    path = folder / "progress.json"
+    path = progress_file(folder)
     try:
         progress = json.loads(path.read_text(encoding="utf-8"))
         if progress["host"] == socket.gethostname():

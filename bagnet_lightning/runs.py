@@ -1,12 +1,10 @@
 """A run is made once: the same command again finds it finished, and no folder mixes two configurations."""
 
-import json
 import logging
 import os
-import socket
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from shutil import rmtree
 
@@ -17,37 +15,18 @@ from omegaconf import DictConfig, OmegaConf
 from bagnet_lightning.config import asked_for, digest, plain
 from bagnet_lightning.errors import Diverged, Interrupted, UserError, in_one_line
 from bagnet_lightning.files import locked, write_text
-from bagnet_lightning.results import describe, read_run, write_result
+from bagnet_lightning.results import describe, read_run
 
 log = logging.getLogger(__name__)
-
-
-def once(config: DictConfig, files: Sequence[str], work: Callable[[Path], dict]) -> dict:
-    """The result of the run that Hydra's current job asks for, be it an earlier one.
-
-    files: what a run leaves in its folder, files and folders, which fresh=true replaces. work: makes the run in the
-    folder it is given, and returns what it measured.
-    """
-
-    def run(folder: Path, asked: dict) -> dict:
-        progress = folder / "progress.json"  # tells those who watch that it goes on; how far, it cannot know
-        with suppress(OSError):
-            write_text(progress, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
-        try:
-            result = outcome(asked, folder, lambda: work(folder))
-        finally:
-            progress.unlink(missing_ok=True)
-        write_result(folder, result)
-        return result
-
-    return in_its_folder(config, files, run)
 
 
 def in_its_folder(
     config: DictConfig, files: Sequence[str], run: Callable[[Path, dict], dict], lead: bool = True
 ) -> dict:
-    """The same for a `run` that takes its folder and what was asked (results.describe), and writes its result itself.
+    """The result of the run that Hydra's current job asks for: an earlier one's if it is finished, else `run`'s.
 
+    files: what a run leaves in its folder, files and folders, which fresh=true replaces. run: takes the folder and what
+    was asked (results.describe), and writes its result itself.
     lead: whether this process, of the run's ranks, writes its files. A signal ends it with the shell's exit code.
     """
     assert not config.dry_run, "sweep.py ends a dry run before this"  # Hydra swallows what fails there
@@ -61,22 +40,22 @@ def in_its_folder(
             error = f"another process trains in {folder}; wait for it, or stop it"
             return {**asked, "status": "failed", "error": error}
         if lead:
-            settle(folder, files)  # what a killed process has left
+            restore_or_discard(folder, files)  # what a killed process has left
         if config.fresh and lead:
             put_aside(folder, files)
         result = None
         try:
-            result = begin(config, folder, asked, lead) or run(folder, asked)
+            result = skip_or_refuse(config, folder, asked, lead) or run(folder, asked)
         except Interrupted as stop:
             raise SystemExit(stop.exit_code) from stop
         finally:
-            if lead and settle(folder, files) and result:
+            if lead and restore_or_discard(folder, files) and result:
                 result["error"] += "; the earlier run is kept"
         return result
 
 
 def put_aside(folder: Path, files: Sequence[str]) -> None:
-    """Moves an earlier run's `files` out of the way of a new one, which may come to nothing: see settle."""
+    """Moves an earlier run's `files` out of the way of a new one, which may come to nothing: see restore_or_discard."""
     earlier, moving = _aside(folder)
     moving.mkdir()
     for name in files:
@@ -85,8 +64,9 @@ def put_aside(folder: Path, files: Sequence[str]) -> None:
     moving.rename(earlier)
 
 
-def settle(folder: Path, files: Sequence[str]) -> bool:
-    """Ends what put_aside began: whether the earlier run is back, as it had what the new one has not (nothing_to_lose).
+def restore_or_discard(folder: Path, files: Sequence[str]) -> bool:
+    """Ends what put_aside began: restores the earlier run if it has something to lose and the new one has not, else
+    deletes it. Returns whether it was restored.
 
     Whenever a process is killed, the next one's goes on from there.
     """
@@ -115,8 +95,8 @@ def _aside(folder: Path) -> tuple[Path, Path]:
     return folder.with_name(f".{folder.name}.earlier"), folder.with_name(f".{folder.name}.moving")
 
 
-def begin(config: DictConfig, folder: Path, asked: dict, lead: bool) -> dict | None:
-    """What there is to tell instead of running in `folder`; None if the run is to be made, or gone on with."""
+def skip_or_refuse(config: DictConfig, folder: Path, asked: dict, lead: bool) -> dict | None:
+    """The result to return instead of running in `folder`: the finished run's, or a refusal. None: run, or go on."""
     earlier = {} if config.fresh else read_run(folder)
     of_earlier = OmegaConf.create(earlier.get("config") or {})
     if of_earlier and digest(of_earlier) != asked["config_digest"] and not nothing_to_lose(earlier):

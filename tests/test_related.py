@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 from sweep_folders import write_related, write_run
 
-from bagnet_lightning import runs
+from bagnet_lightning.classical import classical
 from bagnet_lightning.reporting.notes import notes
 from bagnet_lightning.reporting.page.runs import state
 from bagnet_lightning.reporting.report import write_report
@@ -219,11 +219,15 @@ def test_a_system_at_work_is_seen_to_be(tmp_path, monkeypatch):
     folder = write_related(tmp_path / "a", status=None)
     long_ago = time.time() - 9999  # in which it would count as stopped
     os.utime(folder / "config.yaml", (long_ago, long_ago))
-    monkeypatch.setattr(
-        runs, "in_its_folder", lambda config, files, run: run(folder, {"model": "sift", "optimizer": "linear"})
-    )
     states = []
-    result = runs.once(None, (), lambda folder: states.append(state(read_run(folder))) or {"best_val_accuracy": 0.5})
+
+    def at_work(config, folder):
+        states.append(state(read_run(folder)))
+        return {"best_val_accuracy": 0.5}
+
+    pytest.importorskip("cv2")
+    monkeypatch.setattr("bagnet_lightning.local_features.pipeline.run", at_work)
+    result = classical(None, folder, {"model": "sift", "optimizer": "linear"})
     assert (states, result["status"], state(read_run(folder))) == (["running"], "finished", "finished")
     (folder / "result.json").unlink()
     assert state(read_run(folder)) == "stopped"

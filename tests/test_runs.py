@@ -10,7 +10,7 @@ from conftest import composed
 from bagnet_lightning import classical, pretrain, train
 from bagnet_lightning.errors import Diverged, UserError
 from bagnet_lightning.results import describe, read_run, write_result
-from bagnet_lightning.runs import begin, outcome, put_aside, settle
+from bagnet_lightning.runs import outcome, put_aside, restore_or_discard, skip_or_refuse
 
 FILES = ("config.yaml", "model.safetensors", "result.json")
 
@@ -22,13 +22,13 @@ def asked(*overrides: str) -> tuple:
 
 def test_a_finished_run_is_told_again_and_another_configuration_refused(tmp_path):
     config, described = asked()
-    assert begin(config, tmp_path, described, lead=True) is None
-    assert begin(config, tmp_path, described, lead=True) is None  # begun is not finished
+    assert skip_or_refuse(config, tmp_path, described, lead=True) is None
+    assert skip_or_refuse(config, tmp_path, described, lead=True) is None  # begun is not finished
     write_result(tmp_path, {**described, "status": "finished", "best_val_accuracy": 0.5})
-    earlier = begin(config, tmp_path, described, lead=True)
+    earlier = skip_or_refuse(config, tmp_path, described, lead=True)
     assert (earlier["skipped"], earlier["best_val_accuracy"]) == (True, 0.5)
     other, described_other = asked("encoding.codebook.size=7")
-    refused = begin(other, tmp_path, described_other, lead=True)
+    refused = skip_or_refuse(other, tmp_path, described_other, lead=True)
     assert (refused["status"], "another configuration" in refused["error"]) == ("failed", True)
     assert (
         "configuration (encoding.codebook.size); name another sweep=NAME, or start over with fresh=true"
@@ -40,13 +40,13 @@ def test_a_finished_run_is_told_again_and_another_configuration_refused(tmp_path
 def test_what_failed_before_it_had_anything_to_keep_gives_way(tmp_path):
     config, described = asked()
     other, described_other = asked("encoding.codebook.size=7")
-    assert begin(config, tmp_path, described, lead=True) is None
+    assert skip_or_refuse(config, tmp_path, described, lead=True) is None
     write_result(tmp_path, {**described, "status": "failed", "error": "no GPU"})
-    assert begin(other, tmp_path, described_other, lead=True) is None
+    assert skip_or_refuse(other, tmp_path, described_other, lead=True) is None
     write_result(tmp_path, {**described_other, "status": "failed", "error": "the disk is full"})
     (tmp_path / "em").mkdir()
     (tmp_path / "em/last.ckpt").touch()
-    assert "another configuration" in begin(config, tmp_path, described, lead=True)["error"]
+    assert "another configuration" in skip_or_refuse(config, tmp_path, described, lead=True)["error"]
 
 
 def leave(folder, described, epoch, **result):
@@ -80,7 +80,7 @@ def test_fresh_replaces_a_run_unless_the_new_one_comes_to_nothing(tmp_path, old,
     put_aside(folder, files)
     assert content(folder) == {"notes.txt": "old"}
     leave(folder, described, "new", **new)
-    assert settle(folder, files) == back
+    assert restore_or_discard(folder, files) == back
     assert content(folder) == (OLD if back else dict.fromkeys(OLD, "new")) | {"notes.txt": "new"}
     assert read_run(folder)["status"] == (old if back else new)["status"]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -92,7 +92,7 @@ def test_all_that_a_run_leaves_can_be_put_aside(tmp_path, command):
         (tmp_path / "run" / name).mkdir(parents=True)
     put_aside(tmp_path / "run", command.RUN_FILES)
     assert not [*(tmp_path / "run").iterdir()]
-    settle(tmp_path / "run", command.RUN_FILES)
+    restore_or_discard(tmp_path / "run", command.RUN_FILES)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {*command.RUN_FILES}
 
 
@@ -111,8 +111,8 @@ def test_a_process_killed_while_files_are_moved_loses_none(tmp_path, monkeypatch
     with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
         patch.setattr(Path, "rename", killed)
         put_aside(folder, files)
-        settle(folder, files)
-    settle(folder, files)
+        restore_or_discard(folder, files)
+    restore_or_discard(folder, files)
     assert content(folder) == OLD
     assert read_run(folder)["status"] == "finished"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -89,7 +89,7 @@ def train(
     callbacks = [
         StopOnDivergence(last),  # first, since it waits for the device: the others then see the time of what is done
         history,
-        Progress(folder / "progress.json"),
+        Progress(folder),
         *callbacks,
         stopping,
         ValidateOnContinuing(),
