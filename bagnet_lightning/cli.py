@@ -94,7 +94,7 @@ def _mistakes_in_one_line() -> Iterator[None]:
     except OSError as error:
         if error.errno not in OF_THE_DISK:
             raise
-        sys.exit(f"error: {error.filename or 'a file'}: {error.strerror}; mend that and give the same command again")
+        sys.exit(f"error: {error.filename or 'a file'}: {error.strerror}; fix that and give the same command again")
 
 
 def _check_form(words: list[str]) -> None:

@@ -19,8 +19,8 @@ from bagnet_lightning.config import PARTS, digest, kind, plain
 from bagnet_lightning.files import write_text
 from bagnet_lightning.table1 import departures, paper_row
 
-#: Goes up when a field of result.json changes its meaning; files of a higher form are not interpreted.
-FORM = 1
+#: Goes up when a field of result.json changes its meaning; files of a newer format are not interpreted.
+FORMAT = 1
 
 _NUMBER = (int, float, type(None))
 #: What readers compute with. A file that says something else here is not ours, whatever else it holds.
@@ -98,7 +98,7 @@ def _class(group: Mapping) -> str | None:
 def write_result(run_folder: Path | str, result: dict) -> Path:
     """Write result.json whole or not at all; numbers that are not finite become null. Returns its path."""
     path = Path(run_folder) / "result.json"
-    text = json.dumps({"form": FORM, **finite(result)}, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps({"format": FORMAT, **finite(result)}, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
     return path
 
@@ -108,7 +108,7 @@ def read_run(folder: Path | str) -> dict:
 
     kind: see config.kind.
     Never raises for what the folder holds. Without result.json the status is "unfinished"; with one that is cut, or of
-    a newer form, "unreadable" and the reason in error. Both then hold what config.yaml and metrics.csv can tell.
+    a newer format, "unreadable" and the reason in error. Both then hold what config.yaml and metrics.csv can tell.
     An unfinished run that goes on has progress (dict, see training/progress.py); where it is None, it was stopped.
     """
     folder = Path(folder)
@@ -204,8 +204,8 @@ def _parse_result(text: str) -> tuple[str | None, dict]:
         return "result.json is cut or damaged; remove it and run again", {}
     if not isinstance(result, dict):
         return "result.json is not a result of this program", {}
-    if result.get("form", FORM) != FORM:
-        return f"result.json has form {result['form']}, this version reads form {FORM}; update bagnet_lightning", {}
+    if (found := result.get("format", FORMAT)) != FORMAT:
+        return f"result.json has format {found}, this version reads format {FORMAT}; update bagnet_lightning", {}
     wrong = [name for name, types in _FIELD_TYPES.items() if name in result and not isinstance(result[name], types)]
     missing = [name for name in ("model", "optimizer", "status") if name not in result]
     if wrong or missing:

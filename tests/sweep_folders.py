@@ -56,7 +56,7 @@ def write_run(
     (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
 
     result = {
-        "form": 1,
+        "format": 1,
         "row": None,
         "model": model,
         "optimizer": optimizer,
@@ -122,7 +122,7 @@ def write_related(
         composed[group][name] = value
     (folder / "config.yaml").write_text(yaml.safe_dump(composed, sort_keys=False))
     result = {
-        "form": 1,
+        "format": 1,
         "kind": "related",
         "system": ", ".join(system),
         "features": features,

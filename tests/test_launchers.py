@@ -77,7 +77,7 @@ def test_what_a_job_raises_is_a_failed_result_in_its_folder(job, raised, words):
     assert (result["status"], result["error"]) == ("failed", words)
     assert (result["model"], result["optimizer"], result["epochs"]) == ("bagnet9", "adam", 2)
     written = json.loads((folder(job) / "result.json").read_text())
-    assert written == {"form": 1, **result}
+    assert written == {"format": 1, **result}
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_an_unfinished_run_has_the_names_that_its_result_will_have(tmp_path):
         ("", "cut or damaged"),
         ("[1, 2]", "not a result"),
         ("{}", "not a result"),
-        (json.dumps(RESULT | {"form": 2}), "form 2"),
+        (json.dumps(RESULT | {"format": 2}), "format 2"),
         (json.dumps(RESULT | {"best_val_accuracy": {"top1": 0.4}}), "best_val_accuracy"),
     ],
 )

@@ -29,7 +29,7 @@ def runs(tmp_path, monkeypatch):
         distance = sum(abs(math.log(float(settings[key]) / BEST[key])) for key in BEST if float(settings.get(key, 0)))
         place = tmp_path / "multirun_outputs" / settings["sweep"] / folder(overrides)
         place.mkdir(parents=True)
-        result = {"form": 1, "model": settings["model"], "optimizer": "muon", "validated_on": "holdout"}
+        result = {"format": 1, "model": settings["model"], "optimizer": "muon", "validated_on": "holdout"}
         distance += settings.get("weight_average") == "null"
         found = {"status": "finished", "best_val_accuracy": 0.5 - 0.01 * distance}
         if settings.get("model.pad") == "0" or settings.get("optim.lr") == "0.2":

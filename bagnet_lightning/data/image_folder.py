@@ -116,7 +116,7 @@ def _entries(folder: Path) -> list[os.DirEntry]:
     entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     for entry in entries:
         if entry.is_symlink() and not os.path.exists(entry.path):
-            raise UserError(f"{entry.path} is a link to nothing: mend or remove it")
+            raise UserError(f"{entry.path} is a link to nothing: fix or remove it")
     return entries
 
 

@@ -1,4 +1,4 @@
-"""The systems that the paper stands on, as lines of a table of their own: features, an encoding, a classifier.
+"""The baselines as lines of a table of their own: systems of features, an encoding and a classifier.
 
 Their runs are those of `python -m bagnet_lightning.classical`, "kind": "related" in result.json.
 """
@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from bagnet_lightning.config import NOT_IN_DIGEST, leaves, within
-from bagnet_lightning.reporting.seeds import deviation, mean, problem, values
+from bagnet_lightning.reporting.seeds import SeedsLine, mean, over_seeds, values
 from bagnet_lightning.reporting.settings import in_words
 
 FEATURES = ("sift", "fast_brief", "orb", "dense_sift", "bagnet")  # in the table's order
@@ -15,31 +15,22 @@ _NOT_TOLD = "features.sha256"  # tells two runs apart, but no reader what they a
 _NOT_A_SETTING = (*NOT_IN_DIGEST, "seed", "data.seed", "data._target_")
 
 
-@dataclass(frozen=True)
-class RelatedLine:
-    """One finished run, the seeds of one system, or one run that did not finish; means over `runs`, as in table.Line.
+@dataclass(frozen=True, kw_only=True)
+class RelatedLine(SeedsLine):
+    """Of a system.
 
     settings: config keys that tell it from the other lines of the same system, and on data where these differ.
     without_keypoints: {"train": n, "val": n} images in which no feature was found, all the same classified.
     explains: what `explain` can show of it, "keypoints", "patches" or None.
     """
 
-    runs: list[dict]
-    settings: dict[str, object]
     system: str  # in words: "SIFT, 1,000 words, linear SVM"
     features: str
     encoding: str
     classifier: str
     explains: str | None
-    status: str
-    error: str | None
-    accuracy: float | None  # a share
-    std: float | None
-    top5: float | None
     feature_seconds: float | None
-    train_seconds: float | None
     model_bytes: float | None
-    parameters: float | None
     without_keypoints: dict[str, float]
 
     @property
@@ -87,26 +78,17 @@ def _differing(configs: list[dict]) -> set[str]:
 
 def _line(runs: list[dict], settings: dict[str, object]) -> RelatedLine:
     first = runs[0]
-    finished = first["status"] == "finished"
-    accuracies = values(runs, "best_val_accuracy") if finished else []
     counts = [run.get("without_keypoints") or {} for run in runs]
     return RelatedLine(
-        runs=runs,
+        **over_seeds(runs),
         settings=settings,
         system=system(first),
         features=first.get("features") or "?",
         encoding=first.get("encoding") or "?",
         classifier=first.get("classifier") or "?",
         explains=first.get("explains"),
-        status=first["status"],
-        error=problem(first),
-        accuracy=mean(accuracies),
-        std=deviation(accuracies),
-        top5=mean(values(runs, "val_top5_accuracy")) if finished else None,
         feature_seconds=mean(values(runs, "feature_seconds")),
-        train_seconds=mean(values(runs, "train_seconds")),
         model_bytes=mean(values(runs, "model_bytes")),
-        parameters=mean(values(runs, "parameters")),
         without_keypoints={split: mean(values(counts, split)) or 0 for split in ("train", "val")},
     )
 

@@ -2,6 +2,41 @@
 
 import statistics
 from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedsLine:
+    """Of a table: one finished run, the seeds of one configuration, or one run that did not finish.
+
+    Accuracies are shares; numbers are means over `runs`, std is their standard deviation (ddof=1) from two runs on.
+    """
+
+    runs: list[dict]
+    settings: dict[str, object]  # config keys that tell it from other lines
+    status: str
+    error: str | None
+    accuracy: float | None
+    std: float | None
+    top5: float | None
+    parameters: float | None
+    train_seconds: float | None
+
+
+def over_seeds(runs: list[dict]) -> dict:
+    """The fields of a SeedsLine but its settings."""
+    finished = [run for run in runs if run["status"] == "finished"]
+    accuracies = values(finished, "best_val_accuracy")
+    return {
+        "runs": runs,
+        "status": runs[0]["status"],
+        "error": problem(runs[0]),
+        "accuracy": mean(accuracies),
+        "std": deviation(accuracies),
+        "top5": mean(values(finished, "val_top5_accuracy")),
+        "parameters": mean(values(runs, "parameters")),
+        "train_seconds": mean(values(runs, "train_seconds")),
+    }
 
 
 def values(runs: Iterable[dict], name: str) -> list[float]:

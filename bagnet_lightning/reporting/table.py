@@ -11,7 +11,7 @@ from bagnet_lightning.config import leaves
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.names import OPTIMIZERS, model_name, model_order, optimizer_name
 from bagnet_lightning.reporting.related import RelatedLine, related_lines
-from bagnet_lightning.reporting.seeds import deviation, mean, problem, values
+from bagnet_lightning.reporting.seeds import SeedsLine, mean, over_seeds, values
 from bagnet_lightning.reporting.settings import differing_settings, in_words
 from bagnet_lightning.results import read_runs
 from bagnet_lightning.table1 import PaperRow, departures, paper_row, paper_rows
@@ -21,30 +21,20 @@ _COUNTED = ("data.classes=", "data.images_per_class=", "data.holdout=")  # setti
 FILES_OF_RUNS = ("backbone.safetensors", "best.ckpt", "best.safetensors", "last.ckpt", "model.safetensors")
 
 
-@dataclass(frozen=True)
-class Line:
-    """One finished run, the seeds of one configuration, or one run that did not finish.
+@dataclass(frozen=True, kw_only=True)
+class Line(SeedsLine):
+    """Of a network; settings: the leaves of Table.settings.
 
-    Accuracies are shares; numbers are means over `runs`, std is their standard deviation (ddof=1) from two runs on.
     paper: the row to look at; not_comparable: why its value holds for something else, empty where it may be compared.
     """
 
-    runs: list[dict]
-    settings: dict[str, object]  # the leaves of Table.settings
     model: str
     optimizer: str
     pretrained: str  # "no", "ImageNet", the name of a file, or of the run that left it
     epochs: int | None
-    status: str
-    error: str | None
     paper: PaperRow | None
     not_comparable: list[str]
-    accuracy: float | None
-    std: float | None
-    top5: float | None
-    parameters: float | None
     images_per_second: float | None
-    train_seconds: float | None
 
     @property
     def name(self) -> str:
@@ -116,8 +106,11 @@ def pretraining_name(run: dict) -> str:
     return f"{run.get('method') or '?'}, {model_name(run['model'])}"
 
 
-def pretraining(run: dict) -> str:
-    """What config.yaml says, and result.json where there is none: of a run's file, whose name all have, the run's."""
+def start(run: dict) -> str:
+    """What a run's weights started from, in the words of the column: "no", "ImageNet", or the name of a file.
+
+    Of a file that every run leaves, like best.ckpt, the name of its run.
+    """
     if isinstance(pretrained := _pretrained(run), str):
         path = Path(pretrained)
         return path.parent.name if path.name in FILES_OF_RUNS and path.parent.name else path.name
@@ -129,34 +122,25 @@ def _pretrained(run: dict) -> bool | str | None:
 
 
 def _cell(run: dict) -> tuple:
-    return run["model"], run["optimizer"], pretraining(run), run.get("epochs")
+    return run["model"], run["optimizer"], start(run), run.get("epochs")
 
 
 def _line(runs: list[dict], settings: list[str]) -> Line:
     first = runs[0]
-    finished = first["status"] == "finished"
     config = leaves(first["config"])
     paper = nearest_paper_row(first)
-    accuracies = values(runs, "best_val_accuracy") if finished else []
     model, optimizer, pretrained, epochs = _cell(first)
     reasons = [reason for run in runs for reason in _not_comparable(run, paper)] if paper else []
     return Line(
-        runs=runs,
+        **over_seeds(runs),
         settings={name: config.get(name) for name in settings},
         model=model or "?",
         optimizer=optimizer or "?",
         pretrained=pretrained,
         epochs=epochs,
-        status=first["status"],
-        error=problem(first),
         paper=paper,
         not_comparable=list(dict.fromkeys(reasons)),
-        accuracy=mean(accuracies),
-        std=deviation(accuracies),
-        top5=mean(values(runs, "val_top5_accuracy")) if finished else None,
-        parameters=mean(values(runs, "parameters")),
         images_per_second=mean(values(runs, "images_per_second")),
-        train_seconds=mean(values(runs, "train_seconds")),
     )
 
 

@@ -102,7 +102,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except OSError as error:
             old = "the one before it is whole" if path.exists() else "there is none before it"
             raise UserError(
-                f"checkpoint {path} cannot be written ({error.strerror}); {old}; once that is mended, the same command "
+                f"checkpoint {path} cannot be written ({error.strerror}); {old}; once that is fixed, the same command "
                 "goes on"
             ) from error
 

@@ -4,7 +4,7 @@ from bagnet_lightning.config import PARTS, leaves
 from bagnet_lightning.names import clipped, model_name, optimizer_name
 from bagnet_lightning.reporting.related import RelatedLine
 from bagnet_lightning.reporting.settings import short
-from bagnet_lightning.reporting.table import Table, pretraining
+from bagnet_lightning.reporting.table import Table, start
 
 NEIGHBOURS = 8
 Cell = dict[str, str]  # {"model": "BagNet-17", ..., "seed": "0"}
@@ -49,7 +49,7 @@ def _network(run: dict, settings: list[str]) -> Cell:
     return {
         "model": model_name(run["model"]),
         "optimizer": optimizer_name(run["optimizer"]),
-        "pretrained": pretraining(run),
+        "pretrained": start(run),
         "epochs": str(run.get("epochs") or "?"),
         **{word: clipped(values.get(name, "none")) for name, word in short(settings).items()},
         "seed": str(run.get("seed", "?")),
