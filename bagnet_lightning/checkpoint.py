@@ -19,6 +19,7 @@ from bagnet_lightning.files import write_bytes
 from bagnet_lightning.models.bagnet import bagnet9, bagnet17, bagnet33
 from bagnet_lightning.models.resnet import resnet18
 from bagnet_lightning.names import model_name
+from bagnet_lightning.paths import weights_file
 from bagnet_lightning.safe_load import safe_load
 
 NETWORKS = {f"{make.__module__}.{make.__name__}": make for make in (bagnet9, bagnet17, bagnet33, resnet18)}
@@ -78,11 +79,9 @@ def load_backbone(path: str | Path) -> Trained:
 
     Of a backbone, `classes` is empty and the classifier (`fc`) the identity, so that a network gives its mean features.
     """
-    path = Path(path)
-    if path.is_dir():
-        if (path / "best.ckpt").exists() and not (path / "model.safetensors").exists():
-            raise UserError(f"checkpoint {path} is a folder: give {path / 'best.ckpt'}")
-        path = path / "model.safetensors"
+    if not weights_file(path).exists() and Path(path, "best.ckpt").exists():
+        raise UserError(f"checkpoint {path} is a folder: give {Path(path, 'best.ckpt')}")
+    path = weights_file(path)
     about, weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_run(path)
     options = {key: value for key, value in about["config"]["model"].items() if key != "pretrained"}
     make = _network(options.pop("_target_"), path)

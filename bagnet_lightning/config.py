@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from bagnet_lightning.files import sha256_of
-from bagnet_lightning.paths import CONF
+from bagnet_lightning.paths import CONF, weights_file
 
 # What changes where things are, how fast they go or how they are shown, but not what is trained.
 NOT_IN_DIGEST = (
@@ -86,15 +86,14 @@ def digest(config: DictConfig) -> str:
 
 
 def sha256(path: object) -> str | None:
-    """SHA-256 of a file, or of model.safetensors in a folder (checkpoint.py), as hex digits; None if there is none.
+    """SHA-256 of a file of weights, as hex digits; None if there is none.
 
     What a configuration says of weights besides their path: others at the same path are another system.
     """
     if not isinstance(path, str):
         return None
-    file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
     try:
-        return sha256_of(file)
+        return sha256_of(weights_file(path))
     except OSError:
         return None
 

@@ -1,4 +1,4 @@
-"""Where the package keeps what is not Python."""
+"""Where files are: of the package what is not Python, and of weights their file."""
 
 from pathlib import Path
 
@@ -6,3 +6,9 @@ _PACKAGED = Path(__file__).parent / "conf"
 
 #: The folder of Hydra configs: inside the package in an installed wheel, at the top of the repository in a checkout.
 CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
+
+
+def weights_file(path: str | Path) -> Path:
+    """The file of weights that a path names: itself, or in a folder, as `export format=hub` makes it, its model."""
+    path = Path(path)
+    return path / "model.safetensors" if path.is_dir() else path

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Callable
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.paths import weights_file
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -47,10 +47,7 @@ _CLASSES: Rule = (
     "a whole number from 1, or a list of classes",
 )
 _PRETRAINED: Rule = (
-    lambda value: (
-        isinstance(value, bool)
-        or (isinstance(value, str) and any(path.is_file() for path in (Path(value), Path(value, "model.safetensors"))))
-    ),
+    lambda value: isinstance(value, bool) or (isinstance(value, str) and weights_file(value).is_file()),
     "true, false or the path of an existing file, or of an exported hub's folder",
 )
 _KERNELS = ("chi2", "intersection", "jensen_shannon", None)

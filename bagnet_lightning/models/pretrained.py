@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bagnet_lightning.errors import UserError, in_one_line
+from bagnet_lightning.paths import weights_file
 from bagnet_lightning.safe_load import safe_load
 
 _BAGNETS = (
@@ -71,7 +72,7 @@ def _download(url: str) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    path = path / "model.safetensors" if path.is_dir() else path
+    path = weights_file(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
