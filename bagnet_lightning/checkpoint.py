@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import get_method
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
@@ -16,13 +17,13 @@ from torch import Tensor, nn
 from bagnet_lightning.config import image_size
 from bagnet_lightning.errors import UserError, in_one_line
 from bagnet_lightning.files import write_bytes
-from bagnet_lightning.models.bagnet import bagnet9, bagnet17, bagnet33
+from bagnet_lightning.models.bagnet import BagNet, bagnet9, bagnet17, bagnet33
 from bagnet_lightning.models.resnet import resnet18
 from bagnet_lightning.names import model_name
 from bagnet_lightning.paths import weights_file
 from bagnet_lightning.safe_load import safe_load
 
-NETWORKS = {f"{make.__module__}.{make.__name__}": make for make in (bagnet9, bagnet17, bagnet33, resnet18)}
+NETWORKS = {f"{make.__module__}.{make.__name__}": make for make in (bagnet9, bagnet17, bagnet33, BagNet, resnet18)}
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict:
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist; a run leaves best.ckpt in its folder") from None
     except pickle.UnpicklingError as error:
-        raise UserError(f"checkpoint {path} is refused: it holds more than tensors and plain types") from error
+        raise UserError(
+            f"checkpoint {path} is refused: it holds more than tensors and plain types, or is of another kind"
+        ) from error
     except Exception as error:  # whatever torch makes of a file of another kind
         reason, *_ = in_one_line(error).split(". ")  # torch goes on about what that may mean
         raise UserError(f"checkpoint {path} cannot be read: {reason}") from error
@@ -82,7 +85,9 @@ def load_backbone(path: str | Path) -> Trained:
     if not weights_file(path).exists() and Path(path, "best.ckpt").exists():
         raise UserError(f"checkpoint {path} is a folder: give {Path(path, 'best.ckpt')}")
     path = weights_file(path)
-    about, weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_run(path)
+    if path.suffix in (".onnx", ".pt2"):
+        raise UserError(f"checkpoint {path} is for other programs; give best.ckpt, or what format=safetensors exported")
+    about, weights = _read(path)
     options = {key: value for key, value in about["config"]["model"].items() if key != "pretrained"}
     make = _network(options.pop("_target_"), path)
     try:
@@ -112,6 +117,28 @@ def _network(target: str, path: Path) -> Callable[..., nn.Module]:
         return get_method(target)
     except Exception as error:  # of the user's module
         raise UserError(f"BAGNET_NETWORKS: {target} cannot be imported from here: {error}") from error
+
+
+def adapt_head(network: nn.Module, classes: list[str], path: str | Path) -> str | None:
+    """Gives each of `classes` the row of the last layer, fc, that the checkpoint `path` has for it, others a new one.
+
+    For a network with weights of load_pretrained, which goes by shapes: a row there may be of another class. Returns
+    what was done, in words; None, and nothing done, if the classes are the same or the file does not tell.
+    """
+    try:
+        about, weights = _read(weights_file(path))
+    except UserError:  # another program's
+        return None
+    known = about["classes"]
+    if not known or known == classes or "fc.weight" not in weights:
+        return None
+    found = [name for name in classes if name in known]
+    network.fc.reset_parameters()
+    rows, places = [classes.index(name) for name in found], [known.index(name) for name in found]
+    with torch.no_grad():
+        for name, parameter in network.fc.named_parameters():
+            parameter[rows] = weights[f"fc.{name}"][places]
+    return f"its last layer begins anew, but for {len(found)} of {len(classes)} classes that {path} knows"
 
 
 def write_backbone(network: nn.Module, about: dict, path: Path) -> None:
@@ -151,6 +178,10 @@ def beside_tensors(path: str | Path) -> object:
         ) from None
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {in_one_line(error)}") from error
+
+
+def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_run(path)
 
 
 def _read_run(path: Path) -> tuple[dict, dict[str, Tensor]]:

@@ -12,7 +12,7 @@ from bagnet_lightning.checkpoint import Trained
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.data.images import load_image
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.evidence import dense_evidence
+from bagnet_lightning.evidence import dense_evidence, patch_evidence
 from bagnet_lightning.explanation.drawing import overlay, scale_end
 from bagnet_lightning.inference import best_device, predict
 from bagnet_lightning.models.bagnet import BagNet
@@ -94,7 +94,7 @@ def look(trained: Trained, names: list[str], pixels: np.ndarray, index: int) -> 
     index = logits.argmax().item() if index == PREDICTED else index
     image = normalize(images.to(best_device()), trained.mean, trained.std)
     evidence = dense_evidence(trained.network, image, [index], stride=MAP_STRIDE)[0, :, :, 0].cpu()  # (h, w)
-    end = scale_end([evidence])
+    end = scale_end([patch_evidence(trained.network, image, [index]).cpu()])  # as in drawing.exact_limit
     caption = (
         f"Red patches speak for **{names[index]}**, blue ones against it: the logit of the patch around each pixel, "
         f"from {-end:.1f} to {end:.1f}. The image's logit, the mean of the network's own patches', is "

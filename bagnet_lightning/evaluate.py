@@ -43,6 +43,7 @@ def main(config: DictConfig) -> None:
         "images": len(labels),
         "accuracy": matrix.trace() / len(labels),
         "top5_accuracy": top5.float().mean().item(),
+        "balanced_accuracy": sum(one["accuracy"] for one in of_class) / len(of_class),  # each class counts the same
         "accuracy_by_class": of_class,
         "most_confused": [
             {
@@ -67,9 +68,11 @@ def main(config: DictConfig) -> None:
         write_text(confusion_file, table.getvalue())
         write_text(evaluation_file, json.dumps(evaluation, indent=2) + "\n")
 
-    print(f"top-1 {evaluation['accuracy']:.4f}  top-5 {evaluation['top5_accuracy']:.4f}  on {len(labels):,} images")
+    shares = {"top-1": "accuracy", "top-5": "top5_accuracy", "balanced": "balanced_accuracy"}
+    print("  ".join(f"{word} {evaluation[key]:.4f}" for word, key in shares.items()), f" on {len(labels):,} images")
     ranked = sorted(of_class, key=lambda one: -one["accuracy"])
-    for words, some in (("best:  ", ranked[:5]), ("worst: ", ranked[-5:])):
+    both = (("best:  ", ranked[:5]), ("worst: ", ranked[:4:-1][:5]))
+    for words, some in both if len(ranked) > 5 else (("by class: ", ranked),):
         print(words + ", ".join(f"{one['name']} {one['accuracy']:.2f}" for one in some))
     for pair in evaluation["most_confused"][:5]:
         print(f"{pair['images']:>4} {pair['true']} taken for {pair['predicted']}")

@@ -54,16 +54,21 @@ def main(config: DictConfig) -> None:
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
 
+    earlier = {*out.glob("[0-9][0-9][0-9]_*.png")}
     for number, picture in enumerate(pictures):
         png, lines = explained.explain(picture)
         for line in lines:
             print(f"{picture.name}: {line}")
         name = re.sub(r"[^\w.+-]+", "_", str(Path(picture.name).with_suffix("")))
+        file = out / f"{number:03d}_{name}.png"
         with writing(out):
-            write_bytes(out / f"{number:03d}_{name}.png", png)
+            write_bytes(file, png)
+        earlier.discard(file)
     with writing(out):
         for name, content in explained.files().items():
             write_bytes(out / name, content)
+    if earlier:
+        print(f"note: {len(earlier)} of the pictures in {out} are of an earlier command", file=sys.stderr)
     print(f"written: {out / 'index.html'}, pictures and evidence*.npz beside it")
 
 

@@ -4,9 +4,9 @@ from functools import partial
 import pytest
 import torch
 
-from bagnet_lightning.checkpoint import load_backbone, load_trained, write_backbone
+from bagnet_lightning.checkpoint import adapt_head, load_backbone, load_trained, write_backbone
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.models.bagnet import bagnet9
+from bagnet_lightning.models.bagnet import BagNet, bagnet9
 from bagnet_lightning.models.resnet import resnet18
 from bagnet_lightning.training.checkpoints import AtomicCheckpointIO
 
@@ -60,6 +60,43 @@ def test_a_backbone_gives_the_features_and_a_new_head_for_any_classes(tmp_path, 
     torch.testing.assert_close(fine_tuned(images), fine_tuned.fc(features))
     with pytest.raises(UserError, match=r"a backbone without a classifier; .* model\.pretrained="):
         load_trained(path)
+
+
+def test_a_head_follows_its_classes(tmp_path):
+    source = bagnet9(3, width=0.25)
+    weights = {f"network.{key}": value for key, value in source.state_dict().items()}
+    torch.save({"state_dict": weights, "bagnet_lightning": about()}, tmp_path / "best.ckpt")
+    for classes in (["n2", "new", "n0"], ["n1", "n2", "n0", "new"]):
+        network = bagnet9(len(classes), width=0.25, pretrained=str(tmp_path / "best.ckpt"))
+        said = adapt_head(network, classes, tmp_path / "best.ckpt")
+        assert f"but for {len(classes) - 1} of {len(classes)} classes" in said
+        for row, name in enumerate(classes):
+            same = [torch.equal(network.fc.weight[row], source.fc.weight[place]) for place in range(3)]
+            assert same == [name == f"n{place}" for place in range(3)]
+            assert network.fc.bias[row] in source.fc.bias or name == "new"
+    network = bagnet9(3, width=0.25, pretrained=str(tmp_path / "best.ckpt"))
+    assert adapt_head(network, ["n0", "n1", "n2"], tmp_path / "best.ckpt") is None
+    torch.save(source.state_dict(), tmp_path / "plain.pt")  # tells of no classes
+    assert adapt_head(network, ["n2", "n1", "n0"], tmp_path / "plain.pt") is None
+    assert torch.equal(network.fc.weight, source.fc.weight)
+
+
+def test_a_bagnet_of_other_patches_is_this_packages_too(tmp_path):
+    network = BagNet((1, 0, 1, 0), 3, width=0.25)
+    content = checkpoint(network)
+    content["bagnet_lightning"]["config"]["model"] |= {
+        "_target_": "bagnet_lightning.models.bagnet.BagNet",
+        "wide_stages": [1, 0, 1, 0],
+    }
+    torch.save(content, tmp_path / "best.ckpt")
+    assert load_trained(tmp_path / "best.ckpt").network.receptive_field == 13
+
+
+def test_what_is_for_other_programs_is_told_so(tmp_path):
+    for name in ("best.onnx", "best.pt2"):
+        (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(UserError, match=r"is for other programs; give best\.ckpt"):
+            load_trained(tmp_path / name)
 
 
 def test_a_run_is_a_backbone_too(tmp_path):

@@ -1,8 +1,11 @@
 """How arguments are read, before and besides what Hydra makes of them."""
 
+import io
+import sys
+
 import pytest
 
-from bagnet_lightning.cli import _as_hydra_reads_it
+from bagnet_lightning.cli import _as_hydra_reads_it, command
 
 
 @pytest.mark.parametrize(
@@ -31,3 +34,15 @@ from bagnet_lightning.cli import _as_hydra_reads_it
 def test_paths_may_be_typed_as_they_are(typed, read, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert _as_hydra_reads_it(typed) == read
+
+
+def test_a_terminal_that_lacks_a_letter_gets_it_spelt_out(monkeypatch):
+    @command("prepare")
+    def told(config):
+        print("日本")
+
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "argv", ["prepare", "data=textures"])
+    told()
+    assert terminal.buffer.getvalue() == rb"\u65e5\u672c" + b"\n"

@@ -99,6 +99,11 @@ def test_a_sweep_with_a_failing_run_then_evaluate_report_and_the_same_again(comm
     assert list(confusion) == classes
     assert sum(map(sum, confusion.values())) == evaluation["images"] == 12
     by_class = {one["class"]: one["accuracy"] for one in evaluation["accuracy_by_class"]}
+    assert evaluation["balanced_accuracy"] == pytest.approx(np.mean([*by_class.values()]))
+    best, worst = (line.partition(": ")[2].split(", ") for line in evaluated.stdout.splitlines()[1:3])
+    assert float(best[0].split()[-1]) == max(by_class.values())
+    assert float(worst[0].split()[-1]) == min(by_class.values())
+    assert (len(best), len(worst)) == (5, 1)  # of six
     assert by_class == {name: row[place] / sum(row) for place, (name, row) in enumerate(confusion.items())}
 
     assert command("evaluate", f"checkpoint={runs[0] / 'best.ckpt'}", "split=train").returncode == 0

@@ -57,6 +57,16 @@ def test_own_size_and_exact_evidence_alone_need_no_captum(command, checkpoints, 
     assert "pip install 'bagnet-lightning[explain]'" in one_line(refused)
 
 
+def test_pictures_of_an_earlier_command_are_told_of(checkpoints, photo, tmp_path, capsys):
+    asked = [f"checkpoint={checkpoints['bagnet9']}", f"images={photo}", "exact=true", f"out={tmp_path / 'out'}"]
+    for _ in range(2):
+        main.__wrapped__(composed(*asked, name="explain"))
+        assert "earlier" not in capsys.readouterr().err
+    (tmp_path / "out/001_other.png").touch()
+    main.__wrapped__(composed(*asked, name="explain"))
+    assert "note: 1 of the pictures in" in capsys.readouterr().err
+
+
 def test_mistakes_are_said_before_anything_is_made(checkpoints, photo, tmp_path):
     bagnet = f"checkpoint={checkpoints['bagnet33']}"
     Image.new("RGB", (20, 20)).save(tmp_path / "small.png")

@@ -15,7 +15,7 @@ from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import dense_evidence
 from bagnet_lightning.explanation.arrays import Arrays
-from bagnet_lightning.explanation.drawing import cut_out, draw
+from bagnet_lightning.explanation.drawing import cut_out, draw, exact_limit
 from bagnet_lightning.explanation.inputs import Picture, find_class, pictures_of_files
 from bagnet_lightning.explanation.maps import Explanation, explain, load_model, strongest
 from bagnet_lightning.explanation.page import Page
@@ -195,7 +195,7 @@ def test_a_folders_images_and_their_true_classes(tmp_path):
     pictures, notes = pictures_of_files(tmp_path, 32, 16, CLASSES, CLASS_NAMES)
     assert [(p.name, p.label) for p in pictures] == [("c.png", None), ("n02/a.png", 1), ("n03/images/b.jpg", 2)]
     assert all(p.pixels.shape == (32, 32, 3) for p in pictures)
-    assert notes == ["skipped, since they cannot be read as images: torn.jpg"]
+    assert [note.partition("torn.jpg")[0] for note in notes] == [f"skipped: {tmp_path}/"]
     own, _ = pictures_of_files(tmp_path, None, 16, CLASSES, CLASS_NAMES)
     assert [p.pixels.shape for p in own] == [(90, 20, 3), (40, 40, 3), (40, 50, 3)]
     for count in (1, 2):
@@ -230,8 +230,11 @@ def test_mistakes_are_explained(tmp_path, models):
         pictures_of_files(tmp_path, None, 1, CLASSES, CLASS_NAMES)
     (tmp_path / "x.txt").write_text("x")
     (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0")
-    with pytest.raises(UserError, match="holds no image that can be read"):
+    with pytest.raises(UserError, match=r"holds no image that can be explained; the first: .*torn\.jpg"):
         pictures_of_files(tmp_path, None, 1, CLASSES, CLASS_NAMES)
+    save(tmp_path / "huge.png", (2000, 1001))
+    with pytest.raises(UserError, match=r"huge\.png has 2000 x 1001 px, too many for a page"):
+        pictures_of_files(tmp_path / "huge.png", None, 1, CLASSES, CLASS_NAMES)
     with pytest.raises(UserError, match=r"x\.txt is no image"):
         pictures_of_files(tmp_path / "x.txt", None, 1, CLASSES, CLASS_NAMES)
     small = Picture("small.png", np.zeros((16, 30, 3), np.uint8), None)
@@ -239,6 +242,12 @@ def test_mistakes_are_explained(tmp_path, models):
         explain(models, small, None, False)
     with pytest.raises(UserError, match="is a ResNet-18, and only BagNets have exact evidence"):
         load_model(models[1].path, exact_only=True)
+
+
+def test_the_scale_is_of_patches_in_the_image_and_not_of_its_edge():
+    inside, beyond = torch.full((2, 2, 1), 3.0), torch.full((30, 30, 1), -400.0)
+    explanation = Explanation(torch.zeros(1), [0], beyond, beyond, inside, {})
+    assert exact_limit([explanation]) == 3
 
 
 def test_predictions_are_never_tf32(models, picture, monkeypatch):

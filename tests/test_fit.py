@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import SMALL, composed
+from hydra.utils import instantiate
 from PIL import Image
+from pytorch_lightning import Trainer
 from torch import nn
 
 from bagnet_lightning.checkpoint import load_trained, read_checkpoint
@@ -14,6 +16,7 @@ from bagnet_lightning.errors import Diverged, UserError
 from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.fit import fit
 from bagnet_lightning.training.history import History
+from bagnet_lightning.training.trainer import schedule
 
 
 def weights(path):
@@ -120,6 +123,34 @@ def test_the_speed_is_of_the_epochs_after_the_first_in_whichever_process():
     assert second.timing(1000)["images_per_second"] == 1000 / 58
     second.rows, second.training_seconds = [*second.rows, *[{"seconds": 3.0}] * 3], [58.0, 6.0, 2.0, 2.0]
     assert second.timing(1000) == {"train_seconds": 70, "compile_seconds": 60, "images_per_second": 500}
+
+
+def test_a_run_that_starts_from_anothers_weights_tells_what_becomes_of_the_head(tmp_path, capsys):
+    fit(composed(*SMALL, "data.classes=3", "trainer.max_epochs=1"), tmp_path / "three")
+    start = f"model.pretrained={tmp_path / 'three/best.ckpt'}"
+    fit(composed(*SMALL, start, "trainer.max_epochs=1"), tmp_path / "six")
+    assert "its last layer begins anew, but for 3 of 6 classes" in capsys.readouterr().out
+    fit(composed(*SMALL, "data.classes=3", start, "trainer.max_epochs=1"), tmp_path / "again")
+    assert "last layer" not in capsys.readouterr().out
+
+
+def test_lightnings_own_checkpoints_can_be_added(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    keep = "+callbacks.keep={_target_: pytorch_lightning.callbacks.ModelCheckpoint, dirpath: kept, save_top_k: -1}"
+    fit(composed(*SMALL, keep, "trainer.max_epochs=1"), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["epoch=0-step=3.ckpt"]
+
+
+def test_the_classifier_trains_in_a_trainer_of_ones_own(tmp_path):
+    config = composed(*SMALL)
+    data = instantiate(config.data, _convert_="all")
+    data.setup()
+    assert len(next(iter(data.train_dataloader()))[0]) == 12
+    network = instantiate(config.model, num_classes=6)
+    module = Classifier(network, **schedule(config), label_smoothing=0.0, about={})
+    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, num_sanity_val_steps=2)
+    trainer.fit(module, data)
+    assert trainer.callback_metrics["train_loss"] > 0
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_one_others(tmp_path):

@@ -59,7 +59,7 @@ def test_hidden_nested_and_other_files_are_left_out(root, capsys):
         save(root / "train" / name, (8, 8))
     assert open_store(root, cache=root / "anew").digest == digest
     told = "note: val lacks 1 of the 3 classes: emu\n"
-    told += f"note: {root}/train/5.png is not directly in a class's folder: left out, as 3 images are\n{told}"
+    told += f"note: {root}/train/5.png is not directly in a class's folder: left out (3 images)\n{told}"
     assert capsys.readouterr().err == told
 
 

@@ -51,7 +51,7 @@ def open_store(
             packed[split] = ImageFiles([f"{root}/{name}" for name in names[split]], labels, no_boxes)
             if left_out := {*find_images(root / split)} - {root / name for name in names[split]}:
                 where = f"{min(left_out)} is not directly in a class's folder"
-                print(f"note: {where}: left out, as {len(left_out)} images are", file=sys.stderr)
+                print(f"note: {where}: left out ({len(left_out)} images)", file=sys.stderr)
         if unseen := sorted(files["train"].keys() - files.get("val", files["train"]).keys()):
             print(
                 f"note: val lacks {len(unseen)} of the {len(classes)} classes: {', '.join(unseen[:3])}", file=sys.stderr

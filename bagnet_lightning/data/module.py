@@ -183,6 +183,8 @@ class ImageData(LightningDataModule, ABC):
         return slice(self.trainer.global_rank, None, ranks) if ranks > 1 else slice(None)
 
     def _position(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 0
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
     def _chosen_labels(self) -> list[int]:

@@ -20,6 +20,7 @@ OVERLAY = 0.7  # opacity of a map over its image
 PATCHES = 4  # shown of those for and of those against a class
 CLASS = 24  # characters of its name
 PANEL = 2.15  # inches
+LABEL = 1.2  # inches, of a scale's
 DPI = 130
 GREY = "#666666"
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # of R, G, B
@@ -49,8 +50,12 @@ def overlay(pixels: np.ndarray, evidence: np.ndarray, end: float) -> np.ndarray:
 
 
 def exact_limit(explanations: list[Explanation]) -> float:
-    """The end of the scale, in logits, that all maps of exact evidence of an image share."""
-    return scale_end([e.dense[..., e.shown] for e in explanations if e.dense is not None])
+    """The end of the scale, in logits, that all maps of exact evidence of an image share.
+
+    Of the patches that the network itself looks at: those that reach beyond the image's edge see there what training
+    has never shown, and may say many times as much.
+    """
+    return scale_end([e.patch_logits[..., e.shown] for e in explanations if e.patch_logits is not None])
 
 
 def scale_end(maps: Sequence[ArrayLike]) -> float:
@@ -72,7 +77,7 @@ def cut_out(pixels: np.ndarray, top: int, left: int, side: int, beyond: ArrayLik
 def _height(picture: Picture, explanation: Explanation) -> float:
     """Of a block, in inches."""
     height, width, _ = picture.pixels.shape
-    panel = PANEL * min(2.0, height / width)
+    panel = max(LABEL, PANEL * min(2.0, height / width))
     patches = len(explanation.shown) * 1.3 if explanation.dense is not None else 0
     return 0.8 + len(explanation.maps()) * (panel + 0.1) + patches
 

@@ -10,6 +10,8 @@ from bagnet_lightning.data.images import find_images, load_image
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import UserError
 
+MOST_PIXELS = 2_000_000  # of an image of its own size
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -52,7 +54,8 @@ def pictures_of_files(
     """The image file `path`, or up to `count` images below the folder `path`, spread evenly over their sorted paths.
 
     size: as of load_image. The true class is known where a file's folder, or the one above that, is named by a class's
-    identifier or name. Images of a folder that cannot be read are skipped.
+    identifier or name. Images of a folder that cannot be read are skipped, and so are those of
+    more than MOST_PIXELS.
     Returns the pictures and notes for the user. Raises UserError if the file is no image, or the folder has none.
     """
     places = {name: i for i, name in enumerate(class_names)} | {name: i for i, name in enumerate(classes)}
@@ -60,7 +63,11 @@ def pictures_of_files(
     def read(file: Path) -> Picture:
         label = next((places[folder.name] for folder in file.absolute().parents[:2] if folder.name in places), None)
         name = str(file.relative_to(path)) if file != path else file.name
-        return Picture(name, load_image(file, size), label)
+        pixels = load_image(file, size)
+        height, width, _ = pixels.shape
+        if height * width > MOST_PIXELS:
+            raise UserError(f"{file} has {width} x {height} px, too many for a page: give it smaller, or size=PX")
+        return Picture(name, pixels, label)
 
     files = find_images(path)
     if files == [path]:
@@ -72,15 +79,12 @@ def pictures_of_files(
             break
         try:
             pictures.append(read(files[place]))
-        except UserError:
-            skipped.append(files[place])
+        except UserError as error:
+            skipped.append(str(error))
     if not pictures:
-        raise UserError(f"{path} holds no image that can be read")
+        raise UserError(f"{path} holds no image that can be explained; the first: {skipped[0]}")
     pictures.sort(key=lambda picture: picture.name)
-    notes = []
-    if skipped:
-        names = ", ".join(str(file.relative_to(path)) for file in sorted(skipped)[:3])
-        notes.append(f"skipped, since they cannot be read as images: {names}" + (", ..." if len(skipped) > 3 else ""))
+    notes = [f"skipped: {error}" for error in sorted(skipped)]
     if len(pictures) + len(skipped) < len(files):
         notes.append(f"{len(pictures)} of {len(files) - len(skipped)} files are explained; count=N for more")
     return pictures, notes

@@ -1,6 +1,7 @@
 """Files of a trained network for other programs: how each format is written, and how it is read to be checked."""
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,15 +70,17 @@ def _write_onnx(trained: Trained, path: Path) -> None:
 
     portable = Portable(trained)
     outputs = [*portable(_example(trained))]
-    program = torch.onnx.export(
-        portable,
-        (_example(trained),),
-        input_names=["images"],
-        output_names=outputs,
-        dynamic_shapes={"images": {0: "batch", 2: "height", 3: "width"}},
-        dynamo=True,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # torch of itself
+        program = torch.onnx.export(
+            portable,
+            (_example(trained),),
+            input_names=["images"],
+            output_names=outputs,
+            dynamic_shapes={"images": {0: "batch", 2: "height", 3: "width"}},
+            dynamo=True,
+            verbose=False,
+        )
     model = program.model_proto
     about = describe(trained, normalises=True)
     about = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}

@@ -96,6 +96,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         content = io.BytesIO()
         torch.save(checkpoint, content)  # torch would not tell why a file cannot be written
         try:
+            if not path.parent.exists():  # of a ModelCheckpoint that the user has added
+                path.parent.mkdir(parents=True, exist_ok=True)
             for left_over in path.parent.glob(f".{path.name}.*"):  # by a process that was killed while it wrote
                 left_over.unlink()
             write_bytes(path, content.getbuffer(), read_back=True)

@@ -75,6 +75,8 @@ class Classifier(Learner):
         return logits.argmax(1)
 
     def on_validation_epoch_end(self) -> None:
+        if self.trainer.sanity_checking:  # in a Trainer of the user's own
+            return
         sums = self.totals()
         (train_loss, train_accuracy, _), (loss, accuracy, top5_accuracy) = sums[:, :3] / sums[:, 3:]
         self.log("train_loss", train_loss, prog_bar=True)

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from pytorch_lightning import Callback
 from torch import nn
 
+from bagnet_lightning.checkpoint import adapt_head
 from bagnet_lightning.config import plain
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.data.of_config import data_of
@@ -37,6 +38,9 @@ def fit(
     network = instantiate(config.model, _partial_=True)(num_classes=len(data.class_ids))
     if isinstance(network, BagNet):
         network.check_size(data.store.side, data.store.side)
+    words, start = summary(network, data), config.model.get("pretrained")
+    if isinstance(start, str) and (adapted := adapt_head(network, data.class_ids, start)):
+        words += f"; {adapted}"
     about = {
         "config": plain(config) | {"image_size": data.store.side},
         "classes": data.class_ids,
@@ -50,7 +54,7 @@ def fit(
     callbacks = [BestPredictions(folder / "predictions.npz"), BestCheckpoint(folder), *own_callbacks, *added_callbacks]
     if config.weight_average is not None:
         callbacks.insert(0, WeightAverage(config.weight_average))
-    rows, measured = train(config, folder, classifier, data, callbacks, logger, summary(network, data))
+    rows, measured = train(config, folder, classifier, data, callbacks, logger, words)
     best = max(rows, key=lambda row: row["val_accuracy"])  # the first of equals
     return {
         "best_val_accuracy": best["val_accuracy"],

@@ -15,7 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
 from bagnet_lightning.data.augment import normalize
-from bagnet_lightning.evidence import dense_evidence
+from bagnet_lightning.evidence import dense_evidence, patch_evidence
 from bagnet_lightning.explanation.drawing import overlay, scale_end
 from bagnet_lightning.files import write_text
 from bagnet_lightning.machine import wandb_mode
@@ -138,7 +138,8 @@ class WandbEvidence(Callback):
             image = images[number : number + 1]
             first, second = network(image)[0].topk(2).indices.tolist()
             classes = [first, second if first == label else label]
-            strip = _strip(pixels[number].numpy(), dense_evidence(network, image, classes)[0].cpu())
+            end = scale_end([patch_evidence(network, image, classes).cpu()])  # as in drawing.exact_limit
+            strip = _strip(pixels[number].numpy(), dense_evidence(network, image, classes)[0].cpu(), end)
             names = [data.class_names[index] for index in classes]
             caption = f"predicted: {names[0]} | {'next' if first == label else 'true'}: {names[1]}"
             pictures.append(wandb.Image(strip, caption=caption))
@@ -172,9 +173,8 @@ def confusions(predictions: Predictions) -> dict[str, Any]:
     }
 
 
-def _strip(pixels: np.ndarray, maps: torch.Tensor) -> np.ndarray:
+def _strip(pixels: np.ndarray, maps: torch.Tensor, end: float) -> np.ndarray:
     """An image (H, W, 3) and it under each of its maps (H, W, n) on one scale, side by side and large enough to see."""
-    end = scale_end([maps])
     parts = [pixels, *(overlay(pixels, one.numpy(), end) for one in maps.unbind(-1))]
     return np.concatenate(parts, 1).repeat(ZOOM, 0).repeat(ZOOM, 1)
 
