@@ -77,6 +77,9 @@ def _pretraining(run: dict) -> Cell:
 
 def _title(cell: Cell) -> str:
     """ "BagNet-17, Adam, 15 epochs, width 0.25, seed 0"."""
-    plain = [cell[key] for key in ("method", "model", "optimizer") if key in cell]
-    others = [f"{key} {value}" for key, value in cell.items() if key not in ("method", "model", "optimizer", "epochs")]
-    return ", ".join(word for word in [*plain, f"{cell['epochs']} epochs", *others] if word != "pretrained no")
+    named = ("method", "model", "optimizer")
+    others = {key: value for key, value in cell.items() if key not in (*named, "epochs") and value != "none"}
+    if others.get("pretrained") == "no":
+        del others["pretrained"]
+    words = [cell[key] for key in named if key in cell]
+    return ", ".join([*words, f"{cell['epochs']} epochs", *(f"{key} {value}" for key, value in others.items())])
