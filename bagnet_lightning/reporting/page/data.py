@@ -118,7 +118,7 @@ def _gallery(tables: list[Table], prefixes: list[str]) -> tuple[dict | None, str
         for prefix, table in zip(prefixes, tables, strict=True)
         for line in table.lines
         for run in line.runs
-        if run["status"] == "finished" and "bagnet" in run["model"] and run.get("best_val_accuracy") is not None
+        if run["status"] == "finished" and "bagnet" in run["model"].lower() and run.get("best_val_accuracy") is not None
     ]
     if not finished:
         return None, "No BagNet has finished yet."
