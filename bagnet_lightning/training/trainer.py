@@ -105,6 +105,8 @@ def train(
     device = trainer.strategy.root_device
     if trainer.is_global_zero:
         print(f"{os.path.relpath(folder)}: {words}; {device_name(device)}, {trainer.precision}", flush=True)
+        if begun:
+            log.info("continues from %s", last)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     try:
