@@ -129,15 +129,18 @@ def adapt_head(network: nn.Module, classes: list[str], path: str | Path) -> str 
         about, weights = _read(weights_file(path))
     except UserError:  # another program's
         return None
-    known = about["classes"]
-    if not known or known == classes or "fc.weight" not in weights:
+    known, fc = about["classes"], getattr(network, "fc", None)
+    if not known or known == classes or not isinstance(fc, nn.Linear):
+        return None
+    own = {f"fc.{name}": parameter for name, parameter in fc.named_parameters()}
+    if any(key not in weights or weights[key].shape[1:] != own[key].shape[1:] for key in own):
         return None
     found = [name for name in classes if name in known]
-    network.fc.reset_parameters()
+    fc.reset_parameters()
     rows, places = [classes.index(name) for name in found], [known.index(name) for name in found]
     with torch.no_grad():
-        for name, parameter in network.fc.named_parameters():
-            parameter[rows] = weights[f"fc.{name}"][places]
+        for key, parameter in own.items():
+            parameter[rows] = weights[key][places]
     return f"its last layer begins anew, but for {len(found)} of {len(classes)} classes that {path} knows"
 
 
@@ -151,7 +154,7 @@ def write_backbone(network: nn.Module, about: dict, path: Path) -> None:
     model, data = about["config"]["model"], about["config"]["data"]
     described = {
         "config": {
-            "model": {**model, "pretrained": model["pretrained"] is not False},
+            "model": {**model, "pretrained": model.get("pretrained", False) is not False},
             "data": {
                 "name": data["name"],
                 "image_size": image_size(about["config"]),

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import io
 import logging
 import os
 import re
@@ -61,8 +62,8 @@ def command(
                 sys.argv = [f"++{word}" if word.startswith("data.") else word for word in sys.argv]
             for key in lists:
                 sys.argv = [re.sub(rf"^({key})=([^\[\]]*,[^\[\]]*)$", r"\1=[\2]", word) for word in sys.argv]
-            for stream in (sys.stdout, sys.stderr):
-                stream.reconfigure(errors="backslashreplace")  # a terminal of another encoding may lack a class's name
+            if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal of another encoding may lack a class's letters
+                sys.stdout.reconfigure(errors="backslashreplace")
             logging.raiseExceptions = False  # a log that a full disk does not take is not worth a traceback a line
             os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed by Hydra
             with _mistakes_in_one_line():

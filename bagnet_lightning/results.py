@@ -69,7 +69,7 @@ def describe(config: DictConfig, overrides: list[str]) -> dict:
 def asked_system(config: Mapping) -> str:
     """In words: "SIFT, 1,000 words, linear SVM". An empty label has nothing to say."""
     labels = (config.get(part, {}).get("label") for part in PARTS)
-    return ", ".join(label for label in labels if label)
+    return ", ".join(str(label) for label in labels if label)
 
 
 def _asked(config: Mapping) -> dict:

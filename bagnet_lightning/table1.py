@@ -16,6 +16,7 @@ _NO_SETTING = (
     *(*NOT_IN_DIGEST, "seed", "data.seed", "data.name", "data.sha256", "data._target_", "image_files", "image_size"),
     *("batches", "bagnet", "pretrained_sha256", "model._target_", "optim._target_", "trainer.max_epochs"),
     *("trainer.accelerator", "trainer.precision", "trainer.deterministic", "trainer.sync_batchnorm"),
+    *("trainer.strategy", "trainer.benchmark", "trainer.detect_anomaly"),
 )
 
 

@@ -112,8 +112,10 @@ def command(tmp_path, server):
 
 def wait_for(process: BaseProcess, folder: Path, pattern: str) -> None:
     """Until a running process has made a file."""
+    end = time.monotonic() + 120
     while not any(folder.glob(pattern)):
         assert process.is_alive()
+        assert time.monotonic() < end
         time.sleep(0.01)
 
 

@@ -121,5 +121,7 @@ def test_what_is_no_bagnet_or_too_small_is_refused(checkpoint, tmp_path):
         bags(write_checkpoint(tmp_path / "best.ckpt", "resnet18"), "features", some_images())
     with pytest.raises(UserError, match="16 x 16 px are smaller than this network's patches: 17 px"):
         bags(checkpoint, "features", some_images(side=16))
+    with pytest.raises(UserError, match="4 x 4 px are smaller than this network's patches"):
+        features_of(checkpoint, "features").describe(np.zeros((1, 4, 4, 3), np.uint8))
     with pytest.raises(UserError, match="checkpoint=PATH"):
         BagNetFeatures(None, None, "features")

@@ -240,6 +240,8 @@ def test_rubbish_in_the_fields_is_a_line_and_no_exception(tmp_path):
         (folder / "result.json").write_text(json.dumps(result))
     assert [line.status for line in read_table(tmp_path).related] == ["unreadable"] * 3
     (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.yaml").write_text("features: {label: 3, name: sift}\n")
+    assert [line.name for line in read_table(tmp_path / "other").related] == ["3"]
     (tmp_path / "other/config.yaml").write_text("features: sift\nclassifier: 3\n")
     (line,) = read_table(tmp_path / "other").lines  # of which kind, it does not say
     assert line.status == "unfinished"

@@ -34,7 +34,7 @@ def keep_predictions(folder, side=40):
 
 
 def test_a_title_leaves_out_what_a_run_has_not(tmp_path):
-    write_run(tmp_path / "a")
+    write_run(tmp_path / "a", config={"weight_average": None})
     write_run(tmp_path / "b", config={"weight_average": 0.9})
     titles = [run["title"] for run in data_of(tmp_path)["runs"].values()]
     assert titles == ["BagNet-17, Adam, 15 epochs, seed 0", "BagNet-17, Adam, 15 epochs, weight_average 0.9, seed 0"]

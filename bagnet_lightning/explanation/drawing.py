@@ -126,7 +126,7 @@ def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: E
                 logit = explanation.logits[index].item()
                 axes.set_title(f"{clipped(names[index], CLASS)}  logit {logit:.2f}", fontsize=9)
         scale = ScalarMappable(Normalize(-end, end), COLOURS)
-        bar = block.colorbar(scale, cax=block.add_subplot(grid[row, -1]), extend="both")
+        bar = block.colorbar(scale, cax=block.add_subplot(grid[row, -1]), extend="both", alpha=OVERLAY)
         bar.ax.tick_params(labelsize=7)
         unit = {EVIDENCE: "logit of the patch", CONTRIBUTIONS: "logit a pixel"}.get(method, "an approximation")
         bar.set_label(f"{method}\n{unit}", fontsize=7)

@@ -54,8 +54,8 @@ def pictures_of_files(
     """The image file `path`, or up to `count` images below the folder `path`, spread evenly over their sorted paths.
 
     size: as of load_image. The true class is known where a file's folder, or the one above that, is named by a class's
-    identifier or name. Images of a folder that cannot be read are skipped, and so are those of
-    more than MOST_PIXELS.
+    identifier or name. Images of a folder that cannot be read, or have more than
+    MOST_PIXELS, are skipped.
     Returns the pictures and notes for the user. Raises UserError if the file is no image, or the folder has none.
     """
     places = {name: i for i, name in enumerate(class_names)} | {name: i for i, name in enumerate(classes)}
@@ -84,7 +84,9 @@ def pictures_of_files(
     if not pictures:
         raise UserError(f"{path} holds no image that can be explained; the first: {skipped[0]}")
     pictures.sort(key=lambda picture: picture.name)
-    notes = [f"skipped: {error}" for error in sorted(skipped)]
+    notes = [f"skipped: {error}" for error in sorted(skipped)[:3]]
+    if len(skipped) > 3:
+        notes.append(f"skipped: {len(skipped) - 3} more")
     if len(pictures) + len(skipped) < len(files):
         notes.append(f"{len(pictures)} of {len(files) - len(skipped)} files are explained; count=N for more")
     return pictures, notes

@@ -87,7 +87,8 @@ class BagNetFeatures:
             )
 
     def keypoints(self, height: int, width: int) -> np.ndarray:
-        """(patches, 4) of an image, as in a Bag."""
+        """(patches, 4) of an image, as in a Bag. Raises UserError if it is smaller than a patch."""
+        self.network.check_size(height, width)
         field = self.network.receptive_field
         corners = patch_corners(self.network, height, width).flatten(0, 1)  # (patches, 2): row, column
         rest = torch.tensor([field, 0.0]).expand(len(corners), 2)  # size and angle
@@ -120,7 +121,7 @@ class Patches:
     without_features: ClassVar[int] = 0
 
     def __init__(self, features: BagNetFeatures, images: Images):
-        features.network.check_size(*images.split.images.shape[1:3])
+        features.keypoints(*images.split.images.shape[1:3])  # what is too small should be said now
         self.features, self.images, self.seconds = features, images, 0.0
         self.logits = features.output == "logits"
 

@@ -28,7 +28,7 @@ BACKBONE = "backbone.safetensors"
 def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> dict:
     """Pretrains what `config` asks for in `folder`, from last.ckpt if it is there, and returns what was measured.
 
-    Leaves backbone.safetensors, the network after the last epoch. Raises UserError for what the user can mend.
+    Leaves backbone.safetensors, the network after the last epoch. Raises UserError for what the user can fix.
     """
     code = prepare(config, folder)
     data = data_of(config.data)

@@ -28,7 +28,7 @@ def fit(
     """Trains what `config` asks for in `folder`, from last.ckpt if it is there, and returns what was measured.
 
     added_callbacks: Lightning's, which may replace the classifier's `cross_entropy`; their state travels in last.ckpt.
-    Raises UserError for what the user can mend.
+    Raises UserError for what the user can fix.
     """
     code = prepare(config, folder)
     data = data_of(config.data)

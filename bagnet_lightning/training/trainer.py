@@ -81,7 +81,7 @@ def train(
     """Fits `module` to `data` in `folder`, from last.ckpt if it is there: the rows of metrics.csv, and measurements.
 
     callbacks: besides those that every training has. words: what is about to be trained, in one line.
-    Raises UserError for what the user can mend.
+    Raises UserError for what the user can fix.
     """
     last = folder / "last.ckpt"
     history = History(folder / "metrics.csv", module.logged, partial(compile_seconds, module, data))

@@ -51,9 +51,13 @@ def _network(run: dict, settings: list[str]) -> Cell:
         "optimizer": optimizer_name(run["optimizer"]),
         "pretrained": start(run),
         "epochs": str(run.get("epochs") or "?"),
-        **{word: clipped(values.get(name, "none")) for name, word in short(settings).items()},
+        **{word: _said(values.get(name)) for name, word in short(settings).items()},
         "seed": str(run.get("seed", "?")),
     }
+
+
+def _said(value: object) -> str:
+    return "none" if value is None else clipped(value)
 
 
 def _system(run: dict, line: RelatedLine) -> Cell:
