@@ -146,10 +146,9 @@ def groups(command: str) -> str:
     lines = []
     for entry in OmegaConf.load(CONF / f"{command}.yaml").defaults:
         for name, default in entry.items() if OmegaConf.is_dict(entry) else ():
-            if "override " not in name:
-                choices = {path.stem for path in (CONF / name).glob("*.yaml")}
-                first = [f"{default} (default)"] if default in choices else []
-                lines.append(f"{name}: {', '.join([*first, *sorted(choices - {default})])}")
+            choices = {path.stem for path in (CONF / name).glob("*.yaml")}
+            first = [f"{default} (default)"] if default in choices else []
+            lines.append(f"{name}: {', '.join([*first, *sorted(choices - {default})])}")
     return "\n".join(lines)
 
 

@@ -75,27 +75,25 @@ def test_a_signal_loses_nothing(tmp_path, monkeypatch, unbroken, signum, moment)
     assert_equal_runs(unbroken, tmp_path)
 
 
-def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
-    def twice():
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
+@pytest.mark.parametrize(
+    ("first", "second", "steps"),
+    [
+        (signal.SIGINT, signal.SIGINT, 3),  # of the epoch before: it stops at once and does not save
+        (signal.SIGUSR1, signal.SIGTERM, 5),  # as at SLURM's time limit
+    ],
+)
+def test_the_first_of_two_signals_is_the_exit_code_and_a_second_ctrl_c_stops_at_once(
+    tmp_path, monkeypatch, first, second, steps
+):
+    def both():
+        signal.raise_signal(first)
+        signal.raise_signal(second)
 
-    monkeypatch.setattr(Classifier, "training_step", before(Classifier.training_step, 4, twice))
+    monkeypatch.setattr(Classifier, "training_step", before(Classifier.training_step, 4, both))
     with pytest.raises(Interrupted) as stopped:
         fit(composed(*OVERRIDES), tmp_path)
-    assert stopped.value.exit_code == 130
-    assert progress(tmp_path)[1] == 3  # of the epoch before: it did not save
-
-
-def test_the_first_signal_is_the_exit_code(tmp_path, monkeypatch):
-    def at_slurms_time_limit():
-        signal.raise_signal(signal.SIGUSR1)
-        signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(Classifier, "training_step", before(Classifier.training_step, 4, at_slurms_time_limit))
-    with pytest.raises(Interrupted) as stopped:
-        fit(composed(*OVERRIDES), tmp_path)
-    assert stopped.value.exit_code == 128 + signal.SIGUSR1
+    assert stopped.value.exit_code == 128 + first
+    assert progress(tmp_path)[1] == steps
 
 
 def test_a_ctrl_c_before_the_first_step_ends_the_run_too(tmp_path, monkeypatch):
