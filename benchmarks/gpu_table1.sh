@@ -83,7 +83,7 @@ compile() { # all that will be trained, without data: torch keeps what it made o
     return $code
 }
 
-compile_one() { # ARGUMENTS of train: its augmentation, and its network's forward and backward pass
+compile_one() { # ARGUMENTS of train: its augmentation, and its network's forward and backward pass; compares both
     "$PYTHON" - "$@" <<'COMPILE'
 import sys
 import bagnet_lightning.config, torch
@@ -93,21 +93,33 @@ from bagnet_lightning.data.augment import draw_keys, scale_and_bias
 from bagnet_lightning.data.of_config import data_of
 from bagnet_lightning.paths import CONF
 from bagnet_lightning.training.acceleration import Compiled
+from torch.nn.functional import cosine_similarity
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 with initialize_config_dir(str(CONF), version_base="1.3"):
     config = compose("config", sys.argv[1:])
 data, size = data_of(config.data), config.data.batch_size
 data.scale, data.bias = (values.to(device) for values in scale_and_bias((0.5,) * 3, (0.3,) * 3, 64))
-pixels = torch.zeros(size, 64, 64, 3, dtype=torch.uint8, device=device)
+pixels = torch.randint(256, (size, 64, 64, 3), dtype=torch.uint8, device=device)
+batch = pixels, torch.arange(size, device=device), torch.tensor(draw_keys(0, 0), device=device)
 augmented = Compiled(data.augmented, size, required=True)
-images = augmented(pixels, torch.arange(size, device=device), torch.tensor(draw_keys(0, 0), device=device))
+images = augmented(*batch)
+torch.testing.assert_close(images, data.augmented(*batch))
 network = instantiate(config.model, num_classes=6 if config.data.name == "textures" else 200)
 network.to(device, memory_format=torch.channels_last)
 forward = Compiled(network.forward, size, required=True)
-with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
-    loss = forward(images).float().logsumexp(1).mean()
-loss.backward()
-print(f"{' '.join(sys.argv[1:])}: compiled in {augmented.seconds + forward.seconds:.0f} s", flush=True)
+
+def gradients(function):
+    network.zero_grad()
+    with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+        loss = function(images).float().logsumexp(1).mean()
+    loss.backward()
+    return torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+
+similarity = cosine_similarity(gradients(forward), gradients(network.forward), dim=0).item()
+breaks = dict(torch._dynamo.utils.counters["graph_break"])
+print(f"{' '.join(sys.argv[1:])}: compiled in {augmented.seconds + forward.seconds:.0f} s; cosine similarity of the "
+      f"gradients and the plain ones {similarity:.4f}; graph breaks: {breaks or 'none'}", flush=True)
+raise SystemExit(bool(breaks) or not similarity > 0.95)
 COMPILE
 }
 
@@ -299,7 +311,10 @@ step() { # NAME[:SECONDS]: runs it in a process of its own within its limit, unl
 }
 
 mkdir -p "$RESULTS" "$WORK/tmp"
-export TMPDIR=$WORK/tmp # checkpoints that are timed, and what torch compiles, go where runs go
+export TMPDIR=$WORK/tmp # checkpoints that are timed go where runs go
+# Compiled code does not: it cannot be loaded from a disk that is mounted noexec, as those in memory often are.
+export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-/tmp/bagnet_lightning_inductor}
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/bagnet_lightning_triton}
 export PYTHONPATH=$WORK/site:$REPOSITORY${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OUT WORK
 cd "$WORK" || exit 1
 if [ "${1:-}" = --inside ]; then
