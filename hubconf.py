@@ -1,4 +1,4 @@
-"""Entries of torch.hub.
+"""Entry points for torch.hub.
 
 network = torch.hub.load("REPOSITORY_OR_FOLDER", "bagnet17", source="local", num_classes=10)
 """
@@ -9,10 +9,10 @@ from bagnet_lightning.models.bagnet import bagnet9, bagnet17, bagnet33  # noqa: 
 
 
 def from_checkpoint(path: str):
-    """A trained network from a run's best.ckpt, or from what `export` made of it (safetensors, or a hub's folder).
+    """Loads a trained network from a run's best.ckpt, or from what `export` made of it (safetensors or a hub's folder).
 
-    Takes images (B, 3, H, W), float32, RGB from 0 to 1, and returns {"logits": (B, classes), "evidence": (B, h, w,
-    classes)}, ResNet-18 the logits alone; classes and class_names are its attributes.
+    It takes images (B, 3, H, W), float32, RGB from 0 to 1, and returns {"logits": (B, classes), "evidence": (B, h, w,
+    classes)}; a ResNet-18 returns the logits alone. Its attributes are classes and class_names.
     """
     from bagnet_lightning.checkpoint import load_trained
     from bagnet_lightning.exporting.portable import Portable

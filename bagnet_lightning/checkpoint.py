@@ -1,4 +1,4 @@
-"""A trained network from a file, read so that no file can run code."""
+"""Loads trained networks from files, so that no file can run code."""
 
 import json
 import os
@@ -32,14 +32,14 @@ class Trained:
 
     network: nn.Module  # in eval mode, on the CPU
     config: dict  # the run's composed configuration
-    classes: list[str]  # none for a pretrained backbone, whose network has no classifier
+    classes: list[str]  # empty for a pretrained backbone, whose network has no classifier
     class_names: list[str]
-    mean: tuple[float, float, float]  # of pixels / 255; what the network's inputs were normalised by
+    mean: tuple[float, float, float]  # of pixels / 255, which the network's inputs are normalised by
     std: tuple[float, float, float]
 
     @property
     def name(self) -> str:
-        """ "BagNet-17"."""
+        """The model's name: "BagNet-17"."""
         return model_name(self.config["model"]["_target_"].rpartition(".")[2])
 
     @property
@@ -49,7 +49,7 @@ class Trained:
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict:
-    """What torch.save wrote to `path`. Raises UserError if it is missing, damaged, or holds more than data."""
+    """Reads what torch.save wrote to `path`. Raises UserError if it is missing, damaged, or holds more than data."""
     try:
         return safe_load(path, map_location)
     except FileNotFoundError:
@@ -58,16 +58,16 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict:
         raise UserError(
             f"checkpoint {path} is refused: it holds more than tensors and plain types, or is of another kind"
         ) from error
-    except Exception as error:  # whatever torch makes of a file of another kind
-        reason, *_ = in_one_line(error).split(". ")  # torch goes on about what that may mean
+    except Exception as error:  # torch raises various exceptions for other files
+        reason, *_ = in_one_line(error).split(". ")  # torch's message goes on with possible causes
         raise UserError(f"checkpoint {path} cannot be read: {reason}") from error
 
 
 def load_trained(path: str | Path) -> Trained:
-    """The network of a checkpoint that a run wrote, or of what `export` made of it: safetensors, or a hub's folder.
+    """Loads the network of a run's checkpoint, or of its export: safetensors, or a folder for a model hub.
 
-    Raises UserError if the file is not one. Whatever it names, only this package's networks are built, and those that
-    the environment variable BAGNET_NETWORKS lists (mynet.SmallNet,...).
+    Raises UserError if the file is neither. Whatever network it names, only those of this package are built, and those
+    that the environment variable BAGNET_NETWORKS lists (mynet.SmallNet,...).
     """
     trained = load_backbone(path)
     if not trained.classes:
@@ -78,9 +78,9 @@ def load_trained(path: str | Path) -> Trained:
 
 
 def load_backbone(path: str | Path) -> Trained:
-    """The same, and also of the backbone.safetensors that `pretrain` writes: for those who want a network's features.
+    """Loads the files of load_trained, and also the backbone.safetensors that `pretrain` writes: to use its features.
 
-    Of a backbone, `classes` is empty and the classifier (`fc`) the identity, so that a network gives its mean features.
+    For a backbone, `classes` is empty and the classifier (`fc`) the identity: the network returns its mean features.
     """
     if not weights_file(path).exists() and Path(path, "best.ckpt").exists():
         raise UserError(f"checkpoint {path} is a folder: give {Path(path, 'best.ckpt')}")
@@ -102,9 +102,9 @@ def load_backbone(path: str | Path) -> Trained:
 
 
 def _network(target: str, path: Path) -> Callable[..., nn.Module]:
-    """What makes the network that the checkpoint `path` names: this package's, or one that the user vouches for.
+    """Returns the constructor of the network that the checkpoint `path` names.
 
-    A checkpoint is data, and must not choose what is called.
+    It is one of this package, or allowed by the user: a checkpoint is data, and must not choose what is called.
     """
     if target in NETWORKS:
         return NETWORKS[target]
@@ -115,19 +115,19 @@ def _network(target: str, path: Path) -> Callable[..., nn.Module]:
         )
     try:
         return get_method(target)
-    except Exception as error:  # of the user's module
+    except Exception as error:  # the user's module may raise anything
         raise UserError(f"BAGNET_NETWORKS: {target} cannot be imported from here: {error}") from error
 
 
 def adapt_head(network: nn.Module, classes: list[str], path: str | Path) -> str | None:
-    """Gives each of `classes` the row of the last layer, fc, that the checkpoint `path` has for it, others a new one.
+    """Copies the rows of the last layer, fc, of those `classes` that the checkpoint `path` has; others begin anew.
 
-    For a network with weights of load_pretrained, which goes by shapes: a row there may be of another class. Returns
-    what was done, in words; None, and nothing done, if the classes are the same or the file does not tell.
+    For a network after load_pretrained, which compares shapes only: its rows may be of other classes. Returns a message
+    about the change; None, with nothing changed, if the classes are the same or the file has no usable rows.
     """
     try:
         about, weights = _read(weights_file(path))
-    except UserError:  # another program's
+    except UserError:  # a file of another program
         return None
     known, fc = about["classes"], getattr(network, "fc", None)
     if not known or known == classes or not isinstance(fc, nn.Linear):
@@ -137,22 +137,22 @@ def adapt_head(network: nn.Module, classes: list[str], path: str | Path) -> str 
         return None
     found = [name for name in classes if name in known]
     fc.reset_parameters()
-    rows, places = [classes.index(name) for name in found], [known.index(name) for name in found]
+    rows, known_rows = [classes.index(name) for name in found], [known.index(name) for name in found]
     with torch.no_grad():
         for key, parameter in own.items():
-            parameter[rows] = weights[key][places]
+            parameter[rows] = weights[key][known_rows]
     return f"its last layer begins anew, but for {len(found)} of {len(classes)} classes that {path} knows"
 
 
 def write_backbone(network: nn.Module, about: dict, path: Path) -> None:
-    """Writes all of `network` but its classifier, as a state dict that `load_backbone` and `load_pretrained` take.
+    """Writes all of `network` but its classifier, as a state dict for `load_backbone` and `load_pretrained`.
 
-    about: config, mean and std, as of Trained; of the config the model, and of the data which images.
+    about: config, mean and std, as in Trained; of the config, the model and the choice of images are written.
     """
     weights = {name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
     weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     model, data = about["config"]["model"], about["config"]["data"]
-    described = {
+    metadata = {
         "config": {
             "model": {**model, "pretrained": model.get("pretrained", False) is not False},
             "data": {
@@ -167,11 +167,11 @@ def write_backbone(network: nn.Module, about: dict, path: Path) -> None:
         "mean": about["mean"],
         "std": about["std"],
     }
-    write_bytes(path, save(weights, {"format": "pt", "bagnet_lightning": json.dumps(described)}))
+    write_bytes(path, save(weights, {"format": "pt", "bagnet_lightning": json.dumps(metadata)}))
 
 
 def beside_tensors(path: str | Path) -> object:
-    """What this package has written into a safetensors file besides tensors, or None. Raises UserError."""
+    """Returns this package's metadata in a safetensors file, or None. Raises UserError if it cannot be read."""
     try:
         with safe_open(path, "np") as file:
             return json.loads((file.metadata() or {}).get("bagnet_lightning", "null"))
@@ -196,10 +196,10 @@ def _read_run(path: Path) -> tuple[dict, dict[str, Tensor]]:
 
 
 def _read_safetensors(path: Path) -> tuple[dict, dict[str, Tensor]]:
-    described = beside_tensors(path)
-    if not isinstance(described, dict):
+    metadata = beside_tensors(path)
+    if not isinstance(metadata, dict):
         raise UserError(f"checkpoint {path} was not exported by bagnet_lightning; give it as model.pretrained=PATH")
-    if "mean" not in described:
+    if "mean" not in metadata:
         raise UserError(f"checkpoint {path} is a system of bagnet_lightning.classical, not a network: use explain")
-    about = {field.name: described[field.name] for field in fields(Trained) if field.name != "network"}
+    about = {field.name: metadata[field.name] for field in fields(Trained) if field.name != "network"}
     return {**about, "mean": tuple(about["mean"]), "std": tuple(about["std"])}, load_file(path)

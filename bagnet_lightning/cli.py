@@ -1,4 +1,4 @@
-"""What all commands share: Hydra composes their configuration, and a user's mistake is one line, not a traceback."""
+"""The base of all commands: Hydra composes the configuration, and a user's mistake is one line, not a traceback."""
 
 import errno
 import functools
@@ -25,19 +25,19 @@ from bagnet_lightning.memory import keep_freed_memory
 from bagnet_lightning.paths import CONF
 from bagnet_lightning.rules import Rule, check
 
-PATHS = ("checkpoint", "compare", "images", "out", "runs", "data.root", "data.cache", "cache")  # keys
-OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+PATHS = ("checkpoint", "compare", "images", "out", "runs", "data.root", "data.cache", "cache")  # keys of paths
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
 
 def command(
     config_name: str, rules: dict[str, Rule] | None = None, data_of_run: bool = False, lists: tuple[str, ...] = ()
 ) -> Callable:
-    """Makes `task(config)` a command whose configuration is conf/`config_name`.yaml and key=value arguments.
+    """Decorates `task(config)` as a command, configured by conf/`config_name`.yaml and key=value arguments.
 
-    rules: of its own keys, where they are not checked by `task`.
-    data_of_run: the data are those of a finished run, which single `data.key=value` arguments change.
-    lists: keys for which KEY=A,B is short for KEY=[A,B]; Hydra takes it for a sweep.
-    A UserError, and any mistake in the arguments, ends it with one line on stderr and exit code 1; Ctrl-C with 130.
+    rules: for the configuration, where `task` does not check it.
+    data_of_run: the data are those of a finished run, and single `data.key=value` arguments change them.
+    lists: keys for which KEY=A,B is short for KEY=[A,B], where Hydra alone would take it for a sweep.
+    A UserError or a mistake in the arguments ends the command with one line on stderr and exit code 1; Ctrl-C with 130.
     """
 
     def decorate(task: Callable[[DictConfig], object]) -> Callable[[], None]:
@@ -56,16 +56,16 @@ def command(
         @functools.wraps(checked)
         def main() -> None:
             _check_form(sys.argv[1:])
-            # argparse takes settings in one row only, and people write options between them.
+            # argparse takes settings only without options between them, and users write them in any order.
             sys.argv[1:] = sorted(map(_as_hydra_reads_it, sys.argv[1:]), key=_is_setting)
-            if data_of_run:  # what keys there are is known only once the run's config has been read
-                sys.argv = [f"++{word}" if word.startswith("data.") else word for word in sys.argv]
+            if data_of_run:  # its keys are known only when the run's config has been read
+                sys.argv = [f"++{argument}" if argument.startswith("data.") else argument for argument in sys.argv]
             for key in lists:
-                sys.argv = [re.sub(rf"^({key})=([^\[\]]*,[^\[\]]*)$", r"\1=[\2]", word) for word in sys.argv]
-            if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal of another encoding may lack a class's letters
+                sys.argv = [re.sub(rf"^({key})=([^\[\]]*,[^\[\]]*)$", r"\1=[\2]", argument) for argument in sys.argv]
+            if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding may lack letters of class names
                 sys.stdout.reconfigure(errors="backslashreplace")
-            logging.raiseExceptions = False  # a log that a full disk does not take is not worth a traceback a line
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed by Hydra
+            logging.raiseExceptions = False  # no traceback for each line that a full disk refuses
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises exceptions instead of printing them
             with _mistakes_in_one_line():
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)()
 
@@ -83,10 +83,10 @@ def _mistakes_in_one_line() -> Iterator[None]:
         sys.exit(f"error: {error}")
     except BrokenPipeError:
         output = select.poll()
-        output.register(1, 0)  # for errors alone
-        if not output.poll(0):  # it is another pipe
+        output.register(1, 0)  # reports errors only
+        if not output.poll(0):  # it was another pipe
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what read the output has ended, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of the output has ended, as `head` does
         sys.exit(128 + signal.SIGPIPE)
     except InstantiationException:
         raise
@@ -95,44 +95,44 @@ def _mistakes_in_one_line() -> Iterator[None]:
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
-        if error.errno not in OF_THE_DISK:
+        if error.errno not in DISK_ERRORS:
             raise
         sys.exit(f"error: {error.filename or 'a file'}: {error.strerror}; fix that and give the same command again")
 
 
-def _check_form(words: list[str]) -> None:
-    """Ends the command for what is neither an option of Hydra's nor KEY=VALUE."""
+def _check_form(arguments: list[str]) -> None:
+    """Ends the command with an error if an argument is neither an option of Hydra's nor KEY=VALUE."""
     options = get_args_parser()._option_string_actions
-    for before, word in zip(["", *words], words, strict=False):
-        if word.startswith("--") and word.partition("=")[0] not in options:
-            sys.exit(f"error: there is no option {word}; settings are KEY=VALUE (trainer.max_epochs=3), see --help")
-        if not before.startswith("-") and not word.startswith(("-", "~")) and "=" not in word:
-            sys.exit(f"error: {word} is of no key; arguments are KEY=VALUE (checkpoint=PATH), see --help")
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if argument.startswith("--") and argument.partition("=")[0] not in options:
+            sys.exit(f"error: there is no option {argument}; settings are KEY=VALUE (trainer.max_epochs=3), see --help")
+        if not before.startswith("-") and not argument.startswith(("-", "~")) and "=" not in argument:
+            sys.exit(f"error: {argument} is of no key; arguments are KEY=VALUE (checkpoint=PATH), see --help")
 
 
-def _is_setting(word: str) -> bool:
-    """Or else an option, or an option's value."""
-    return word.startswith("~") or (not word.startswith("-") and "=" in word)
+def _is_setting(argument: str) -> bool:
+    """Whether an argument is a setting, not an option or an option's value."""
+    return argument.startswith("~") or (not argument.startswith("-") and "=" in argument)
 
 
-def _as_hydra_reads_it(word: str) -> str:
-    """A path as people type it: ~/x is in the home folder, in data.root=~/x too; 2024, ü.jpg and a (1).png are text.
+def _as_hydra_reads_it(argument: str) -> str:
+    """Rewrites an argument for Hydra: expands ~/x, in data.root=~/x too, and quotes paths like 2024, ü.jpg, a (1).png.
 
-    So are the names of choices, of which none is a number.
+    Quotes a number as the choice of a group, too: names of choices are text.
     """
-    key, is_, value = word.partition("=")
+    key, separator, value = argument.partition("=")
     if re.match(r"~(/|$)", value):
         value = os.path.expanduser(value)
-    plain = r"[a-z_/.][\w/.-]*|['\"[$].*" + ("" if key in ("compare", "images", "out") else "|.*,.*")  # [A,B], A,B
-    if key in PATHS and not re.fullmatch(plain, value, re.ASCII | re.IGNORECASE):
+    unquoted = r"[a-z_/.][\w/.-]*|['\"[$].*" + ("" if key in ("compare", "images", "out") else "|.*,.*")  # [A,B], A,B
+    if key in PATHS and not re.fullmatch(unquoted, value, re.ASCII | re.IGNORECASE):
         value = "'" + value.replace("'", r"\'") + "'"
     if value.isdecimal() and (CONF / key).is_dir():
         value = f"'{value}'"
-    return f"{key}{is_}{value}"
+    return f"{key}{separator}{value}"
 
 
 def _one_line(error: Exception) -> str:
-    """Hydra's and OmegaConf's messages in one line, with the choices for what was misspelt."""
+    """Returns a message of Hydra or OmegaConf in one line, with the choices for a misspelt key or choice."""
     cause = error.__cause__ or error
     if isinstance(cause, MissingMandatoryValue):
         return f"{cause.full_key} is needed: add {cause.full_key}=..."
@@ -149,10 +149,10 @@ def _one_line(error: Exception) -> str:
         ]
         close = below or get_close_matches(str(key), choices, n=1)
         guess = f"did you mean {close[0]}? " if close else ""
-        named = getattr(cause, "full_key", key)
-        if str(named).startswith("trainer."):
-            guess += f"(Lightning's other arguments: +{named}=...) "
-        return f"there is no key {named}; {guess}choices: {', '.join(choices)}"
+        full_key = getattr(cause, "full_key", key)
+        if str(full_key).startswith("trainer."):
+            guess += f"(Lightning's other arguments: +{full_key}=...) "
+        return f"there is no key {full_key}; {guess}choices: {', '.join(choices)}"
     if isinstance(error, OverrideParseException) and "Ambiguous" not in str(error):
         key, _, value = error.override.partition("=")
         return f"{error.override} cannot be read; put the value in quotes of its own: \"{key}='{value}'\""

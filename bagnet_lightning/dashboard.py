@@ -12,10 +12,10 @@ from bagnet_lightning.errors import UserError, in_one_line
 
 @command("dashboard")
 def main(config: DictConfig) -> None:
-    sweep = config.sweep  # asked first: a missing one is told before anything is imported
+    sweep = config.sweep  # read first: a missing one is reported before anything is imported
     try:
         import wandb
-        import wandb_workspaces.workspaces  # noqa: F401  what conf/dashboard.yaml names
+        import wandb_workspaces.workspaces  # noqa: F401  conf/dashboard.yaml uses it
     except ModuleNotFoundError as error:
         raise UserError("a dashboard needs the package: pip install 'bagnet-lightning[dashboard]'") from error
     try:

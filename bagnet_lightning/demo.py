@@ -1,4 +1,4 @@
-"""A page on this machine to drop an image on: what a network says, and which patches spoke for it.
+"""A local page for images: shows a network's prediction and which patches are evidence for it.
 
 python -m bagnet_lightning.demo checkpoint=multirun_outputs/SWEEP/RUN/best.ckpt
 """

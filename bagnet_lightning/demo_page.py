@@ -1,4 +1,4 @@
-"""The page of the demo: an image in, the most probable classes and the evidence for one of them out."""
+"""The page of the demo: shows an uploaded image's most probable classes and the evidence for one of them."""
 
 from pathlib import Path
 
@@ -18,15 +18,15 @@ from bagnet_lightning.inference import best_device, predict
 from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.top_classes import TOP
 
-THEME = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none to be fetched
-PREDICTED = -1  # the choice of whatever class is predicted
-MAP_STRIDE = 2  # px between the patches of the map: a quarter of the work, and hardly seen at this size
-KEPT_S = 3600  # uploads and maps are deleted after
+THEME = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no fonts to download
+PREDICTED = -1  # choice of the predicted class, whichever it is
+MAP_STRIDE = 2  # px between the patches of the map: a quarter of the work, and hardly visible at this size
+KEPT_S = 3600  # s after which uploads and maps are deleted
 SHOWN_PX = 448  # side of the evidence map on the page
 
 
 def page(trained: Trained, max_pixels: int) -> gradio.Blocks:
-    """The page, to be launched. max_pixels: images of more are refused before they are decoded."""
+    """Returns the page, to be launched. max_pixels: larger images are refused before they are decoded."""
     name = trained.name
     names = labels(trained)
     exact = isinstance(trained.network, BagNet)
@@ -42,24 +42,24 @@ def page(trained: Trained, max_pixels: int) -> gradio.Blocks:
 
     title = f"{name}: which patch spoke for which class"
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S)) as blocks:
-        gradio.Markdown(f"# {name}\n{len(names)} classes. " + _what(trained))
+        gradio.Markdown(f"# {name}\n{len(names)} classes. " + _description(trained))
         with gradio.Row():
             with gradio.Column():
                 image = gradio.Image(label="Image", sources=["upload", "clipboard"], type="filepath", height=220)
-                # Gradio would open and convert the file before we see it, and fail on a broken one without a word.
+                # By default, Gradio opens and converts the file itself, and fails on a broken one without a message.
                 image.preprocess = lambda payload: payload and payload.path
-                said = gradio.Label(label="Prediction", num_top_classes=TOP)
+                result = gradio.Label(label="Prediction", num_top_classes=TOP)
             with gradio.Column(visible=exact):
                 choices = [("the predicted class", PREDICTED), *((name, index) for index, name in enumerate(names))]
                 chosen = gradio.Dropdown(choices, value=PREDICTED, label="Evidence for")
                 shown = gradio.Image(label="Evidence", format="png", interactive=False, buttons=["fullscreen"])
                 caption = gradio.Markdown()
-        gradio.on([image.change, chosen.change], answer, [image, chosen], [said, shown, caption], api_name="explain")
+        gradio.on([image.change, chosen.change], answer, [image, chosen], [result, shown, caption], api_name="explain")
     return blocks
 
 
 def labels(trained: Trained) -> list[str]:
-    """What the page calls each class: its name, with the identifier where two share it."""
+    """Returns the label of each class: its name, with the identifier if two classes share the name."""
     names = trained.class_names
     return [
         f"{name} ({identifier})" if names.count(name) > 1 else name
@@ -68,12 +68,12 @@ def labels(trained: Trained) -> list[str]:
 
 
 def load(path: str, size: int, max_pixels: int) -> np.ndarray:
-    """The uploaded image, (size, size, 3) uint8. Raises UserError, without the path on this machine."""
+    """Returns the uploaded image, (size, size, 3) uint8. Raises UserError, without the path on this machine."""
     name = Path(path).name
     try:
         with Image.open(path) as image:
             width, height = image.size
-    except Exception:  # load_image says what is wrong
+    except Exception:  # load_image reports what is wrong
         width = height = 0
     if width * height > max_pixels:
         raise UserError(f"{name} has {width} x {height} px; {max_pixels / 10**6:g} megapixels are allowed")
@@ -85,12 +85,12 @@ def load(path: str, size: int, max_pixels: int) -> np.ndarray:
 
 @torch.inference_mode()
 def look(trained: Trained, names: list[str], pixels: np.ndarray, index: int) -> tuple[dict, Image.Image | None, str]:
-    """Probabilities by class, and of a BagNet the evidence for class `index` over the image, and what it shows."""
+    """Returns probabilities by class and, for a BagNet, evidence for class `index` over the image and its caption."""
     images = torch.tensor(pixels)[None]
     logits = predict(trained, images)[0]
-    said = dict(zip(names, logits.softmax(0).tolist(), strict=True))
+    probabilities = dict(zip(names, logits.softmax(0).tolist(), strict=True))
     if not isinstance(trained.network, BagNet):
-        return said, None, ""
+        return probabilities, None, ""
     index = logits.argmax().item() if index == PREDICTED else index
     image = normalize(images.to(best_device()), trained.mean, trained.std)
     evidence = dense_evidence(trained.network, image, [index], stride=MAP_STRIDE)[0, :, :, 0].cpu()  # (h, w)
@@ -102,10 +102,10 @@ def look(trained: Trained, names: list[str], pixels: np.ndarray, index: int) -> 
     )
     smooth = F.interpolate(evidence[None, None], pixels.shape[:2], mode="bilinear")[0, 0].numpy()
     shown = Image.fromarray(overlay(pixels, smooth, end)).resize((SHOWN_PX, SHOWN_PX), Image.Resampling.NEAREST)
-    return said, shown, caption
+    return probabilities, shown, caption
 
 
-def _what(trained: Trained) -> str:
+def _description(trained: Trained) -> str:
     size = f"Images are scaled and cut to {trained.image_size} x {trained.image_size} px, as in training."
     if not isinstance(trained.network, BagNet):
         return f"{size} Only BagNets have exact evidence: this one has its prediction alone."

@@ -1,4 +1,4 @@
-"""What a sweep needs of a machine, and what of that is missing. Imports torch, but neither Lightning nor the data."""
+"""Checks whether a machine has what a sweep needs. Imports torch, but neither Lightning nor the data."""
 
 import os
 import shutil
@@ -27,14 +27,14 @@ RUNS_NEED, DATA_NEED, MEMORY_NEED = 7, 2, 4
 
 @dataclass(frozen=True)
 class Problem:
-    """text: what is wrong and what to do. fatal: no sweep could run."""
+    """A problem of the machine. text: what is wrong and what to do. fatal: no sweep could run."""
 
     text: str
     fatal: bool
 
 
 def facts(config: dict) -> dict[str, str]:
-    """What there is, a line each. config: of conf/doctor.yaml, plain."""
+    """Describes the machine, by the heading of each line. config: of conf/doctor.yaml, as plain types."""
     accelerator = config["trainer"]["accelerator"]
     gpus = range(torch.cuda.device_count()) if accelerator != "cpu" else ()
     devices = [
@@ -60,7 +60,7 @@ def facts(config: dict) -> dict[str, str]:
 
 
 def problems(config: dict) -> list[Problem]:
-    """What would stop a sweep, or surprise. config: of conf/doctor.yaml, plain."""
+    """Returns what would stop a sweep, or surprise the user. config: of conf/doctor.yaml, as plain types."""
     found = []
     try:
         check_device(config["trainer"]["accelerator"])
@@ -118,23 +118,23 @@ def _state_of_data(data: dict) -> str:
 
 
 def _room(folder: Path, need: float, what: str, remedy: str) -> list[Problem]:
-    """Of a folder that is to be written: that it cannot be, or has little room (GiB)."""
-    there = _existing(folder)
+    """Returns a problem if an output folder cannot be written, or has less than `need` GiB of room."""
+    nearest = _existing(folder)
     try:
-        with TemporaryFile(dir=there):
+        with TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        return [Problem(f"{there.absolute()} cannot be written ({error.strerror}): {remedy}", fatal=True)]
-    free = _free_disk(there)
+        return [Problem(f"{nearest.absolute()} cannot be written ({error.strerror}): {remedy}", fatal=True)]
+    free = _free_disk(nearest)
     if free >= need:
         return []
     return [
-        Problem(f"{there.absolute()} has {free:.1f} GiB left, of about {need} for {what}: {remedy}", fatal=free < 0.5)
+        Problem(f"{nearest.absolute()} has {free:.1f} GiB left, of about {need} for {what}: {remedy}", fatal=free < 0.5)
     ]
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that exists."""
+    """Returns the folder, or the nearest above it that exists."""
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if path.exists())
 
@@ -144,7 +144,7 @@ def _free_disk(folder: Path) -> float:
 
 
 def _free_memory() -> float:
-    """GiB that programs can still have; all there are where the system does not tell."""
+    """Returns the GiB available to programs; on systems that do not report it, all of the memory."""
     lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
     kib = next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), None)
     return kib / 2**20 if kib is not None else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

@@ -1,4 +1,4 @@
-"""What this machine would train on, and what would go wrong with a sweep here.
+"""Prints what this machine would train on, and what would go wrong with a sweep here.
 
 python -m bagnet_lightning.doctor trainer=t4
 """

@@ -1,14 +1,14 @@
-"""Exact evidence: which patch of an image spoke for which class.
+"""Exact evidence: how much each patch of an image contributes to each class.
 
 A BagNet's image logits are the mean of its patches' logits (Brendel & Bethge, ICLR 2019, section 3), so evidence is
 read off, not estimated:
 
     dense_evidence(network, images)            # (B, H, W, classes): the logits of the patch centred on every pixel
-    patch_evidence(network, images, [3, 7])    # (B, h, w, 2): of the patches that the network itself looks at
+    patch_evidence(network, images, [3, 7])    # (B, h, w, 2): of the patches that the network itself uses
     contributions(network, images)             # (B, h, w, classes): each patch's share of the image's logits
-    pixel_contributions(network, images)       # (B, H, W, classes): these shares, evenly over the patches' pixels
+    pixel_contributions(network, images)       # (B, H, W, classes): these shares, spread evenly over patches' pixels
 
-Evidence is that of evaluation: batch norm uses its running statistics whatever the network's mode, which is read and
+Evidence is computed as in evaluation: batch norm uses its running statistics whatever the network's mode, which is
 never changed. No autograd graph is built, and convolutions run in full float32 where a GPU would take TF32.
 """
 
@@ -29,40 +29,41 @@ def dense_evidence(
     stride: int = 1,
     max_memory_mib: float = 1024,
 ) -> Tensor:
-    """Logits of the q x q patch centred on every pixel, q the receptive field, as if each were run by itself.
+    """Computes the logits of the q x q patch centred on every pixel, as if each were run by itself.
 
+    q: the receptive field.
     images: (B, 3, H, W), normalised, of any size, in the dtype and on the device of the model. They are surrounded by
         (q - 1) / 2 zeros, as in the public heatmap code (the train images' mean colour if they were normalised by it,
         else black); model.pad plays no part.
-    classes: indices of the wanted classes, in the order of the result's last axis; all by default. The last layer is
+    classes: indices of the requested classes, in the order of the result's last axis; all by default. The last layer is
         computed for these alone.
     stride: 1, 2, 4 or 8: only every stride-th row and column, for about 1 / stride^2 of the work.
-    max_memory_mib: limit on the activations held at a time, in MiB; images are run in groups or in tiles to keep it.
+    max_memory_mib: limit on the activations held at a time, in MiB; images are run in groups or in tiles to keep to it.
         The result and one block's weights come on top.
     Returns (B, ceil(H / stride), ceil(W / stride), classes).
 
     Raises UserError if model is no BagNet; ValueError for a class that the model does not have, another stride, and a
-    limit that not even a single patch keeps.
+    limit that is too small for a single patch.
     """
-    _only_of_bagnets(model)
+    _require_bagnet(model)
     before, after = (model.receptive_field - 1) // 2, model.receptive_field // 2
     surrounded = F.pad(images, (before, after, before, after))
     return _valid_evidence(model, surrounded, classes, stride, max_memory_mib)
 
 
 def patch_evidence(model: BagNet, images: Tensor, classes: Sequence[int] | None = None) -> Tensor:
-    """Logits of the patches that the network itself looks at, model.stride px apart; their mean is the image's logits.
+    """Computes the logits of the network's own patches, model.stride px apart; their mean is the image's logits.
 
     images: (B, 3, H, W), normalised; model.pad is added as the model does. classes and errors as for
     dense_evidence, and UserError for an image that is smaller than a patch. Returns (B, h, w, classes); patch_corners
-    says where in the image they lie.
+    returns their positions in the image.
     """
-    _only_of_bagnets(model)
+    _require_bagnet(model)
     return _valid_evidence(model, model.padded(images), classes, model.stride)
 
 
 def patch_corners(model: BagNet, height: int, width: int) -> Tensor:
-    """Where the patches of patch_evidence begin in an image of height x width px.
+    """Computes the top-left corners of patch_evidence's patches in an image of height x width px.
 
     Returns (h, w, 2), int64: row and column of each patch's top-left pixel. Patches are model.receptive_field px wide;
     where they reach into model.pad, a corner is negative or a patch ends beyond the image.
@@ -75,7 +76,7 @@ def patch_corners(model: BagNet, height: int, width: int) -> Tensor:
 
 
 def contributions(model: BagNet, images: Tensor, classes: Sequence[int] | None = None) -> Tensor:
-    """Each patch's share of the image's logits, bias included: their sum over h, w is model(images).
+    """Computes each patch's share of the image's logits, bias included: their sum over h, w is model(images).
 
     Arguments and errors as for patch_evidence. Returns (B, h, w, classes). Brendel & Bethge 2019, section 3.
     """
@@ -84,10 +85,10 @@ def contributions(model: BagNet, images: Tensor, classes: Sequence[int] | None =
 
 
 def pixel_contributions(model: BagNet, images: Tensor, classes: Sequence[int] | None = None) -> Tensor:
-    """Each patch's share of the image's logits, evenly over its pixels; overlapping patches add up.
+    """Spreads each patch's share of the image's logits evenly over its pixels; overlapping patches add up.
 
-    Arguments and errors as for patch_evidence. Returns (B, H, W, classes). The sum over H, W is model(images), but for
-    the part of patches that reach into model.pad; pixels that no patch sees have 0.
+    Arguments and errors as for patch_evidence. Returns (B, H, W, classes). The sum over H, W is model(images), except
+    for the parts of patches that lie in model.pad; pixels that no patch sees have 0.
     """
     shares = contributions(model, images, classes).permute(0, 3, 1, 2)
     field, before = model.receptive_field, model.pad // 2
@@ -98,7 +99,7 @@ def pixel_contributions(model: BagNet, images: Tensor, classes: Sequence[int] | 
     return maps[..., before : before + images.shape[2], before : before + images.shape[3]].permute(0, 2, 3, 1)
 
 
-def _only_of_bagnets(model: nn.Module) -> None:
+def _require_bagnet(model: nn.Module) -> None:
     if not isinstance(model, BagNet):
         raise UserError(f"exact evidence needs a BagNet, not {type(model).__name__}; use gradients for other networks")
 
@@ -107,7 +108,7 @@ def _only_of_bagnets(model: nn.Module) -> None:
 def _valid_evidence(
     model: BagNet, images: Tensor, classes: Sequence[int] | None, stride: int, max_memory_mib: float = 1024
 ) -> Tensor:
-    """Logits of the patches that begin at every stride-th pixel: (B, 3, H, W) -> (B, h, w, classes)."""
+    """Computes the logits of the patches that begin at every stride-th pixel: (B, 3, H, W) -> (B, h, w, classes)."""
     strides = {1 << n for n in range(model.stride.bit_length())}
     if stride not in strides:
         raise ValueError(f"stride is one of {sorted(strides)}, not {stride}")
@@ -140,7 +141,7 @@ def _valid_evidence(
 
 
 def _tiles(model: BagNet, rows: int, columns: int, stride: int, limit: float) -> tuple[int, int, int]:
-    """Images at a time, rows and columns of their maps at a time, so that about `limit` numbers are held."""
+    """Returns the images per group, and the rows and columns per tile, for which about `limit` numbers are held."""
     while (held := _numbers_held(model, rows, columns, stride)) > limit:
         if rows == columns == 1:
             raise ValueError("max_memory_mib is too small for a single patch; one of 16 or more always works")
@@ -152,7 +153,7 @@ def _tiles(model: BagNet, rows: int, columns: int, stride: int, limit: float) ->
 
 
 def _numbers_held(model: BagNet, rows: int, columns: int, stride: int) -> int:
-    """Upper bound on the activations held at a time for rows x columns patches that are stride px apart."""
+    """Returns an upper bound on the activations held at a time for rows x columns patches that are stride px apart."""
     sides = [(n - 1) * stride + model.receptive_field - 2 for n in (rows, columns)]
     most = 0
     for block, step, dilation in _steps(model, stride):
@@ -166,10 +167,10 @@ def _numbers_held(model: BagNet, rows: int, columns: int, stride: int) -> int:
 
 
 def _steps(model: BagNet, stride: int) -> Iterator[tuple[Bottleneck, int, int]]:
-    """Each block, the stride that it takes and its dilation, to look at a patch every `stride` px.
+    """Yields each block, its stride and its dilation for evidence of a patch every `stride` px.
 
-    Strides are kept as long as their product divides the wanted one. Each later one is left out, and the 3 x 3
-    convolutions behind it are dilated by it instead, so that they read the same pixels as before.
+    Blocks keep their strides as long as the product divides `stride`. Each later stride becomes 1, and the 3 x 3
+    convolutions after it are dilated by it instead, so that they read the same pixels as before.
     """
     taken = dilation = 1
     for block in model.blocks:
@@ -181,10 +182,10 @@ def _steps(model: BagNet, stride: int) -> Iterator[tuple[Bottleneck, int, int]]:
 
 
 def _features(model: BagNet, images: Tensor, stride: int) -> Tensor:
-    """The feature vector of the patch at every stride-th pixel: (B, 3, H, W) -> (B, 2048 * width, h, w).
+    """Computes the feature vector of the patch at every stride-th pixel: (B, 3, H, W) -> (B, 2048 * width, h, w).
 
-    Batch norm is folded into the convolution before it: tensors of one block at a time, gone after it. Only in-place
-    operations stand between the convolutions, which run channels-last, as both oneDNN and cuDNN like it.
+    Batch norm is folded into the convolution before it, for one block at a time, whose folded weights are freed after
+    it. Only in-place operations stand between the convolutions, which run channels-last, as oneDNN and cuDNN prefer.
     """
     weight, bias = _folded(model.conv2, model.bn1)
     weight = torch.einsum("omhw,mi->oihw", weight, model.conv1.weight[:, :, 0, 0])
@@ -205,6 +206,6 @@ def _block(block: Bottleneck, x: Tensor, step: int, dilation: int) -> Tensor:
 
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of one convolution that does what conv and then norm, in evaluation, do."""
+    """Returns weight and bias of one convolution that equals conv followed by norm in evaluation."""
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     return conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale

@@ -1,4 +1,4 @@
-"""Files that matter: written whole or not at all, made once, and where the user says."""
+"""Files that are written whole or not at all, folders that are made once, locks, and errors of out=."""
 
 import contextlib
 import errno
@@ -16,7 +16,7 @@ from typing import BinaryIO, TypeVar
 from bagnet_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
-LEFT_OVER = ".bagnet-partial"  # ends the names of temporary folders
+LEFT_OVER = ".bagnet-partial"  # the suffix of temporary folders
 Made = TypeVar("Made")
 
 
@@ -26,7 +26,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes | memoryview, read_back: bool = False) -> None:
-    """The same for what is no text. read_back: it is an error, too, if the disk then holds something else."""
+    """Writes bytes as `write_text` does. read_back: raises OSError also if the disk then holds something else."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w+b") as file:
@@ -45,7 +45,7 @@ def write_bytes(path: Path, content: bytes | memoryview, read_back: bool = False
 
 def _read_back(file: BinaryIO, content: bytes | memoryview) -> None:
     """Raises OSError unless the disk holds `content`."""
-    if hasattr(os, "posix_fadvise"):  # from the disk, not from the system's memory of what was written
+    if hasattr(os, "posix_fadvise"):  # read from the disk, not from the page cache
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     file.seek(0)
     for start in range(0, len(content), 2**20):
@@ -54,7 +54,7 @@ def _read_back(file: BinaryIO, content: bytes | memoryview) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's content, which need not fit into memory, as hex digits."""
+    """Returns the SHA-256 of a file as hex digits; the file need not fit into memory."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**18):
@@ -64,7 +64,7 @@ def sha256_of(path: Path) -> str:
 
 @contextlib.contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Raises UserError where the block fails to write to `out`, what out= asks for."""
+    """Raises UserError if the block fails to write to `out`, the value of out=."""
     try:
         yield
     except OSError as error:
@@ -73,7 +73,7 @@ def writing(out: Path) -> Iterator[None]:
 
 
 def writable(out: Path) -> Path:
-    """`out`, made if need be. Raises UserError, before the work and not after it, if nothing can be written there."""
+    """Returns `out`, created if needed. Raises UserError, before the work, if nothing can be written there."""
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=out).close()
@@ -81,12 +81,12 @@ def writable(out: Path) -> Path:
 
 
 def made_once(folder: Path, opened: Callable[[dict], Made], make: Callable[[Path], dict], if_unwritable: str) -> Made:
-    """What `opened` makes of the manifest of `folder`; where there is none, `make` first fills an empty folder.
+    """Returns `opened(manifest)` of `folder`, which `make` first fills if it is incomplete or refused by `opened`.
 
-    opened: raises ValueError for a manifest that is not the wanted one. make: returns the manifest, which is written
-    with the sizes of all files as manifest.json, so that a folder is used only if it is whole.
-    By one process at a time; the new folder takes its place, and an old one's, when all is on the disk.
-    Raises UserError, with what `if_unwritable` says can be done, if it cannot be written.
+    opened: raises ValueError for a manifest that is not the requested one. make: fills an empty folder and returns the
+    manifest, which is written with the sizes of all files as manifest.json, so that only a complete folder is used.
+    One process at a time makes it; the new folder replaces an old one when everything is on the disk.
+    Raises UserError, with the advice `if_unwritable`, if the folder cannot be written.
     """
     found = _opened(folder, opened)
     if found is not None:
@@ -94,9 +94,9 @@ def made_once(folder: Path, opened: Callable[[dict], Made], make: Callable[[Path
     try:
         with locked(folder.parent, wait=True) as free:
             if free:
-                for left_over in folder.parent.glob(f".*{LEFT_OVER}"):  # by processes that were killed
+                for left_over in folder.parent.glob(f".*{LEFT_OVER}"):  # of processes that were killed
                     rmtree(left_over, ignore_errors=True)
-            found = _opened(folder, opened)  # somebody else may have made it while we waited
+            found = _opened(folder, opened)  # another process may have made it during the wait
             if found is not None:
                 return found
             with temporary_folder(folder) as temporary:
@@ -119,7 +119,7 @@ def made_once(folder: Path, opened: Callable[[dict], Made], make: Callable[[Path
 
 
 def _opened(folder: Path, opened: Callable[[dict], Made]) -> Made | None:
-    """None where the folder is not whole, or `opened` refuses it. Cheap: of the files only the sizes are looked at."""
+    """Returns `opened(manifest)`; None if the folder is incomplete, by its files' sizes, or `opened` refuses it."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         for name, size in manifest["bytes"].items():
@@ -133,21 +133,21 @@ def _opened(folder: Path, opened: Callable[[dict], Made]) -> Made | None:
 
 
 def sync(path: Path) -> None:
-    """Returns once the disk has what was written: what is found after a power cut must not hold gaps."""
+    """Returns once the disk has the whole file, so that a power cut leaves no gaps in it."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
-    """An empty folder beside `target`, removed with what is left in it at the end."""
+    """Yields an empty folder beside `target`, which is removed at the end with what is left in it."""
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=LEFT_OVER) as temporary:
         yield Path(temporary)
 
 
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool) -> Iterator[bool | None]:
-    """Whether no other process is in such a block for `folder`, with `wait` once that is so; None: no locks here."""
+    """Yields whether this process has locked `folder`, waiting for it if `wait`; None: no locks on this file system."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:

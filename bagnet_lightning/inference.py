@@ -1,4 +1,4 @@
-"""A trained network on many images, without training's machinery."""
+"""Runs a trained network on many images, without a trainer."""
 
 import torch
 from torch import Tensor
@@ -6,22 +6,22 @@ from torch import Tensor
 from bagnet_lightning.checkpoint import Trained
 from bagnet_lightning.data.augment import normalize
 
-PIXELS = 250 * 64 * 64  # that a network is given at once: its activations take room by the pixel
+PIXELS = 250 * 64 * 64  # per batch: the memory of activations grows with the pixels
 
 
 def best_device() -> torch.device:
-    """The GPU if there is one."""
+    """Returns the GPU if there is one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def batches(images: Tensor) -> tuple[Tensor, ...]:
-    """(N, H, W, 3) in parts that fit into memory whatever the images' size: 250 of 64 x 64 px, fewer of larger ones."""
+    """Splits (N, H, W, 3) into parts that fit into memory at any image size: 250 of 64 x 64 px, fewer of larger."""
     return images.split(max(1, PIXELS // (images.shape[1] * images.shape[2])))
 
 
-@torch.no_grad()  # not inference mode, whose tensors the network's weights would become
+@torch.no_grad()  # not inference mode: the network's weights would become inference tensors
 def predict(trained: Trained, images: Tensor) -> Tensor:
-    """Logits in float32, since the public BagNet weights break in lower precision.
+    """Computes logits in float32, since the public BagNet weights break in lower precision.
 
     images: (N, H, W, 3) uint8, in memory or memory-mapped. Returns (N, classes), on the CPU.
     """

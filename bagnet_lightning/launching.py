@@ -1,6 +1,7 @@
-"""What the launchers of conf/hydra/launcher/ share that run jobs in other processes: each job ends in one result.
+"""The base of launchers in conf/hydra/launcher/ that run jobs in other processes: each job ends in one result.
 
-Hydra finds the launchers in hydra_plugins/, and imports them at the start of every command: no torch, no engine here.
+Hydra finds the launchers in hydra_plugins/ and imports them at the start of every command: so neither torch nor Ray or
+submitit is imported here.
 """
 
 import signal
@@ -25,9 +26,9 @@ GOES_ON = "the same command again goes on from last.ckpt"
 
 
 class ParallelLauncher(Launcher):
-    """Composes the jobs, has `results` run those that are not finished yet, and tells the callbacks of each that ends.
+    """A launcher that composes the jobs, runs the unfinished by `results`, and notifies the callbacks as each ends.
 
-    What happens to a job is its result, never an exception; SIGTERM and Ctrl-C end the command with 143 and 130.
+    A job that fails has a result, and raises nothing; SIGTERM and Ctrl-C end the command with 143 and 130.
     """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -35,22 +36,23 @@ class ParallelLauncher(Launcher):
 
     @abstractmethod
     def check(self, job: DictConfig) -> None:
-        """Raises UserError if the settings cannot give the job what it asks for; asked before anything is started."""
+        """Raises UserError if the settings cannot give the job what it needs; called before anything is started."""
 
     @abstractmethod
     def share(self, job: DictConfig) -> str:
-        """The part of the devices that the job is given, in words; nothing is started to tell it."""
+        """Describes the part of the devices that the job is given, without starting anything."""
 
     @abstractmethod
     def results(self, jobs: list[DictConfig]) -> Iterator[tuple[DictConfig, dict]]:
-        """Has each of `jobs` done by `run` in a process of its own, and yields (job, result) as they end.
+        """Runs each of `jobs` by `run` in a process of its own, and yields (job, result) as they end.
 
-        The result of a job that ended without one is made by `failed`. When closed early, by a signal, it stops them.
+        The result of a job that ended without one is made by `failed`. When closed early, by a signal, it stops the
+        jobs, unless they can go on without this command.
         """
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         setup_globals()
-        jobs = [self._composed(list(asked), initial_job_idx + index) for index, asked in enumerate(job_overrides)]
+        jobs = [self._composed(list(overrides), initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
         ended, waiting = [], []
         for job in jobs:
             if not job.fresh and read_run(folder(job))["status"] == "finished":
@@ -77,24 +79,24 @@ class ParallelLauncher(Launcher):
 
 
 def devices(job: DictConfig) -> int:
-    """How many devices the job asks for."""
+    """Returns the number of devices that the job needs."""
     return OmegaConf.select(job, "trainer.devices", default=1)
 
 
 def on_cpu(job: DictConfig) -> bool:
-    """Whether a GPU would be of no use to the job."""
+    """Whether the job runs on the CPU even where there is a GPU."""
     return OmegaConf.select(job, "trainer.accelerator", default="auto") == "cpu"
 
 
 def folder(job: DictConfig) -> Path:
-    """Where the job's run lives, relative to the working directory."""
+    """Returns the folder of the job's run, relative to the working directory."""
     return Path(job.hydra.sweep.dir) / job.hydra.sweep.subdir
 
 
 def run(job: DictConfig, task_function: TaskFunction) -> dict:
     """Runs the job in this process and returns its result, whatever it raises or exits with.
 
-    Another process than the launching one first needs `Singleton.set_state` with the state of that.
+    In another process than the launching one, call `Singleton.set_state` first, with the launching one's state.
     """
     try:
         return run_until_stopped(job, task_function)
@@ -103,7 +105,7 @@ def run(job: DictConfig, task_function: TaskFunction) -> dict:
 
 
 def run_until_stopped(job: DictConfig, task_function: TaskFunction) -> dict:
-    """The same, but a job that a signal stops raises SystemExit with 128 + its number."""
+    """Runs the job like `run`, but raises SystemExit with 128 + the signal's number if a signal stops it."""
     setup_globals()
     context = HydraContext(config_loader=None, callbacks=Callbacks())
     try:
@@ -119,7 +121,7 @@ def run_until_stopped(job: DictConfig, task_function: TaskFunction) -> dict:
 
 
 def ending(code: int) -> str:
-    """What an exit code above 128 says."""
+    """Describes an exit code above 128."""
     try:
         return f"stopped by {signal.Signals(code - 128).name}"
     except ValueError:
@@ -127,13 +129,13 @@ def ending(code: int) -> str:
 
 
 def failed(job: DictConfig, error: str) -> dict:
-    """The result of a job that left none, also written to its folder unless that holds a finished one."""
+    """Returns the result of a job that left none, and writes it to its folder unless that holds a finished one."""
     config = without_hydra(job)
-    asked = describe(config, OmegaConf.to_container(job.hydra.overrides.task))
-    result = {**asked, "status": "failed", "error": error}
+    requested = describe(config, OmegaConf.to_container(job.hydra.overrides.task))
+    result = {**requested, "status": "failed", "error": error}
     earlier = read_run(folder(job))
     folder(job).mkdir(parents=True, exist_ok=True)
-    if not earlier["config"]:  # it never began; the table shows its settings all the same
+    if not earlier["config"]:  # it never began; the table needs its settings
         write_text(folder(job) / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     if earlier["status"] != "finished":
         write_result(folder(job), result)
@@ -142,7 +144,7 @@ def failed(job: DictConfig, error: str) -> dict:
 
 @contextmanager
 def _interruptible(results: Iterator) -> Iterator[Iterator]:
-    """SIGTERM and SIGINT close `results` and end the command with 128 + their number."""
+    """Makes SIGTERM and SIGINT close `results` and end the command with 128 + the signal's number."""
     received = []
 
     def interrupt(signum: int, frame: object) -> None:

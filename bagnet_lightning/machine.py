@@ -1,4 +1,4 @@
-"""What a run runs on: device, precision, memory, versions."""
+"""The machine of a run: device, precision, memory, versions."""
 
 import os
 import platform
@@ -17,14 +17,14 @@ from bagnet_lightning.errors import UserError
 
 
 def check_device(accelerator: str) -> None:
-    """Raises UserError if the installed torch cannot compute on the GPU that a Trainer would choose or is told to."""
+    """Raises UserError if the installed torch cannot compute on the GPU that a Trainer with `accelerator` would use."""
     problem = gpu_problem()
     if problem and (accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())):
         raise UserError(problem)
 
 
 def gpu_problem() -> str | None:
-    """Why the installed torch cannot compute on this machine's GPU, and what to do; None if it can."""
+    """Returns why the installed torch cannot compute on this machine's GPU, and what to do; None if it can."""
     build = f"torch {torch.__version__}"
     if not torch.cuda.is_available():
         if torch.backends.mps.is_available():
@@ -53,7 +53,7 @@ def gpu_problem() -> str | None:
 def serves(architectures: list[str], capability: tuple[int, int]) -> bool:
     """Whether code for `architectures`, like ["sm_75", "sm_90a", "compute_90"], runs on a card of this capability.
 
-    Machine code (sm) runs on its own major version from its minor one on, code with suffix "a" on its own card alone;
+    Machine code (sm) runs on its major version from its minor version on, with suffix "a" on exactly its own version;
     intermediate code (compute) is compiled by the driver for every later card. CUDA programming guide, "Compatibility".
     """
     for architecture in architectures:
@@ -71,16 +71,16 @@ def serves(architectures: list[str], capability: tuple[int, int]) -> bool:
 
 
 def driver() -> str | None:
-    """The version of the NVIDIA driver, or None where there is none."""
-    words = " ".join(_lines(Path("/proc/driver/nvidia/version"))[:1])
-    found = re.search(r"\s(\d+\.\d+[.\d]*)\s", words)
+    """Returns the version of the NVIDIA driver, or None if there is none."""
+    first_line = " ".join(_lines(Path("/proc/driver/nvidia/version"))[:1])
+    found = re.search(r"\s(\d+\.\d+[.\d]*)\s", first_line)
     return found and found[1]
 
 
 def chosen_precision(precision: str, accelerator: str) -> str:
-    """`precision` of a Trainer on `accelerator`, where "auto" is the fastest that the device computes natively.
+    """Returns the precision of a Trainer on `accelerator`: "auto" is the fastest that the device computes natively.
 
-    torch.cuda.is_bf16_supported() is not the question: it counts emulation.
+    torch.cuda.is_bf16_supported() is of no use for this: it counts emulation.
     """
     if precision != "auto":
         return precision
@@ -91,7 +91,7 @@ def chosen_precision(precision: str, accelerator: str) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """The name of the GPU, or the processor's."""
+    """Returns the name of the GPU or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     models = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
@@ -99,14 +99,14 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Most memory in use so far: of the GPU's tensors since the run began, or of the whole process."""
+    """Returns the peak memory so far: of the GPU's tensors since the run began, or of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if platform.system() == "Darwin" else 2**10)
 
 
 def versions() -> dict[str, str]:
-    """Of everything that has a say in the numbers."""
+    """Returns the versions of all that affects the results."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -117,9 +117,9 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, marked "-dirty" if files differ from it.
+    """Returns the checkout's commit, marked "-dirty" if files differ from it.
 
-    For a copy without its history, or an installed package, what BAGNET_COMMIT says, or None.
+    For a copy without its history, or an installed package, the value of BAGNET_COMMIT, or None.
     """
     root = Path(bagnet_lightning.__file__).parents[1]
     if not (root / ".git").exists():
@@ -132,7 +132,7 @@ def commit() -> str | None:
 
 
 def wandb_mode() -> str:
-    """What WANDB_MODE says, else online where a key is configured, else offline."""
+    """Returns WANDB_MODE; without it "online" if a key is configured, else "offline"."""
     return os.environ.get("WANDB_MODE") or ("online" if wandb_key() else "offline")
 
 

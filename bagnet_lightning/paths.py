@@ -1,4 +1,4 @@
-"""Where files are: of the package what is not Python, and of weights their file."""
+"""Paths of the package's configs and of weight files."""
 
 from pathlib import Path
 
@@ -9,6 +9,6 @@ CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
 
 
 def weights_file(path: str | Path) -> Path:
-    """The file of weights that a path names: itself, or in a folder, as `export format=hub` makes it, its model."""
+    """Returns the file of weights that a path names: itself, or the model in a folder made by `export format=hub`."""
     path = Path(path)
     return path / "model.safetensors" if path.is_dir() else path

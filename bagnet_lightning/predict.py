@@ -48,8 +48,8 @@ def main(config: DictConfig) -> None:
         if one.error:
             print(f"error: {one.error}", file=sys.stderr)
         else:
-            said = ", ".join(f"{trained.class_names[index]} {share:.2f}" for index, share in one.top)
-            print(f"{one.file}: {said}")
+            top = ", ".join(f"{trained.class_names[index]} {share:.2f}" for index, share in one.top)
+            print(f"{one.file}: {top}")
     unreadable = sum(one.error is not None for one in predictions)
 
     written = {

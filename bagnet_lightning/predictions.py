@@ -1,7 +1,7 @@
-"""predictions.npz: what a run's network said of every validation image at its best epoch, and a few of the images.
+"""predictions.npz: a run's predictions for every validation image at its best epoch, and a few of the images.
 
-Small (about 0.1 MB for 10,000 images of 64 px), so that confusions can be looked at where neither the data nor a GPU
-are. Light on purpose, as results.py is: reading needs no torch.
+Small (about 0.1 MB for 10,000 images of 64 px), so that confusions can be looked at without the data and
+without a GPU. Light on purpose, as results.py is: reading needs no torch.
 """
 
 import zipfile
@@ -16,15 +16,16 @@ from PIL import Image, ImageOps
 from bagnet_lightning.files import write_bytes
 
 NAME = "predictions.npz"
-PAIRS, EACH = 6, 3  # most confused pairs of classes with thumbnails, and mistaken images of each
-SIDE = 48  # px of a thumbnail; a multiple of JPEG's blocks of 16, so that neighbours do not bleed
+PAIRS, EACH = 6, 3  # most confused pairs of classes with thumbnails, and misclassified images of each
+SIDE = 48  # px of a thumbnail; a multiple of JPEG's blocks of 16, so that neighbours do not bleed into each other
 EXAMPLES = 8  # validation images kept whole, for the evidence gallery
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """labels, predicted: (N,) class indices of the validation images, in their order.
+    """The labels and predictions of a run's validation images, with a few of the images.
 
+    labels, predicted: (N,) class indices of the validation images, in their order.
     examples: (E, H, W, 3) uint8, spread evenly over the split; example_labels: (E,).
     sheet: a JPEG with a row of EACH thumbnails for each of the first PAIRS pairs of most_confused.
     """
@@ -37,17 +38,17 @@ class Predictions:
     sheet: bytes
 
     def confusion(self) -> np.ndarray:
-        """(classes, classes) numbers of images, by true and predicted class."""
+        """Counts images by true and predicted class: (classes, classes)."""
         return confusion(self.labels, self.predicted, len(self.class_names))
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """(classes, classes) numbers of images, by true and predicted class."""
+    """Counts images by true and predicted class: (classes, classes)."""
     return np.bincount(labels.astype(np.int64) * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
 def most_confused(matrix: np.ndarray, count: int) -> list[tuple[int, int]]:
-    """(true, predicted) of up to `count` pairs of different classes, those with the most images first."""
+    """Returns (true, predicted) of up to `count` pairs of different classes, those with the most images first."""
     mistakes = matrix - np.diag(matrix.diagonal())
     order = np.argsort(-mistakes, axis=None, kind="stable")[:count]
     return [divmod(int(place), len(matrix)) for place in order if mistakes.flat[place]]
@@ -60,7 +61,7 @@ def write_predictions(
     predicted: np.ndarray,
     images: Callable[[list[int]], np.ndarray],
 ) -> None:
-    """Write predictions.npz whole or not at all. images: indices -> (B, H, W, 3) uint8. Raises OSError."""
+    """Writes predictions.npz completely or not at all. images: indices -> (B, H, W, 3) uint8. Raises OSError."""
     count = min(EXAMPLES, len(labels))
     places = [(2 * i + 1) * len(labels) // (2 * count) for i in range(count)]
     stream = BytesIO()
@@ -77,14 +78,14 @@ def write_predictions(
 
 
 def read_predictions(folder: Path) -> Predictions | None:
-    """None where the run left none. Raises ValueError if the file is cut or is no predictions.npz."""
+    """Reads a run's predictions.npz; None if there is none. Raises ValueError if the file is cut or of another kind."""
     try:
         with np.load(folder / NAME, allow_pickle=False) as arrays:
-            held = {name: arrays[name] for name in arrays.files}
-        names, labels, predicted = held["class_names"].tolist(), held["labels"], held["predicted"]
+            data = {name: arrays[name] for name in arrays.files}
+        names, labels, predicted = data["class_names"].tolist(), data["labels"], data["predicted"]
         if labels.shape != predicted.shape or not len(labels) or max(labels.max(), predicted.max()) >= len(names):
             raise ValueError("labels and predictions do not fit")
-        return Predictions(names, labels, predicted, held["examples"], held["example_labels"], held["sheet"].tobytes())
+        return Predictions(names, labels, predicted, data["examples"], data["example_labels"], data["sheet"].tobytes())
     except FileNotFoundError:
         return None
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
@@ -94,8 +95,8 @@ def read_predictions(folder: Path) -> Predictions | None:
 def _sheet(labels: np.ndarray, predicted: np.ndarray, classes: int, images: Callable) -> bytes:
     pairs = most_confused(confusion(labels, predicted, classes), PAIRS)
     sheet = Image.new("RGB", (EACH * SIDE, max(1, len(pairs)) * SIDE))
-    for row, (true, said) in enumerate(pairs):
-        mistaken = np.flatnonzero((labels == true) & (predicted == said))[:EACH].tolist()
+    for row, (true, mistake) in enumerate(pairs):
+        mistaken = np.flatnonzero((labels == true) & (predicted == mistake))[:EACH].tolist()
         for column, pixels in enumerate(images(mistaken)):
             sheet.paste(ImageOps.fit(Image.fromarray(pixels), (SIDE, SIDE)), (column * SIDE, row * SIDE))
     stream = BytesIO()

@@ -29,11 +29,11 @@ def main(config: DictConfig) -> dict:
     return in_its_folder(config, RUN_FILES, partial(pretrain, config))
 
 
-def pretrain(config: DictConfig, folder: Path, asked: dict) -> dict:
+def pretrain(config: DictConfig, folder: Path, requested: dict) -> dict:
     from bagnet_lightning.pretraining.fit import fit
     from bagnet_lightning.training.run import run
 
-    return run(config, folder, asked, fit)
+    return run(config, folder, requested, fit)
 
 
 if __name__ == "__main__":

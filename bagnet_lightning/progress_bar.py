@@ -1,4 +1,4 @@
-"""How far long work is, on a terminal."""
+"""A progress bar for long work, on a terminal."""
 
 import contextlib
 import sys
@@ -10,7 +10,7 @@ from rich.progress import MofNCompleteColumn, Progress, ProgressColumn
 
 @contextlib.contextmanager
 def progress_bar(description: str, total: int | None, *columns: ProgressColumn) -> Iterator[Callable[[int], None]]:
-    """Yields a function that advances a bar on the terminal; where stderr is no terminal there is no bar."""
+    """Yields a function that advances a bar on the terminal; without a terminal on stderr there is no bar."""
     columns = columns or (MofNCompleteColumn(),)
     console = Console(stderr=True)
     bar = Progress(*Progress.get_default_columns(), *columns, console=console, disable=not sys.stderr.isatty())

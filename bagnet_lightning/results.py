@@ -19,11 +19,11 @@ from bagnet_lightning.config import PARTS, digest, kind, plain
 from bagnet_lightning.files import write_text
 from bagnet_lightning.table1 import departures, paper_row
 
-#: Goes up when a field of result.json changes its meaning; files of a newer format are not interpreted.
+#: Incremented when a field of result.json changes its meaning; files of a newer format are not interpreted.
 FORMAT = 1
 
 _NUMBER = (int, float, type(None))
-#: What readers compute with. A file that says something else here is not ours, whatever else it holds.
+#: Types of the fields that readers compute with. A file with other types is not a result of this program.
 _FIELD_TYPES = {
     "model": str,
     "optimizer": str,
@@ -48,32 +48,32 @@ _FIELD_TYPES = {
     "model_bytes": _NUMBER,
     "without_keypoints": (dict, type(None)),
 }
-_SILENCE = 300  # s without a word after which a run on another machine is taken for dead
+_SILENCE = 300  # s without an update after which a run on another machine counts as dead
 _DEEPEST = 4  # levels below a sweep's folder that are searched for runs
 
 
 def describe(config: DictConfig, overrides: list[str]) -> dict:
-    """What was asked for: the part of a result that is known before the run."""
-    asked = _asked(plain(config))
-    told = {"data": config.data.name, "config_digest": digest(config), "overrides": overrides}
+    """Returns the part of a result that is known before the run."""
+    fields = _fields(plain(config))
+    shared = {"data": config.data.name, "config_digest": digest(config), "overrides": overrides}
     if kind(config) == "related":
-        return asked | told
+        return fields | shared
     row = None
     if kind(config) is None and config.data.name == "tiny_imagenet":
-        row = paper_row(*(asked[name] for name in ("model", "optimizer", "pretrained", "epochs")))
+        row = paper_row(*(fields[name] for name in ("model", "optimizer", "pretrained", "epochs")))
         row = None if row and departures(plain(config), row) else row
     paper = row and {"row": row.row, "accuracy": row.accuracy}
-    return {"row": row and row.row, **asked, "scheduler": _class(config.scheduler), **told, "paper": paper}
+    return {"row": row and row.row, **fields, "scheduler": _class(config.scheduler), **shared, "paper": paper}
 
 
 def asked_system(config: Mapping) -> str:
-    """In words: "SIFT, 1,000 words, linear SVM". An empty label has nothing to say."""
+    """Returns a related system's name, "SIFT, 1,000 words, linear SVM". Empty labels are left out."""
     labels = (config.get(part, {}).get("label") for part in PARTS)
     return ", ".join(str(label) for label in labels if label)
 
 
-def _asked(config: Mapping) -> dict:
-    """The fields of a result that its configuration tells, as far as a damaged one does."""
+def _fields(config: Mapping) -> dict:
+    """Returns the fields of a result that follow from its configuration, as far as a damaged one has them."""
     if kind(config) == "related":
         parts = {part: config.get(part, {}).get("name") for part in PARTS}
         names = {"model": parts["features"], "optimizer": parts["classifier"]}
@@ -91,12 +91,12 @@ def _asked(config: Mapping) -> dict:
 
 
 def _class(group: Mapping) -> str | None:
-    """ "Adam" of {_target_: torch.optim.Adam}."""
+    """Returns "Adam" for {_target_: torch.optim.Adam}."""
     return str(group.get("_target_") or "").rpartition(".")[2] or None
 
 
 def write_result(run_folder: Path | str, result: dict) -> Path:
-    """Write result.json whole or not at all; numbers that are not finite become null. Returns its path."""
+    """Writes result.json whole or not at all; numbers that are not finite become null. Returns its path."""
     path = Path(run_folder) / "result.json"
     text = json.dumps({"format": FORMAT, **finite(result)}, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
@@ -104,12 +104,12 @@ def write_result(run_folder: Path | str, result: dict) -> Path:
 
 
 def read_run(folder: Path | str) -> dict:
-    """Everything that a run's folder tells: result.json's fields, plus folder (Path), config (dict) and epochs_done.
+    """Returns the contents of a run's folder: result.json's fields, folder (Path), config (dict) and epochs_done.
 
     kind: see config.kind.
     Never raises for what the folder holds. Without result.json the status is "unfinished"; with one that is cut, or of
-    a newer format, "unreadable" and the reason in error. Both then hold what config.yaml and metrics.csv can tell.
-    An unfinished run that goes on has progress (dict, see training/progress.py); where it is None, it was stopped.
+    a newer format, "unreadable" and the reason in error. Both then have what config.yaml and metrics.csv contain.
+    An unfinished run has progress (dict, see training/progress.py); None if it was stopped.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -121,7 +121,7 @@ def read_run(folder: Path | str) -> dict:
         "best_val_accuracy": max(
             (r["val_accuracy"] for r in metrics if r.get("val_accuracy") is not None), default=None
         ),
-        **_asked(config),
+        **_fields(config),
     }
     try:
         text = (folder / "result.json").read_text(encoding="utf-8")
@@ -136,14 +136,14 @@ def read_run(folder: Path | str) -> dict:
 
 
 def read_runs(folder: Path | str) -> list[dict]:
-    """Every run in or below a sweep's folder, in the order of their paths; an empty list where there is none."""
+    """Returns every run in or below a sweep's folder, in the order of their paths; an empty list if there is none."""
     return [read_run(run_folder) for run_folder in _run_folders(Path(folder), _DEEPEST)]
 
 
 def note_jobs(folder: Path, jobs: dict[str, list[str]]) -> None:
-    """Add to sweep.json which runs a command is about to make: folder name -> overrides.
+    """Adds the runs that a command is about to make to sweep.json: folder name -> overrides.
 
-    Never raises: where it cannot be written, only those who look at the sweep know less.
+    Never raises: without the file, only reports of the sweep lack something.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def note_jobs(folder: Path, jobs: dict[str, list[str]]) -> None:
 
 
 def read_jobs(folder: Path) -> dict[str, list[str]]:
-    """The overrides of every run that was ever asked for in a sweep's folder, by its folder's name."""
+    """Returns the overrides of every run ever requested in a sweep's folder, by the name of the run's folder."""
     try:
         jobs = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["jobs"]
         return {str(name): [str(override) for override in overrides] for name, overrides in jobs.items()}
@@ -162,9 +162,9 @@ def read_jobs(folder: Path) -> dict[str, list[str]]:
 
 
 def read_metrics(folder: Path | str) -> list[dict]:
-    """The rows of metrics.csv, one a finished epoch, in order; numbers as float, epoch and step as int, gaps as None.
+    """Returns the rows of metrics.csv, one per finished epoch, in order: floats, epoch and step as int, gaps as None.
 
-    A last line that was cut is left out, and of an epoch that was run again after an interruption the last one counts.
+    A truncated last line is left out. If an epoch was run again after an interruption, its last row counts.
     """
     try:
         text = (Path(folder) / "metrics.csv").read_text(encoding="utf-8", errors="replace").replace("\0", "")
@@ -175,7 +175,7 @@ def read_metrics(folder: Path | str) -> list[dict]:
         try:
             numbers = {name: _number(value) for name, value in row.items()}
             rows[int(numbers["epoch"])] = numbers
-        except (AttributeError, KeyError, TypeError, ValueError):  # cut, or not a line of numbers
+        except (AttributeError, KeyError, TypeError, ValueError):  # truncated, or not a line of numbers
             continue
     for epoch, row in rows.items():
         row["epoch"] = epoch
@@ -184,7 +184,7 @@ def read_metrics(folder: Path | str) -> list[dict]:
 
 
 def finite(value):
-    """`value` with null for every number in it that JSON does not have."""
+    """Returns `value` with None for every number in it that JSON cannot represent."""
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -197,7 +197,7 @@ def _number(text: str) -> float | None:
 
 
 def _parse_result(text: str) -> tuple[str | None, dict]:
-    """(what is wrong or None, the fields that can be trusted)."""
+    """Returns (what is wrong, or None; the fields, none if something is wrong)."""
     try:
         result = json.loads(text, parse_constant=lambda _: None)  # NaN is not a result
     except ValueError:
@@ -214,22 +214,22 @@ def _parse_result(text: str) -> tuple[str | None, dict]:
 
 
 def progress_file(folder: Path) -> Path:
-    """How far a run is, for those who watch it; gone when it has ended."""
+    """Returns the path of the file with a run's progress, which is deleted when the run ends."""
     return folder / "progress.json"
 
 
-def write_progress(folder: Path, **told: float | None) -> None:
-    """`told`, and by which process: that tells a run that goes on from one that was killed.
+def write_progress(folder: Path, **values: float | None) -> None:
+    """Writes `values` and the process, which distinguishes a run that goes on from one that was killed.
 
-    A file that cannot be written stops no run.
+    A file that cannot be written does not stop the run.
     """
     with contextlib.suppress(OSError):
-        state = told | {"pid": os.getpid(), "host": socket.gethostname()}
+        state = values | {"pid": os.getpid(), "host": socket.gethostname()}
         write_text(progress_file(folder), json.dumps(state) + "\n")
 
 
 def _read_progress(folder: Path) -> dict | None:
-    """progress.json while its process lives, as far as can be told from here."""
+    """Returns progress.json if its process is alive, as far as this machine can know, else None."""
     path = progress_file(folder)
     try:
         progress = json.loads(path.read_text(encoding="utf-8"))
@@ -253,12 +253,12 @@ def _read_config(folder: Path) -> dict:
 
 
 def _run_folders(folder: Path, levels: int) -> list[Path]:
-    """A folder with a config or a result is a run and is not searched further; W&B's and hidden folders never are."""
+    """Returns folders with a config or a result, which are not searched further; W&B's and hidden ones never are."""
     try:
         if (folder / "config.yaml").is_file() or (folder / "result.json").is_file():
             return [folder]
         inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
-    except OSError:  # gone or not ours to read
+    except OSError:  # removed, or not readable
         return []
     inner = [path for path in inner if not path.name.startswith(".") and path.name != "wandb"] if levels else []
     return [run for path in inner for run in _run_folders(path, levels - 1)]

@@ -1,4 +1,4 @@
-"""What values the keys of a configuration may have. Imports no torch."""
+"""Rules for the values of configuration keys. Imports no torch."""
 
 import re
 from collections.abc import Callable
@@ -26,8 +26,8 @@ def number(low: float, high: float = float("inf"), *, above: bool = False) -> Ru
 
 
 def whole(low: int, high: float = float("inf")) -> Rule:
-    words = f"a whole number from {low}" + (f" to {high}" if high < float("inf") else "")
-    return lambda value: type(value) is int and low <= value <= high, words
+    description = f"a whole number from {low}" + (f" to {high}" if high < float("inf") else "")
+    return lambda value: type(value) is int and low <= value <= high, description
 
 
 def or_null(rule: Rule) -> Rule:
@@ -35,7 +35,7 @@ def or_null(rule: Rule) -> Rule:
 
 
 def or_own(rule: Rule) -> Rule:
-    """For a size: the images' own, or null for the training images'."""
+    """Adds "own" (each image's own size) and null (the size of the training images) to the rule of a size."""
     return lambda value: value in (None, "own") or rule[0](value), f"{rule[1]} px, null or own"
 
 
@@ -155,18 +155,18 @@ _MISSING = object()
 
 
 def check(config: DictConfig, rules: dict[str, Rule] = RULES) -> None:
-    """Raises UserError, naming the key and what it may be, for the first value of a wrong type or range.
+    """Raises UserError, naming the key and its permitted values, for the first value of a wrong type or range.
 
-    Those of a training keep its rules within `em`.
+    The rules hold for the same keys within `em`, too.
     """
     for key in sorted(OmegaConf.missing_keys(config)):
         raise UserError(f"{key} is needed: add {key}=...")
     everywhere = {name: rule for key, rule in rules.items() for name in (key, f"em.{key}")}
-    for key, (test, words) in everywhere.items():
+    for key, (test, description) in everywhere.items():
         value = OmegaConf.select(config, key, default=_MISSING)
         if value is _MISSING:
             continue
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value, resolve=True)
         if not test(value):
-            raise UserError(f"{key}={value}: {key} must be {words}")
+            raise UserError(f"{key}={value}: {key} must be {description}")

@@ -1,4 +1,4 @@
-"""A run is made once: the same command again finds it finished, and no folder mixes two configurations."""
+"""Makes each run once: a repeated command finds it finished, and no folder mixes two configurations."""
 
 import logging
 import os
@@ -23,29 +23,29 @@ log = logging.getLogger(__name__)
 def in_its_folder(
     config: DictConfig, files: Sequence[str], run: Callable[[Path, dict], dict], lead: bool = True
 ) -> dict:
-    """The result of the run that Hydra's current job asks for: an earlier one's if it is finished, else `run`'s.
+    """Returns the result of the run of Hydra's current job: an earlier one's if it is finished, else `run`'s.
 
-    files: what a run leaves in its folder, files and folders, which fresh=true replaces. run: takes the folder and what
-    was asked (results.describe), and writes its result itself.
-    lead: whether this process, of the run's ranks, writes its files. A signal ends it with the shell's exit code.
+    files: files and folders that a run leaves in its folder, which fresh=true replaces. run: takes the folder and the
+    fields of the result that are known before (results.describe), and writes its result itself.
+    lead: whether this rank writes the run's files. A signal ends the process with the shell's exit code.
     """
-    assert not config.dry_run, "sweep.py ends a dry run before this"  # Hydra swallows what fails there
+    assert not config.dry_run, "sweep.py ends a dry run before this"  # Hydra turns exceptions there into warnings
     folder = Path(HydraConfig.get().runtime.output_dir)
-    asked = describe(config, list(HydraConfig.get().overrides.task))
+    requested = describe(config, list(HydraConfig.get().overrides.task))
     for source in HydraConfig.get().runtime.config_sources:
-        if source.provider == "command-line":  # its choices are not found without it
-            asked["config_dir"] = os.path.relpath(source.path)
+        if source.provider == "command-line":  # without it, config files in it are not found
+            requested["config_dir"] = os.path.relpath(source.path)
     with locked(folder, wait=False) if lead else nullcontext() as free:
         if free is False:
             error = f"another process trains in {folder}; wait for it, or stop it"
-            return {**asked, "status": "failed", "error": error}
+            return {**requested, "status": "failed", "error": error}
         if lead:
-            restore_or_discard(folder, files)  # what a killed process has left
+            restore_or_discard(folder, files)  # files left by a killed process
         if config.fresh and lead:
             put_aside(folder, files)
         result = None
         try:
-            result = skip_or_refuse(config, folder, asked, lead) or run(folder, asked)
+            result = skip_or_refuse(config, folder, requested, lead) or run(folder, requested)
         except Interrupted as stop:
             raise SystemExit(stop.exit_code) from stop
         finally:
@@ -55,7 +55,7 @@ def in_its_folder(
 
 
 def put_aside(folder: Path, files: Sequence[str]) -> None:
-    """Moves an earlier run's `files` out of the way of a new one, which may come to nothing: see restore_or_discard."""
+    """Moves an earlier run's `files` out of the way of a new one, which may fail: see restore_or_discard."""
     earlier, moving = _aside(folder)
     moving.mkdir()
     for name in files:
@@ -68,13 +68,13 @@ def restore_or_discard(folder: Path, files: Sequence[str]) -> bool:
     """Ends what put_aside began: restores the earlier run if it has something to lose and the new one has not, else
     deletes it. Returns whether it was restored.
 
-    Whenever a process is killed, the next one's goes on from there.
+    If the process is killed during this, the next process goes on from there.
     """
     earlier, moving = _aside(folder)
-    back = False
+    restored = False
     if earlier.is_dir():
-        back = nothing_to_lose(read_run(folder)) and not nothing_to_lose(read_run(earlier))
-        if back:
+        restored = nothing_to_lose(read_run(folder)) and not nothing_to_lose(read_run(earlier))
+        if restored:
             for name in files:
                 if (folder / name).is_dir():
                     rmtree(folder / name)
@@ -87,27 +87,27 @@ def restore_or_discard(folder: Path, files: Sequence[str]) -> bool:
         for path in moving.iterdir():
             path.rename(folder / path.name)
         moving.rmdir()
-    return back
+    return restored
 
 
 def _aside(folder: Path) -> tuple[Path, Path]:
-    """Hidden folders beside a run's: with what is put aside, and with what is on its way there or back."""
+    """Returns hidden folders beside a run's: for files that are put aside, and for files being moved there or back."""
     return folder.with_name(f".{folder.name}.earlier"), folder.with_name(f".{folder.name}.moving")
 
 
-def skip_or_refuse(config: DictConfig, folder: Path, asked: dict, lead: bool) -> dict | None:
-    """The result to return instead of running in `folder`: the finished run's, or a refusal. None: run, or go on."""
+def skip_or_refuse(config: DictConfig, folder: Path, requested: dict, lead: bool) -> dict | None:
+    """Returns the result if nothing is to be run in `folder`: the finished run's, or a refusal. None: run, or go on."""
     earlier = {} if config.fresh else read_run(folder)
-    of_earlier = OmegaConf.create(earlier.get("config") or {})
-    if of_earlier and digest(of_earlier) != asked["config_digest"] and not nothing_to_lose(earlier):
-        before, now = asked_for(of_earlier), asked_for(config)
+    earlier_config = OmegaConf.create(earlier.get("config") or {})
+    if earlier_config and digest(earlier_config) != requested["config_digest"] and not nothing_to_lose(earlier):
+        before, now = asked_for(earlier_config), asked_for(config)
         changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
         changed = ["the images under data.root" if key == "image_files" else key for key in changed]
         error = (
             f"{folder} holds a run of another configuration ({', '.join(changed)}); name another sweep=NAME, or start "
             "over with fresh=true"
         )
-        return {**asked, "status": "failed", "error": error}
+        return {**requested, "status": "failed", "error": error}
     if earlier.get("status") == "finished":
         return {**earlier, "skipped": True}
     if lead:
@@ -117,28 +117,28 @@ def skip_or_refuse(config: DictConfig, folder: Path, asked: dict, lead: bool) ->
 
 
 def nothing_to_lose(run: dict) -> bool:
-    """Whether the folder of a run (of read_run) has no result and no checkpoint, so that another may take it."""
+    """Whether the folder of a run (from read_run) has no result and no checkpoint, so that another run may use it."""
     return run["status"] not in ("finished", "unreadable") and not any(run["folder"].rglob("*.ckpt"))
 
 
-def outcome(asked: dict, folder: Path, work: Callable[[], dict]) -> dict:
-    """The result of a run: `asked`, what `work` measured or raised, status and error. Lets Interrupted through."""
+def outcome(requested: dict, folder: Path, work: Callable[[], dict]) -> dict:
+    """Returns a run's result: `requested`, what `work` measured or raised, and the status. Lets Interrupted through."""
     try:
-        return {**asked, **work(), "status": "finished"}
+        return {**requested, **work(), "status": "finished"}
     except Diverged as error:
-        return {**asked, "status": "diverged", "error": str(error)}
+        return {**requested, "status": "diverged", "error": str(error)}
     except UserError as error:
-        return {**asked, "status": "failed", "error": str(error)}
+        return {**requested, "status": "failed", "error": str(error)}
     except Exception as error:
         log.error(traceback.format_exc())
-        what = f"{_what(error)}; see train.log in {os.path.relpath(folder)}"
-        return {**asked, "status": "failed", "error": what}
+        message = f"{_message(error)}; see train.log in {os.path.relpath(folder)}"
+        return {**requested, "status": "failed", "error": message}
 
 
-def _what(error: Exception) -> str:
-    """In one line; of what could not be instantiated, the reason too."""
+def _message(error: Exception) -> str:
+    """Describes an error in one line, with its cause if something could not be instantiated."""
     if not isinstance(error, InstantiationException):
         return in_one_line(error)
-    what, *_ = str(error).replace(", set env var HYDRA_FULL_ERROR=1 to see chained exception.", ":").splitlines()
-    *_, why = str(error.__cause__ or error).strip().splitlines()
-    return f"{what} {why}"
+    message, *_ = str(error).replace(", set env var HYDRA_FULL_ERROR=1 to see chained exception.", ":").splitlines()
+    *_, cause = str(error.__cause__ or error).strip().splitlines()
+    return f"{message} {cause}"

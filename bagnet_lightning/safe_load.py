@@ -11,11 +11,11 @@ import torch
 
 
 def safe_load(path: Path, map_location: Any = "cpu") -> Any:
-    """The tensors and plain types in `path`.
+    """Returns the tensors and plain types in `path`.
 
-    Raises UnpicklingError if it holds more, RuntimeError if it is damaged, and what torch.load raises.
+    Raises UnpicklingError if it holds anything else, RuntimeError if it is damaged, and what torch.load raises.
     """
-    # Before 2.6 (constraints-k80.txt) torch read these two kinds of file by other ways, whatever weights_only said.
+    # Before 2.6 (constraints-k80.txt) torch read these two kinds of file in other ways, whatever weights_only was.
     scripted = tarfile.is_tarfile(path)
     if is_zipfile(path):
         try:
@@ -29,5 +29,5 @@ def safe_load(path: Path, map_location: Any = "cpu") -> Any:
     if scripted:
         raise pickle.UnpicklingError("a TorchScript or tar archive, not what torch.save writes")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch 2.0 warns of itself
+        warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch 2.0 itself causes it
         return torch.load(path, map_location=map_location, weights_only=True)

@@ -1,4 +1,4 @@
-"""HTML files that hold all they need, style, script, data and pictures, and load nothing."""
+"""Self-contained HTML files: they hold style, script, data and pictures, and load nothing."""
 
 import base64
 import io
@@ -13,43 +13,43 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from PIL import Image
 
-#: For names in scripts that matplotlib's own font lacks, where the machine has one of these.
+#: For names in scripts that matplotlib's own font lacks; used if the machine has them.
 FONTS = (
     *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Source Han Sans", "WenQuanYi Zen Hei"),
     *("Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic"),
     *("Noto Sans Arabic", "Noto Sans Devanagari", "Noto Sans Thai", "Arial Unicode MS"),
 )
 rcParams["font.family"] = ["DejaVu Sans", *sorted({*FONTS} & {*fontManager.get_font_names()}, key=FONTS.index)]
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # of weights that a font does not have
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it warns of weights that a font does not have
 
 #: Colours, dark and light, and typography of all pages; a page's own style follows it.
 STYLE = Path(__file__).with_name("style.css")
 
 
 def fill(template: Path, **parts: str) -> str:
-    """The text of `template` with each {{NAME}} replaced by parts["NAME"]."""
+    """Returns the text of `template` with each {{NAME}} replaced by parts["NAME"]."""
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template.read_text(encoding="utf-8"))
 
 
 def embedded(data: object) -> str:
-    """JSON for a script element, which no "<" in it can end."""
+    """Returns JSON for a script element, with "<" escaped, so that it cannot end the element."""
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
 
 
 def png_uri(pixels: np.ndarray) -> str:
-    """An image, (H, W, 3) uint8, as what an img shows."""
+    """Returns an image, (H, W, 3) uint8, as the URI of a PNG."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
     return data_uri(stream.getvalue(), "image/png")
 
 
 def png(figure: Figure) -> bytes:
-    """A figure of matplotlib's as a file."""
+    """Returns a matplotlib figure as the bytes of a PNG."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
     return stream.getvalue()
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """`content` as what an img shows; kind: "image/png"."""
+    """Returns `content` as a data URI. kind: its media type, such as "image/png"."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,6 +1,6 @@
-"""What happens around the runs of one command: checks before, a line after each, the table at the end.
+"""Steps around the runs of one command: checks before them, a line after each, the table at the end.
 
-A Hydra callback (conf/config.yaml). Hydra turns a callback's exceptions into warnings but lets SystemExit through.
+A Hydra callback (conf/runs.yaml). Hydra turns a callback's exceptions into warnings but lets SystemExit through.
 """
 
 import sys
@@ -28,8 +28,8 @@ from bagnet_lightning.rules import check
 from bagnet_lightning.runs import nothing_to_lose
 from bagnet_lightning.training import ranks
 
-# Arguments of its Trainer that a run sets by itself, or with which it would leave no checkpoint or result.
-OF_LIGHTNING = (
+# Arguments of Lightning's Trainer that a run sets itself, or with which it would leave no checkpoint or result.
+RESERVED_ARGUMENTS = (
     *("logger", "callbacks", "plugins", "profiler", "fast_dev_run", "enable_checkpointing", "enable_progress_bar"),
     *("enable_model_summary", "num_sanity_val_steps", "log_every_n_steps", "use_distributed_sampler"),
 )
@@ -37,11 +37,11 @@ WHOLE_DEVICE = "the whole device, one after the other"
 
 
 class Sweep(Callback):
-    """Refuses wrong values before the first run, tells of each that ended, reports, and sets the exit code."""
+    """A callback that checks values before the first run, prints a line after each, reports, and sets the exit code."""
 
     def __init__(self) -> None:
         self.total = 1
-        self.shared: set[str] = set()  # what all jobs of a sweep are asked for
+        self.shared: set[str] = set()  # overrides that all jobs of a sweep have
         self.began = time.monotonic()
         self.results: list[dict] = []
         self.console = Console(soft_wrap=True)
@@ -61,7 +61,7 @@ class Sweep(Callback):
             (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
             configs = [loader.load_sweep_config(config, job) for job in jobs]
         except HydraException:
-            return  # Hydra meets it again, and then reports it
+            return  # Hydra raises it again, and then reports it
         launcher = _parallel_launcher(config)
         for job in configs:
             _check(job, sweep=True, launcher=launcher)
@@ -79,12 +79,12 @@ class Sweep(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs) -> None:
         result = job_return._return_value
-        if not isinstance(result, dict):  # an exception: its own message tells
+        if not isinstance(result, dict):  # an exception, whose own message is printed
             return
         self.results.append(result)
         if ranks.rank(config) == 0:
-            own = [word for word in job_return.overrides if word not in self.shared]
-            own = [word for word in own if word.partition("=")[0] not in NAMING]
+            own = [override for override in job_return.overrides if override not in self.shared]
+            own = [override for override in own if override.partition("=")[0] not in NAMING]
             line = _line(result, own, self.results, self.total, time.monotonic() - self.began)
             self.console.print(line, markup=False, highlight=False)
 
@@ -100,7 +100,7 @@ class Sweep(Callback):
             write_report([Path(config.hydra.sweep.dir)], self.console)
         except UserError as error:
             sys.exit(f"error: {error}")
-        except Exception:  # of which Hydra would make a warning, and end as if all were well
+        except Exception:  # Hydra would turn it into a warning and exit with 0
             traceback.print_exc()
             sys.exit(1)
         if any(result["status"] != "finished" for result in self.results):
@@ -110,8 +110,8 @@ class Sweep(Callback):
 def _check(config: DictConfig, sweep: bool = False, launcher: ParallelLauncher | None = None) -> None:
     try:
         check(without_hydra(config))
-        if taken := [key for key in config.get("trainer", {}) if key in OF_LIGHTNING]:
-            raise UserError(f"trainer.{taken[0]} is not for a run here: leave it out")
+        if reserved := [key for key in config.get("trainer", {}) if key in RESERVED_ARGUMENTS]:
+            raise UserError(f"trainer.{reserved[0]} is not for a run here: leave it out")
         if config.data._target_.endswith(".ImageFolder") and config.image_files is None:
             raise UserError(
                 f"data.root={config.data.root} must be a folder that holds train/<class>/* and val/<class>/*"
@@ -124,21 +124,21 @@ def _check(config: DictConfig, sweep: bool = False, launcher: ParallelLauncher |
 
 
 def _parallel_launcher(config: DictConfig) -> ParallelLauncher | None:
-    """Of this sweep, if it has one."""
+    """Returns the launcher if it is a parallel one."""
     launcher = Plugins.instance().class_name_to_class.get(config.hydra.launcher._target_)
     return instantiate(config.hydra.launcher) if launcher and issubclass(launcher, ParallelLauncher) else None
 
 
 def _print_jobs(jobs: list[tuple[Path, DictConfig, str]]) -> None:
-    """What a sweep would do in which folders with what share of the devices, and nothing done: ends the command."""
+    """Prints what each job would do, in which folder and with what share of the devices, and ends the command."""
     for number, (run_folder, job, share) in enumerate(jobs, start=1):
         run = {"status": "unfinished"} if job.fresh else read_run(run_folder)
-        other = run.get("config") and digest(OmegaConf.create(run["config"])) != digest(without_hydra(job))
-        if other and not nothing_to_lose(run):
+        differs = run.get("config") and digest(OmegaConf.create(run["config"])) != digest(without_hydra(job))
+        if differs and not nothing_to_lose(run):
             status = "refused, since it holds a run of another configuration"
         elif run["status"] == "finished":
             status = "finished"
-        elif other:
+        elif differs:
             status = f"to do, with {share}"
         else:
             done = f"{run['epochs_done']} epochs done" if run.get("epochs") else "to do"
@@ -148,21 +148,21 @@ def _print_jobs(jobs: list[tuple[Path, DictConfig, str]]) -> None:
 
 
 def _line(result: dict, own: list[str], results: list[dict], total: int, elapsed: float) -> str:
-    """One run that ended, of its sweep's alone asked for `own`, and what is left to do after `elapsed` s."""
+    """Describes an ended run and its overrides that not all runs share (`own`), and what is left after `elapsed` s."""
     name = result.get("system") or f"{result['model']} {result.get('method') or result['optimizer']}"
     if result["status"] == "finished":
         seconds = result["train_seconds"] + result.get("feature_seconds", 0)
         if result.get("kind") == "pretraining":
-            told = f"loss {result['loss']:.4f}, {result['val_triplet_accuracy']:.1%} of held-out neighbours nearer"
+            outcome = f"loss {result['loss']:.4f}, {result['val_triplet_accuracy']:.1%} of held-out neighbours nearer"
         else:
-            told = f"{result['best_val_accuracy']:.4f}"
-        told += f" in {seconds:.0f} s"
-        told += ", skipped: finished before" if result.get("skipped") else ""
+            outcome = f"{result['best_val_accuracy']:.4f}"
+        outcome += f" in {seconds:.0f} s"
+        outcome += ", skipped: finished before" if result.get("skipped") else ""
     else:
-        told = f"{result['status']}: {result['error']}"
+        outcome = f"{result['status']}: {result['error']}"
     left, done = "", len(results)
     if done < total:
         trained = sum(r["status"] == "finished" and not r.get("skipped") for r in results)
         estimate = f", about {(total - done) * elapsed / trained / 60:.0f} min" if trained else ""
         left = f"; {total - done} left{estimate}"
-    return f"[{done}/{total}] {' '.join([name, *own])}: {told}{left}"
+    return f"[{done}/{total}] {' '.join([name, *own])}: {outcome}{left}"

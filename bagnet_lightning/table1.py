@@ -1,4 +1,4 @@
-"""The rows of the paper's Table 1, as conf/table1/ has them."""
+"""The rows of the paper's Table 1, from conf/table1/."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from bagnet_lightning.config import NOT_IN_DIGEST, leaves, plain, within, without_hydra
 from bagnet_lightning.paths import CONF
 
-# Not settings of the training, said by other keys, or what a row is chosen by.
+# Not settings of the training, repeated by other keys, or what a row is chosen by.
 _NO_SETTING = (
     *(*NOT_IN_DIGEST, "seed", "data.seed", "data.name", "data.sha256", "data._target_", "image_files", "image_size"),
     *("batches", "bagnet", "pretrained_sha256", "model._target_", "optim._target_", "trainer.max_epochs"),
@@ -35,7 +35,7 @@ class PaperRow:
 
 @cache
 def paper_rows() -> list[PaperRow]:
-    """The 17 rows of Table 1 in the paper's order, from conf/table1."""
+    """Returns the 17 rows of Table 1 in the paper's order, from conf/table1."""
     rows = []
     for path in (CONF / "table1").glob("*.yaml"):
         delta = OmegaConf.to_container(OmegaConf.load(path))
@@ -55,16 +55,16 @@ def paper_rows() -> list[PaperRow]:
 
 
 def paper_row(model: str, optimizer: str, pretrained: bool, epochs: int) -> PaperRow | None:
-    """The row of Table 1 for "bagnet17", "adam", False, 15; None where the paper has no such row."""
-    wanted = (model, optimizer, pretrained, epochs)
-    return next((r for r in paper_rows() if (r.model, r.optimizer, r.pretrained, r.epochs) == wanted), None)
+    """Returns the row of Table 1 for "bagnet17", "adam", False, 15; None if the paper has no such row."""
+    requested = (model, optimizer, pretrained, epochs)
+    return next((r for r in paper_rows() if (r.model, r.optimizer, r.pretrained, r.epochs) == requested), None)
 
 
 def departures(config: dict, row: PaperRow) -> list[str]:
-    """The settings of a run's configuration that are not `row`'s, as "optim.lr=0.05"; none if it is the row itself."""
-    ours, rows = _settings(config), _settings_of_row(row.name)
-    changed = [key for key in {**rows, **ours} if key in ours and ours[key] != rows.get(key)]
-    if "scheduler._target_" in changed:  # the keys of another one mean something else
+    """Returns the settings of a run's configuration that differ from `row`'s, as "optim.lr=0.05"; empty for the row."""
+    ours, expected = _settings(config), _settings_of_row(row.name)
+    changed = [key for key in {**expected, **ours} if key in ours and ours[key] != expected.get(key)]
+    if "scheduler._target_" in changed:  # another scheduler's keys mean something else
         changed = [key for key in changed if not key.startswith("scheduler.")] + ["scheduler._target_"]
     return [f"{key.removesuffix('._target_')}={ours[key]}" for key in changed]
 

@@ -4,9 +4,9 @@
     import timm
     network = timm.create_model("bagnet17", num_classes=10)
 
-What timm's networks have works: num_classes=0, in_chans, drop_rate, global_pool="avg" or "", features_only=True,
+These features of timm's networks work: num_classes=0, in_chans, drop_rate, global_pool="avg" or "", features_only=True,
 pretrained=True (the public ImageNet weights), forward_features, forward_head, forward_intermediates, reset_classifier,
-and "local-dir:FOLDER" of what `export format=hub` wrote. So do patch_logits and the functions of evidence.py.
+and "local-dir:FOLDER" for a folder of `export format=hub`. So do patch_logits and the functions of evidence.py.
 Other poolings are refused: logits would no longer be a mean of patches' logits.
 """
 
@@ -38,7 +38,7 @@ default_cfgs = {
 
 
 class TimmBagNet(BagNet):
-    """A BagNet with the methods that timm asks of its networks. `options`: of BagNet."""
+    """A BagNet with the methods that timm requires of its networks. `options`: arguments of BagNet."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class TimmBagNet(BagNet):
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head for `num_classes`; 0: none, the features come out."""
+        """Replaces the head by a new one for `num_classes`; 0: none, the network returns features."""
         pool = self.global_pool if global_pool is None else global_pool
         if pool not in ("avg", ""):
             raise ValueError(f'global_pool is "avg" or "", not {pool!r}: a BagNet\'s logits are a mean over patches')
@@ -78,11 +78,11 @@ class TimmBagNet(BagNet):
             self.fc = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """One feature vector a patch: (B, in_chans, H, W) -> (B, num_features, h, w)."""
+        """Computes a feature vector per patch: (B, in_chans, H, W) -> (B, num_features, h, w)."""
         return self.features(images)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, num_features, h, w) -> (B, num_classes), or with global_pool="" what no head changes."""
+        """Pools and classifies: (B, num_features, h, w) -> (B, num_classes); with global_pool="" neither."""
         if self.global_pool == "avg":
             features = features.mean((2, 3))
         if self.drop_rate:
@@ -101,35 +101,35 @@ class TimmBagNet(BagNet):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The outputs of the stages `indices` (the last n, or a list), as of timm's networks, at strides 2, 4, 8, 8."""
+        """Returns the outputs of the stages `indices` (the last n, or a list), as in timm, at strides 2, 4, 8, 8."""
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is NCHW, not {output_fmt}")
-        wanted, last = feature_take_indices(len(self.feature_info), indices)
-        x, found = self.stem(self.padded(images)), []
+        requested, last = feature_take_indices(len(self.feature_info), indices)
+        x, outputs = self.stem(self.padded(images)), []
         for number, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
             if stop_early and number > last:
                 break
             x = stage(x)
-            if number in wanted:
-                found.append(x)
-        return found if intermediates_only else (x, found)
+            if number in requested:
+                outputs.append(x)
+        return outputs if intermediates_only else (x, outputs)
 
 
 @register_model
 def bagnet9(pretrained: bool = False, **options) -> nn.Module:
-    """BagNet-9: 9 x 9 px patches."""
+    """Builds BagNet-9: 9 x 9 px patches."""
     return _build("bagnet9", pretrained, options)
 
 
 @register_model
 def bagnet17(pretrained: bool = False, **options) -> nn.Module:
-    """BagNet-17: 17 x 17 px patches."""
+    """Builds BagNet-17: 17 x 17 px patches."""
     return _build("bagnet17", pretrained, options)
 
 
 @register_model
 def bagnet33(pretrained: bool = False, **options) -> nn.Module:
-    """BagNet-33: 33 x 33 px patches."""
+    """Builds BagNet-33: 33 x 33 px patches."""
     return _build("bagnet33", pretrained, options)
 
 
@@ -137,9 +137,9 @@ def _build(name: str, pretrained: bool, options: dict) -> nn.Module:
     features = {"feature_cls": "getter", "out_indices": (0, 1, 2, 3)}
     options = {"wide_stages": WIDE_STAGES[name], **options}
 
-    def plain(weights: dict, network: nn.Module) -> dict[str, Tensor]:
-        return state_dict_of(weights, name)  # the public ones lie in a checkpoint, under "module."
+    def without_prefixes(weights: dict, network: nn.Module) -> dict[str, Tensor]:
+        return state_dict_of(weights, name)  # the public ones are in a checkpoint, with keys under "module."
 
     return build_model_with_cfg(
-        TimmBagNet, name, pretrained, feature_cfg=features, pretrained_filter_fn=plain, **options
+        TimmBagNet, name, pretrained, feature_cfg=features, pretrained_filter_fn=without_prefixes, **options
     )

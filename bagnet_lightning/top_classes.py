@@ -1,4 +1,4 @@
-"""The most probable classes of image files, and the files that tell them."""
+"""The most probable classes of image files, and the files that list them."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Prediction:
-    """An image file's classes as (index, probability), the most probable first; none, and an error, if unreadable."""
+    """An image file's classes as (index, probability), the most probable first; if unreadable, none and an error."""
 
     file: Path
     top: list[tuple[int, float]]
@@ -26,9 +26,9 @@ class Prediction:
 
 
 def predict_files(trained: Trained, files: Iterable[Path], size: int | None, batch_size: int) -> Iterator[Prediction]:
-    """A Prediction for each of `files`, in their order, as soon as its batch is done.
+    """Yields a Prediction for each of `files`, in their order, as soon as its batch is done.
 
-    size: as of load_image; where it is None the images may differ in size, and each is a batch of its own.
+    size: as for load_image; if it is None the images may differ in size, and each is a batch of its own.
     """
     waiting, images = [], []
     for file in files:
@@ -56,7 +56,7 @@ def _predicted(trained: Trained, waiting: list[Prediction], images: list) -> lis
 
 
 def as_json(predictions: list[Prediction], trained: Trained) -> list[dict]:
-    """One record an image; "error" instead of "top" where it could not be read."""
+    """Returns one record per image, with "error" instead of "top" if it could not be read."""
 
     def record(index: int, probability: float) -> dict:
         return {"class": trained.classes[index], "name": trained.class_names[index], "probability": probability}
@@ -71,7 +71,7 @@ def as_json(predictions: list[Prediction], trained: Trained) -> list[dict]:
 
 
 def as_csv(predictions: list[Prediction], trained: Trained) -> str:
-    """One line an image: the image, then class, name and probability of each of the most probable, or the error."""
+    """Returns a line per image: the file, then class, name and probability of each of its top classes, or the error."""
     ranks = range(1, min(TOP, len(trained.classes)) + 1)
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -83,5 +83,5 @@ def as_csv(predictions: list[Prediction], trained: Trained) -> str:
 
 
 def submission(predictions: list[Prediction], trained: Trained) -> str:
-    """The form that Tiny ImageNet's test split is handed in with: a file's name and its class's identifier a line."""
+    """Returns a submission for Tiny ImageNet's test split: a file's name and its class's identifier per line."""
     return "".join(f"{one.file.name} {trained.classes[one.top[0][0]]}\n" for one in predictions)

@@ -19,13 +19,13 @@ MISSING_SCHEMAS = {
 
 
 def define_missing_operators_before_import() -> None:
-    """Has the missing operators declared just before the first import of torchvision in this process."""
+    """Declares the missing operators just before the first import of torchvision in this process."""
     if "torchvision" not in sys.modules:
         sys.meta_path.insert(0, _BeforeTorchvision())
 
 
 class _BeforeTorchvision(MetaPathFinder):
-    """Finds nothing: it only notices that torchvision is asked for."""
+    """A finder that finds nothing: it only notices that torchvision is imported."""
 
     def find_spec(self, name, path=None, target=None):
         if name == "torchvision":

@@ -26,17 +26,17 @@ RUN_FILES = (
 def main(config: DictConfig) -> dict:
     lead = ranks.rank(config) == 0
     if not lead:
-        logging.disable(logging.INFO)  # of what all ranks do, one tells
+        logging.disable(logging.INFO)  # rank 0 alone logs what all ranks do
     return in_its_folder(config, RUN_FILES, partial(train, config), lead)
 
 
-def train(config: DictConfig, folder: Path, asked: dict) -> dict:
+def train(config: DictConfig, folder: Path, requested: dict) -> dict:
     if ranks.must_start(config):
-        return ranks.run(config, folder, asked)
+        return ranks.run(config, folder, requested)
     from bagnet_lightning.training.fit import fit
     from bagnet_lightning.training.run import run
 
-    return run(config, folder, asked, fit)
+    return run(config, folder, requested, fit)
 
 
 if __name__ == "__main__":

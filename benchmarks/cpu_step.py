@@ -21,7 +21,7 @@ STEPS, BATCH = 7, 20
 
 
 class PlainStem(BagNet):
-    """The public implementation's form."""
+    """A BagNet with the stem of the public implementation."""
 
     def stem(self, images):
         return F.relu(self.bn1(self.conv2(self.conv1(images))), inplace=True)
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def one_step(network: nn.Module) -> float:
-    """Seconds of a step on random images, in the network's own memory format."""
+    """Returns the seconds of a step on random images, in the network's own memory format."""
     images = torch.randn(BATCH, 3, 64, 64)
     if not isinstance(network, PlainStem):
         images = images.contiguous(memory_format=torch.channels_last)
@@ -66,7 +66,7 @@ def one_step(network: nn.Module) -> float:
 
 
 def matmul_gflops(size: int = 2048) -> float:
-    """The best of five."""
+    """Returns the rate of a square matrix product, the best of five."""
     a = torch.randn(size, size)
     a @ a
     seconds = []

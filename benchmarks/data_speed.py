@@ -3,8 +3,8 @@
     python benchmarks/data_speed.py DATA_ROOT      # holds tiny-imagenet-200/
 
 Both sides crop (padding 4), flip and normalise, in batches of 100, in this process (num_workers=0) on one thread. Rates
-are images per second of processor time, so that other programs do not count; rounds alternate, and the ratio is that of
-the medians. Target: at least 30x.
+are images per second of processor time, so that other programs have little effect; rounds alternate, and the ratio is
+that of the medians. Target: at least 30x.
 """
 
 import statistics
@@ -60,7 +60,7 @@ def main(root: str) -> None:
 
 
 def plain_batches(root: Path, mean, std) -> DataLoader:
-    """What one writes without a store."""
+    """Returns the loader that one writes without a store."""
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
 
@@ -78,7 +78,7 @@ def plain_batches(root: Path, mean, std) -> DataLoader:
 
 
 def rate(batches, count: int) -> float:
-    """Images per second of `count` batches, after a first one."""
+    """Returns the images per second of `count` batches, after a first one."""
     iterator = iter(batches)
     next(iterator)
     started = time.process_time()

@@ -3,8 +3,8 @@
     python benchmarks/evidence_speed.py [ROUNDS]
 
 The public form cuts all 4,096 one-pixel-shifted patches out of the padded image and runs them in chunks of 1,000
-through the network, whose first two convolutions it keeps apart. Both sides have the same weights (width 1). In each of
-the rounds (3) the public form runs once, and five times dense_evidence, its coarser strides and two matrix products.
+through the network, without composing its first two convolutions. Both sides have the same weights (width 1). In each
+of the rounds (3) the public form runs once, and dense_evidence, its coarser strides and two matrix products five times.
 Everything printed comes from medians, by two clocks: wall time, and the processor time of all threads, which other
 programs hardly change, but which also does not see a thread that waits. Targets: at least 5x (q = 9), 9x (17) and
 30x (33), at 85 % of the rate of a large matrix product. torch.mm does not use every machine's widest instructions, so
@@ -94,7 +94,7 @@ def main(rounds: int) -> None:
 
 
 def patch_by_patch(model: BagNet, image: Tensor) -> Tensor:
-    """(1, 3, H, W) -> (H, W, classes)"""
+    """Returns the evidence at every pixel in the public form: (1, 3, H, W) -> (H, W, classes)."""
     field = model.receptive_field
     patches = F.pad(image[0], [(field - 1) // 2] * 4).unfold(1, field, 1).unfold(2, field, 1).permute(1, 2, 0, 3, 4)
     logits = [model(chunk) for chunk in patches.reshape(-1, 3, field, field).split(1000)]
@@ -102,14 +102,14 @@ def patch_by_patch(model: BagNet, image: Tensor) -> Tensor:
 
 
 def seconds(function: Callable, *arguments) -> tuple[float, float]:
-    """Wall time, and processor time over the number of threads."""
+    """Returns the wall time, and the processor time over the number of threads."""
     wall, processor = time.perf_counter(), time.process_time()
     function(*arguments)
     return time.perf_counter() - wall, (time.process_time() - processor) / torch.get_num_threads()
 
 
 def gflop(function: Callable, *arguments) -> tuple[float, Tensor]:
-    """The work, a multiplication and an addition being two, and the result."""
+    """Returns the work, a multiplication and an addition being two operations, and the result."""
     with FlopCounterMode(display=False) as counter:
         result = function(*arguments)
     return counter.get_total_flops() / 1e9, result

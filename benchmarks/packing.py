@@ -3,8 +3,8 @@
     python benchmarks/packing.py data            # data: the folder that holds tiny-imagenet-200/
 
 Decodes some thousands of the images with Pillow in two processes, packs all of them with two workers into a temporary
-store, and decodes again (the mean rate of both times counts). All files are read once before, so the disk plays no
-part. On a busy machine the ratio of processor seconds is the steadier one. Writing as many bytes alone is measured
+store, and decodes again (the mean rate of both times counts). All files are read once before, so the disk does not
+matter. On a busy machine the ratio of processor seconds is the more stable one. Writing as many bytes alone is measured
 too: a virtual machine that gets its memory from the host page by page spends much on that. Linux only.
 """
 
@@ -42,7 +42,7 @@ def main() -> None:
         Path(path).read_bytes()
     sample = paths[:: max(1, len(paths) // SAMPLE)]
     with multiprocessing.get_context("spawn").Pool(WORKERS) as pool, tempfile.TemporaryDirectory() as root:
-        pool.map(decode, [sample[:100]] * 8, chunksize=1)  # both processes are up
+        pool.map(decode, [sample[:100]] * 8, chunksize=1)  # starts both processes
         before = decode_all(pool, sample)
         (Path(root) / folder.name).symlink_to(folder)
         seconds, processor, peak = pack(root)
@@ -50,16 +50,16 @@ def main() -> None:
         writing = write(Path(root) / "written", len(paths) * 64 * 64 * 3)
     plain = [2 * len(sample) / (first + second) for first, second in zip(before, after, strict=True)]
     packing = [len(paths) / seconds, len(paths) / processor]
-    unburdened = len(paths) / (processor - writing) / plain[1]
+    without_writing = len(paths) / (processor - writing) / plain[1]
     print(f"decoding  {plain[0]:6.0f} images/s  {plain[1]:6.0f} images a processor second  ({len(sample)} images)")
     print(f"packing   {packing[0]:6.0f} images/s  {packing[1]:6.0f} images a processor second  ({len(paths)} images)")
     print(f"ratio     {packing[0] / plain[0]:6.2f}           {packing[1] / plain[1]:6.2f}  (aim: 0.90)")
-    print(f"          without the {writing:.1f} processor seconds of writing alone: {unburdened:.2f}")
+    print(f"          without the {writing:.1f} processor seconds of writing alone: {without_writing:.2f}")
     print(f"packing takes {seconds:.1f} s and {peak:.0f} MiB above a bare interpreter (aim: under 1024)")
 
 
 def decode_all(pool, paths: list[str]) -> tuple[float, float]:
-    """Seconds that passed, and processor seconds, to decode `paths`."""
+    """Returns the elapsed seconds and the processor seconds of decoding `paths`."""
     start = time.perf_counter()
     processor = sum(pool.imap_unordered(decode, [paths[k : k + 100] for k in range(0, len(paths), 100)]))
     return time.perf_counter() - start, processor
@@ -74,7 +74,7 @@ def decode(paths: list[str]) -> float:
 
 
 def pack(root: str) -> tuple[float, float, float]:
-    """Seconds, processor seconds and MiB at the peak of all processes together, less a bare interpreter's."""
+    """Returns seconds, processor seconds and the peak MiB of all processes together, less a bare interpreter's."""
     with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as bare:
         time.sleep(0.5)
         interpreter = resident_mib(bare.pid)
@@ -88,7 +88,7 @@ def pack(root: str) -> tuple[float, float, float]:
 
 
 def write(path: Path, size: int) -> float:
-    """Processor seconds to write `size` bytes to a new file."""
+    """Returns the processor seconds of writing `size` bytes to a new file."""
     block = bytes(2**22)
     start = time.process_time()
     with open(path, "wb") as file:
@@ -98,7 +98,7 @@ def write(path: Path, size: int) -> float:
 
 
 def resident_mib(process: int) -> float:
-    """Resident memory of a process and its children; what they share counts in each."""
+    """Returns the resident memory of a process and its children; shared pages count in each."""
     try:
         children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
         own = int(Path(f"/proc/{process}/statm").read_text().split()[1]) / 256  # pages of 4 KiB

@@ -1,8 +1,8 @@
-"""Writes the tables of README.md anew from the files in results/: `make readme-tables`.
+"""Rewrites the tables of README.md from the files in results/: `make readme-tables`.
 
 python benchmarks/readme_tables.py
 
-A table stands between <!-- NAME --> and <!-- /NAME -->. A cell of what was not run is empty.
+A table stands between <!-- NAME --> and <!-- /NAME -->. Cells of runs that were not made are empty.
 """
 
 import csv
@@ -17,7 +17,7 @@ from bagnet_lightning.table1 import paper_rows
 
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "results"
-MODELS = {  # (model, stem) as report says them -> name
+MODELS = {  # (model, stem) as in the tables of report -> name
     ("bagnet9", ""): "BagNet-9",
     ("bagnet17", ""): "BagNet-17",
     ("bagnet33", ""): "BagNet-33",
@@ -29,7 +29,7 @@ BETTER = {"insertion": "↑", "deletion": "↓"}
 
 
 def table1() -> str:
-    """The 17 rows of the paper beside ours: results/table1_paper.csv, the table.csv of such a sweep."""
+    """Returns the 17 rows of the paper beside ours, from results/table1_paper.csv, the table.csv of such a sweep."""
     runs = finished("table1_paper.csv")
     ours = {int(run["paper_row"]): run for run in runs if run["paper_row"] and not run["not_comparable"]}
     rows = [
@@ -48,9 +48,9 @@ def table1() -> str:
 
 
 def modern() -> str:
-    """Each model's best row from scratch beside recipe=modern: results/table1_modern.csv.
+    """Returns each model's best row from scratch beside recipe=modern, from results/table1_modern.csv.
 
-    15 epochs, and 5 where that was run.
+    For 15 epochs, and for 5 where that was run.
     """
     runs = finished("table1_modern.csv")
     ours = {}
@@ -61,20 +61,20 @@ def modern() -> str:
     for (model, stem), name in MODELS.items():
         for epochs in (5, 15):
             run = ours.get((model, stem, epochs))
-            papers = [
+            accuracies = [
                 row.accuracy
                 for row in paper_rows()
                 if (row.model, row.epochs, row.pretrained) == (model, epochs, False) and stem != "small"
             ]
             if run or epochs == 15:
-                rows.append([name, str(epochs), f"{max(papers):.4f}" if papers else "", *accuracy(run)])
+                rows.append([name, str(epochs), f"{max(accuracies):.4f}" if accuracies else "", *accuracy(run)])
     return markdown(["model", "epochs", "paper's best from scratch", "`recipe=modern`", "n"], rows) + origin(runs)
 
 
 def evidence() -> str:
-    """What `analyze` measured of two networks and of the maps of each: results/evidence/analysis.json."""
+    """Returns the results of `analyze` for the maps and for the networks, from results/evidence/analysis.json."""
     networks = json.loads((RESULTS / "evidence/analysis.json").read_text(encoding="utf-8"))["networks"]
-    maps = [
+    rows_of_maps = [
         [
             network["name"],
             name,
@@ -87,7 +87,7 @@ def evidence() -> str:
     ]
     curves = [f"{kind} area {BETTER[kind]}, {FILL_NAMES[fill]}" for kind, fill in CURVES]
     sizes = [f"unchanged, {size} px tiles shuffled" for size in networks[0]["shuffled"]["tile"] if size]
-    wholes = [
+    rows_of_networks = [
         [
             network["name"],
             cell(network["shuffled"]["accuracy"][-1]),
@@ -98,20 +98,20 @@ def evidence() -> str:
     ]
     return "\n".join(
         [
-            markdown(["", "map", *curves, "strongest pixel in the object's box ↑"], maps),
-            markdown(["", "accuracy", "additivity error of the logits", *sizes], wholes),
+            markdown(["", "map", *curves, "strongest pixel in the object's box ↑"], rows_of_maps),
+            markdown(["", "accuracy", "additivity error of the logits", *sizes], rows_of_networks),
         ]
     )
 
 
 def related() -> str:
-    """The systems that the paper stands on: results/related/related.csv, of ten classes, and all_classes.csv."""
-    of_all = {run["system"]: run for run in finished("related/all_classes.csv")}
+    """Returns the systems that the paper builds on: results/related/related.csv (ten classes) and all_classes.csv."""
+    all_classes = {run["system"]: run for run in finished("related/all_classes.csv")}
     rows = [
         [
             run["system"],
             *accuracy(run)[:1],
-            *accuracy(of_all.get(run["system"]))[:1],
+            *accuracy(all_classes.get(run["system"]))[:1],
             *(f"{float(run[name]):.0f} s" for name in ("feature_seconds", "train_seconds")),
             f"{float(run['model_bytes']) / 2**20:.1f} MiB",
             run["explains"] or "nothing",
@@ -122,7 +122,7 @@ def related() -> str:
 
 
 def cell(number: dict | float | None) -> str:
-    """A number of an analysis, with its standard error if it has one; empty where a network has none."""
+    """Formats a number of an analysis, with its standard error if it has one; empty where a network has none."""
     if number is None:
         return ""
     return f"{number['mean']:.3f} ± {number['se']:.3f}" if isinstance(number, dict) else f"{number:.1e}"
@@ -132,13 +132,13 @@ TABLES = {"table1": table1, "modern": modern, "evidence": evidence, "related": r
 
 
 def finished(name: str) -> list[dict[str, str]]:
-    """The finished lines of results/`name`, as `report` writes them; none where it has not been run."""
+    """Returns the finished runs in results/`name`, a table of `report`; none if there is no such file."""
     path = RESULTS / name
     return [run for run in csv.DictReader(path.open()) if run["status"] == "finished"] if path.exists() else []
 
 
 def accuracy(run: dict[str, str] | None) -> list[str]:
-    """Mean and standard deviation over n seeds, and n."""
+    """Returns the cells of mean and standard deviation over n seeds, and of n."""
     if run is None:
         return ["", ""]
     spread = f" ± {float(run['accuracy_std']):.4f}" if run["accuracy_std"] else ""
@@ -146,11 +146,11 @@ def accuracy(run: dict[str, str] | None) -> list[str]:
 
 
 def origin(runs: list[dict[str, str]]) -> str:
-    """On what it was measured, as a line below the table."""
+    """Returns the line below a table: device, precision, torch and commit of its runs."""
     if not runs:
         return "\nEmpty cells: not run yet.\n"
-    said = [" / ".join(dict.fromkeys(run[name] for run in runs)) for name in ("device", "precision", "torch", "commit")]
-    return "\n{}, {}, torch {}, commit {}. Empty cells: not run yet.\n".format(*said)
+    used = [" / ".join(dict.fromkeys(run[name] for run in runs)) for name in ("device", "precision", "torch", "commit")]
+    return "\n{}, {}, torch {}, commit {}. Empty cells: not run yet.\n".format(*used)
 
 
 def markdown(heading: list[str], rows: list[list[str]]) -> str:
@@ -159,7 +159,7 @@ def markdown(heading: list[str], rows: list[list[str]]) -> str:
 
 
 def with_tables(text: str) -> str:
-    """`text` with what stands between each pair of markers made anew."""
+    """Returns `text` with the table between each pair of markers replaced."""
     for name, table in TABLES.items():
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         text, count = re.subn(f"{start}\n.*?{end}", lambda _: f"{start}\n{table()}{end}", text, flags=re.DOTALL)  # noqa: B023

@@ -1,4 +1,4 @@
-"""What a training step is made of: its parts, run as `fit` would run them, and its kernels by kind."""
+"""The parts of a training step, run as `fit` would run them, and its kernels by kind."""
 
 import re
 import statistics
@@ -20,8 +20,8 @@ from bagnet_lightning.training.acceleration import SWITCHES, accelerate
 from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.cuda_graphs import Graphed
 
-KINDS = {  # the first that is found in a kernel's name, or in an operator's on a CPU
-    "compiled, with sums": r"^triton_(red|per)_",  # of Inductor: batch norm's statistics and gradients, above all
+KINDS = {  # the first that matches a kernel's name, on a CPU an operator's
+    "compiled, with sums": r"^triton_(red|per)_",  # of Inductor: mostly batch norm's statistics and gradients
     "compiled, elementwise": r"^triton_poi_",
     "matrix products": (
         r"gemm|nvjet|cutlass|xmma|cublas|conv(olution|2d|_)|[df]prop|[dw]grad|winograd|(\b|add|b)mm\b|^triton_tem_"
@@ -94,9 +94,9 @@ class StepParts:
         self.update()
 
     def split(self, step_ms: float) -> dict[str, float]:
-        """Milliseconds that each part adds to those before it, and the loop to all: together `step_ms`, that of `fit`.
+        """Returns the milliseconds that each part adds to those before it, and the loop of `fit` up to its `step_ms`.
 
-        As in training nothing is waited for between the calls, so what a GPU does meanwhile counts for nothing.
+        As in training the device is not waited for between the calls, so that work done meanwhile adds nothing.
         """
         forward = self._forward()
         growing = [
@@ -110,7 +110,7 @@ class StepParts:
         return dict(zip(("data", "forward", "backward", "optimizer", "loop"), added, strict=True))
 
     def _forward(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """The forward pass and the loss alone, recorded if the whole is."""
+        """Returns the forward pass with the loss, recorded as a CUDA graph if the whole step is."""
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             with self.forward_context():
@@ -122,12 +122,12 @@ class StepParts:
         return Graphed(loss, self.data.batch_size, False) if self.classifier.gradients else loss
 
     def profile(self, file: Path) -> dict[str, float]:
-        """Milliseconds of a step's kernels (operators on a CPU) by KINDS, longest first, the optimizer's as one.
+        """Returns milliseconds of a step's kernels (on a CPU operators) by KINDS, longest first, then the optimizer.
 
         Writes both lists of kernels to `file`.
         """
         batch = self.batch()
-        for _ in range(PROFILED):  # until all is recorded
+        for _ in range(PROFILED):  # until the CUDA graph is recorded
             self.gradients(*batch)
             self.update()
         step = self._kernels(lambda: self.gradients(*self.batch()))
@@ -142,7 +142,7 @@ class StepParts:
         return by_kind(step) | {"optimizer": sum(row[0] for row in update)}
 
     def _kernels(self, function: Callable) -> list[tuple[float, float, str]]:
-        """(milliseconds, number, name) of every kernel that a call of `function` runs, longest first."""
+        """Returns (milliseconds, number, name) of every kernel that a call of `function` runs, longest first."""
         wait()
         with torch.profiler.profile() as profiler:
             for _ in range(PROFILED):
@@ -163,7 +163,7 @@ def kind(name: str) -> str:
 
 
 def by_kind(rows: list[tuple[float, float, str]]) -> dict[str, float]:
-    """The sums of (milliseconds, calls, name) over each kind, longest first."""
+    """Sums the milliseconds of (milliseconds, calls, name) by kind, longest first."""
     total = defaultdict(float)
     for milliseconds, _, name in rows:
         total[kind(name)] += milliseconds
@@ -171,9 +171,9 @@ def by_kind(rows: list[tuple[float, float, str]]) -> dict[str, float]:
 
 
 def paced_ms(function: Callable) -> float:
-    """Milliseconds of a call among calls that are not waited for: the median of a few blocks of them."""
+    """Returns the milliseconds of a call in blocks of calls without waiting in between: the median over blocks."""
     on_gpu = torch.cuda.is_available()
-    calls, warm_up = (20, 5) if on_gpu else (1, 1)  # a GPU's first calls record
+    calls, warm_up = (20, 5) if on_gpu else (1, 1)  # a GPU's first calls record CUDA graphs
     for _ in range(warm_up):
         function()
     blocks = []

@@ -1,13 +1,13 @@
-"""Training here: speed, share of the matrix-product rate, split of a step, and a plain Lightning run beside it.
+"""Training speed, share of the matrix-product rate, split of a step, and a plain Lightning run for comparison.
 
     python benchmarks/train_speed.py DATA_ROOT                                    # holds tiny-imagenet-200/
     python benchmarks/train_speed.py DATA_ROOT --models bagnet9 --out speed.json trainer.compile=false
 
-Ours is `fit` with the default settings and whatever key=value arguments follow: speed and memory are what its result
-says, training alone, without compiling; an epoch's seconds are those of the later epochs, with validation. The plain
-run is what one writes without this package: float32, NCHW, eager, torchvision's ImageFolder with 8 worker processes,
-torchmetrics and self.log in every step. The split of a step, and with --profile that by kinds of kernels: see
-step_parts.py. On a CPU take few steps: --width 0.25 --epochs 2 --plain-steps 5 +trainer.limit_train_batches=5
+Ours is `fit` with the default settings and the key=value arguments: speed and memory are those of its result, for
+training alone, without compiling; an epoch's seconds are those of the later epochs, with validation. The plain run is
+what one writes without this package: float32, NCHW, eager, torchvision's ImageFolder with 8 worker processes,
+torchmetrics and self.log in every step. step_parts.py describes the split of a step, and with --profile the split by
+kinds of kernels. On a CPU take few steps: --width 0.25 --epochs 2 --plain-steps 5 +trainer.limit_train_batches=5
 +trainer.limit_val_batches=2
 """
 
@@ -62,24 +62,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="all numbers as JSON; models that it holds are not measured again")
     parser.add_argument("--profile", type=Path, help="folder of the kernels of a step, a text file a model")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of ours")
-    asked = parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args()
     keep_freed_memory()
-    os.environ["BAGNET_DATA"] = asked.root
+    os.environ["BAGNET_DATA"] = options.root
     print(f"{device_name(best_device())}, torch {torch.__version__}, pytorch-lightning {pytorch_lightning.__version__}")
     print(f"target for the 14 from-scratch rows of Table 1 on one H200: {TABLE1_SECONDS} s (gpu_table1.sh table1)\n")
     here = {"device": device_name(best_device()), "torch": torch.__version__}
-    measured, failed = measured_before(asked.out, here), []
-    for model in asked.models.split(","):
+    measured, failed = measured_before(options.out, here), []
+    for model in options.models.split(","):
         if model in measured:
             report(model, measured[model])
             continue
-        width = [f"model.width={asked.width}"] if model != "resnet18" else []
-        config = composed(asked, f"model={model}", *width)
+        width = [f"model.width={options.width}"] if model != "resnet18" else []
+        config = composed(options, f"model={model}", *width)
         try:
-            for part in measurements(config, asked.plain_steps, asked.profile and asked.profile / f"{model}.txt"):
+            for part in measurements(config, options.plain_steps, options.profile and options.profile / f"{model}.txt"):
                 measured.setdefault(model, {}).update(part)
-                if asked.out:  # after each, in case the next does not end
-                    asked.out.write_text(json.dumps(measured, indent=2) + "\n")
+                if options.out:  # after each, in case the next one fails
+                    options.out.write_text(json.dumps(measured, indent=2) + "\n")
         except Exception:
             traceback.print_exc()
             failed.append(model)
@@ -90,19 +90,19 @@ def main() -> None:
 
 
 def measured_before(out: Path | None, here: dict) -> dict:
-    """What `out` holds of an earlier call `here`, the device and torch; otherwise `here` alone."""
+    """Returns the results in `out` if they are of the same device and torch (`here`); otherwise `here` alone."""
     found = json.loads(out.read_text()) if out and out.exists() else {}
     return found if found.items() >= here.items() else here
 
 
-def composed(asked: argparse.Namespace, *overrides: str) -> DictConfig:
+def composed(options: argparse.Namespace, *overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        ours = [f"trainer.max_epochs={asked.epochs}", *asked.overrides]
+        ours = [f"trainer.max_epochs={options.epochs}", *options.overrides]
         return compose("config", [*overrides, *ours])
 
 
 def measurements(config: DictConfig, plain_steps: int, profile: Path | None) -> Iterator[dict]:
-    """Ours first, which is the most worth; then its kernels, and the plain run."""
+    """Yields our speed first, which matters most; then the split of a step, its kernels, and the plain run."""
     with tempfile.TemporaryDirectory() as folder:
         result = fit(config, Path(folder))
         with (Path(folder) / "metrics.csv").open() as file:
@@ -154,7 +154,7 @@ def report(model: str, measured: dict) -> None:
 
 
 def matmul_tflops(dtype: torch.dtype) -> float:
-    """Of random square matrices; the best of five."""
+    """Returns the rate of products of random square matrices, the best of six."""
     device = best_device()
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -162,19 +162,19 @@ def matmul_tflops(dtype: torch.dtype) -> float:
 
 
 def step_tflop(network: nn.Module, side: int) -> float:
-    """Operations of a training step per image, a multiplication and an addition being two."""
+    """Returns the operations of a training step per image, a multiplication and an addition being two."""
     with FlopCounterMode(display=False) as counter:
         network(next(network.parameters()).new_empty(2, 3, side, side).normal_()).sum().backward()
     return counter.get_total_flops() / 2
 
 
 def plain_rate(config: DictConfig, data, steps: int) -> float:
-    """Images per second of a plain Lightning run after its first steps."""
+    """Returns the images per second of a plain Lightning run after its first steps."""
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
 
     transform = [v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-    if data.crop_padding:  # both sides do what the recipe says
+    if data.crop_padding:  # both sides follow the recipe
         transform.insert(0, v2.RandomCrop(data.store.splits["train"].images.shape[1], padding=data.crop_padding))
     if data.normalize:
         transform.append(v2.Normalize(data.mean, data.std))
@@ -184,7 +184,7 @@ def plain_rate(config: DictConfig, data, steps: int) -> float:
     )
     network = instantiate(config.model, num_classes=len(images.classes))
     module = Plain(network, len(images.classes), instantiate(config.optim))
-    torch.backends.cudnn.benchmark = False  # Lightning's default, which ours has changed
+    torch.backends.cudnn.benchmark = False  # Lightning's default, which `fit` has changed
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     Trainer(max_steps=PLAIN_WARM_UP + steps, max_epochs=-1, devices=1, **quiet).fit(module, loader)
     return steps * data.batch_size / (module.ended - module.started)

@@ -1,17 +1,17 @@
-"""The settings of recipe=modern, and what each of its parts gives, on held-out train images: never on val.
+"""Tunes the settings of recipe=modern and ablates its parts, on held-out train images, never on val.
 
     python benchmarks/tune.py choose RESULTS [key=value ...]    # -> RESULTS/tuned.txt, RESULTS/tune.csv
     python benchmarks/tune.py ablate RESULTS [key=value ...]    # -> RESULTS/ablation.csv
-    python benchmarks/tune.py show RESULTS                      # a line a network, chosen or not yet
+    python benchmarks/tune.py show RESULTS                      # a line per network, tuned or not yet
 
-All runs hold out a tenth of every class's train images and are judged by their accuracy on these. They are the sweeps
-`tune` and `ablation` below the working directory, so that the same command again goes on where it was broken off.
-key=value arguments are of every run; a setting given so is not tuned.
+All runs hold out a tenth of every class's train images and are compared by their accuracy on these. They are the sweeps
+`tune` and `ablation` in the working directory, so that the same command again continues where it was interrupted.
+key=value arguments apply to every run; a setting given there is not tuned.
 
-choose: short runs (--epochs). From the recipe's own settings on, one of GRID after the other takes the best of its
-values; for the networks after the first, which go on from the first one's choice, only the rate. tuned.txt has a line a
-network, written once all of its settings are chosen: the overrides of recipe=modern for it.
-ablate: one network (--network) as tuned.txt says, for the recipe's 15 epochs, and the same with one part otherwise.
+choose: short runs (--epochs). Starting from the recipe's own settings, the settings of GRID are tuned one after the
+other, each to the best of its values. Networks after the first start from its settings, and only their learning rate is
+tuned. tuned.txt has a line per network, written once all of its settings are chosen: its overrides of recipe=modern.
+ablate: one network (--network) with its settings in tuned.txt, for the recipe's 15 epochs, and with one part changed.
 """
 
 import argparse
@@ -42,16 +42,16 @@ NETWORKS = {
     "resnet18": ["model=resnet18"],
     "resnet18_small": ["model=resnet18", "model.stem=small"],
 }
-GRID: dict[str, Callable] = {  # from the value so far to those that are tried; of equals, the first is kept
+GRID: dict[str, Callable] = {  # from the current value to the candidates; of equals, the first is kept
     "optim.lr": lambda rate: [rate, rate / 2, rate * 2],
     "data.batch_size": lambda size: [size, size // 2, size * 2],
     "optim.weight_decay": lambda decay: [decay, decay / 4, decay * 4],
     "weight_average": lambda decay: [decay, *({None, 0.999} - {decay})],
     "data.flip": lambda flip: [flip, *({True, "alternating"} - {flip})],
 }
-OF_THE_OTHERS = ("optim.lr",)
+TUNED_AGAIN = ("optim.lr",)  # for the networks after the first
 WHOLE = "recipe=modern"
-PARTS = {  # what differs from the whole -> the overrides that make it so; what makes no difference is left out
+PARTS = {  # difference from the whole recipe -> its overrides; those that change nothing are left out
     WHOLE: [],
     "Nesterov SGD at 0.1 instead of Muon": [
         "optim=sgd",
@@ -76,7 +76,7 @@ PARTS = {  # what differs from the whole -> the overrides that make it so; what 
     "with 0.3 of the loss the patches' own": ["patch_loss=0.3"],
 }
 PAPER = "recipe=paper optim=adam"
-stopped = threading.Event()  # from outside: no further run is started
+stopped = threading.Event()  # once set, no further run is started
 
 
 def main() -> None:
@@ -88,15 +88,15 @@ def main() -> None:
     parser.add_argument("--network", default="bagnet17", choices=("bagnet9", "bagnet17", "bagnet33"), help="of ablate")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    asked = parser.parse_intermixed_args()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())  # the runs get it too, save themselves, and end this
-    if asked.action == "choose":
-        choose(asked.networks.split(","), asked.epochs, asked.overrides, asked.jobs, asked.results)
-    elif asked.action == "ablate":
-        ablate(asked.network, asked.overrides, asked.jobs, asked.results)
+    options = parser.parse_intermixed_args()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())  # the runs get it too: they save, and end this
+    if options.action == "choose":
+        choose(options.networks.split(","), options.epochs, options.overrides, options.jobs, options.results)
+    elif options.action == "ablate":
+        ablate(options.network, options.overrides, options.jobs, options.results)
     else:
-        for network in asked.networks.split(","):
-            print(*tuned_line(asked.results / "tuned.txt", network))
+        for network in options.networks.split(","):
+            print(*tuned_line(options.results / "tuned.txt", network))
 
 
 def choose(networks: list[str], epochs: int, fixed: list[str], jobs: int, results: Path) -> None:
@@ -105,7 +105,7 @@ def choose(networks: list[str], epochs: int, fixed: list[str], jobs: int, result
     tuned, tried = [], []
     for network in networks:
         settings = dict(start or _recipe(network, free))
-        for key in free if start is None else [key for key in free if key in OF_THE_OTHERS]:
+        for key in free if start is None else [key for key in free if key in TUNED_AGAIN]:
             candidates = [{**settings, key: value} for value in GRID[key](settings[key])]
             runs = [
                 [WHOLE, *NETWORKS[network], HELD_OUT, f"trainer.max_epochs={epochs}", *_overrides(candidate), *fixed]
@@ -152,19 +152,19 @@ def ablate(network: str, fixed: list[str], jobs: int, results: Path) -> None:
 
 
 def accuracies(sweep: str, runs: list[list[str]], jobs: int) -> list[float]:
-    """Of every run, given by its overrides, the best epoch's accuracy on held-out images; NaN where it failed."""
-    asked = [[f"sweep={sweep}", *run] for run in runs]
+    """Returns the best epoch's accuracy on held-out images of every run, given by its overrides; NaN if it failed."""
+    requested = [[f"sweep={sweep}", *run] for run in runs]
     done = ended(sweep)
     with ThreadPoolExecutor(jobs) as pool:
-        codes = list(pool.map(train, [run for run in asked if frozenset(run) not in done]))
+        codes = list(pool.map(train, [run for run in requested if frozenset(run) not in done]))
     if stopped.is_set():
         sys.exit(next((abs(code) for code in codes if code not in (0, 1)), 143))  # what is done is kept
     done = ended(sweep)
-    return [done.get(frozenset(run), math.nan) for run in asked]
+    return [done.get(frozenset(run), math.nan) for run in requested]
 
 
 def ended(sweep: str) -> dict[frozenset[str], float]:
-    """The overrides of every run that need not be run again, and its best accuracy; NaN where it diverged."""
+    """Returns the best accuracy of every run that need not be run again, by its overrides; NaN if it diverged."""
     found = {}
     for run in read_runs(Path("multirun_outputs") / sweep):
         if run["status"] in ("finished", "diverged"):
@@ -175,7 +175,7 @@ def ended(sweep: str) -> dict[frozenset[str], float]:
 
 
 def train(overrides: list[str]) -> int:
-    """The exit code of a run, 143 (SIGTERM) without one once `stopped`; one that neither ends nor fails stops all."""
+    """Trains, unless `stopped`, and returns the exit code or 143 (SIGTERM); any other than 0 and 1 stops all runs."""
     if stopped.is_set():
         return 143
     code = subprocess.run([sys.executable, "-m", "bagnet_lightning.train", *overrides], check=False).returncode
@@ -185,12 +185,12 @@ def train(overrides: list[str]) -> int:
 
 
 def best(accuracies: list[float]) -> int:
-    """The place of the highest; of equals, the first. NaN is the lowest."""
-    return max(range(len(accuracies)), key=lambda place: (not math.isnan(accuracies[place]), accuracies[place], -place))
+    """Returns the index of the highest; of equals, the first. NaN is the lowest."""
+    return max(range(len(accuracies)), key=lambda index: (not math.isnan(accuracies[index]), accuracies[index], -index))
 
 
 def tuned_line(file: Path, network: str) -> list[str]:
-    """The overrides of `network` in a tuned.txt; where it has none, the recipe's own settings."""
+    """Returns the overrides of `network` in a tuned.txt; where it has none, the recipe's own settings."""
     lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
     names = len(NETWORKS[network])
     stem = any(setting.startswith("model.stem=") for setting in NETWORKS[network])
@@ -201,7 +201,7 @@ def tuned_line(file: Path, network: str) -> list[str]:
 
 
 def _recipe(network: str, keys: list[str]) -> dict:
-    """What recipe=modern says of `keys`."""
+    """Returns the values of `keys` in recipe=modern."""
     config = _composed([WHOLE, *NETWORKS[network]])
     return {key: OmegaConf.select(config, key) for key in keys}
 
@@ -212,9 +212,9 @@ def _composed(overrides: list[str]) -> DictConfig:
 
 
 def _overrides(settings: dict) -> list[str]:
-    words = {None: "null", True: "true", False: "false"}
+    literals = {None: "null", True: "true", False: "false"}
     return [
-        f"{key}={value:g}" if isinstance(value, float) else f"{key}={words.get(value, value)}"
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={literals.get(value, value)}"
         for key, value in settings.items()
     ]
 

@@ -1,10 +1,10 @@
-"""Why BagNets did not learn by SGD in the paper: what the runs of a sweep say, as a table.
+"""Prints a table of the runs of a sweep that shows why BagNets did not learn by SGD in the paper.
 
 python benchmarks/why_sgd.py multirun_outputs/why_sgd
 
 A run whose train accuracy is as low as its validation accuracy did not learn: its steps were too short. One that has
-learned but fails validation only until the images' own batch statistics replace the running ones was evaluated with
-statistics that had not arrived. So the table holds, of each run's last.ckpt, the three accuracies, and how far SGD
+learned but fails validation until the images' own batch statistics replace the running ones was evaluated with running
+statistics that had not converged. So the table holds the three accuracies of each run's last.ckpt, and how far SGD
 could go: the sum over its steps of learning rate / (1 - momentum).
 """
 
@@ -26,7 +26,7 @@ HEADING = (
 
 
 def with_batch_statistics(checkpoint: Path) -> float:
-    """Validation accuracy with every batch norm using the statistics of 250 validation images at a time."""
+    """Returns the validation accuracy with every batch norm using the statistics of 250 validation images at a time."""
     trained = load_trained(checkpoint)
     data = data_of_run(trained.config, None)
     data.setup()
@@ -39,14 +39,14 @@ def with_batch_statistics(checkpoint: Path) -> float:
 
 
 def reach(config: dict, steps: int) -> float:
-    """Sum over all steps of learning rate / (1 - momentum), for SGD with StepLR."""
+    """Returns the sum over all steps of learning rate / (1 - momentum), for SGD with StepLR."""
     optimizer, schedule = config["optim"], config["scheduler"]
     periods = range(steps)
     if schedule["interval"] == "epoch":
         per_epoch = steps // config["trainer"]["max_epochs"]
         periods = (step // per_epoch for step in periods)
-    rates = (optimizer["lr"] * schedule["gamma"] ** (period // schedule["step_size"]) for period in periods)
-    return sum(rates) / (1 - optimizer["momentum"])
+    learning_rates = (optimizer["lr"] * schedule["gamma"] ** (period // schedule["step_size"]) for period in periods)
+    return sum(learning_rates) / (1 - optimizer["momentum"])
 
 
 def line(run: dict) -> list[str]:

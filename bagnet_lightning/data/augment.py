@@ -1,10 +1,10 @@
 """Random crop and flip of whole uint8 batches, and normalisation, on whichever device the batch is on.
 
-Every image has draws of its own, a function of (seed, epoch, index) alone: they do not depend on the batch, the order,
-the device or what was drawn before, so a run that is continued sees what an unbroken one would have seen.
+Each image's random draws are a function of (seed, epoch, index) alone: they do not depend on the batch, the order, the
+device or earlier draws, so a resumed run sees what an uninterrupted one would have seen.
 
-Nothing here makes a tensor from Python numbers: on a GPU each would be a wait for the device, and a CUDA graph would
-keep the numbers of the step it was recorded at.
+`augment` and `rescale` make no tensor from Python numbers: on a GPU each would wait for the device, and a CUDA graph
+would keep the numbers of the step it was recorded at.
 """
 
 from collections.abc import Sequence
@@ -15,19 +15,19 @@ from torch.nn import functional as F
 
 
 def draw_key(seed: int, epoch: int) -> int:
-    """What an epoch's draws start from, as int64 holds it."""
+    """Returns the key that an epoch's draws are computed from, within the range of int64."""
     return _signed(0xD1B54A32D192ED03 * (1 + seed) + 0x8CB92BA72F3D8DD7 * (1 + epoch))
 
 
 def draw_keys(seed: int, epoch: int) -> tuple[int, int, int]:
-    """What an epoch's own draws start from, what draws that all epochs share start from, and the epoch."""
+    """Returns the key of an epoch's own draws, the key of the draws that all epochs share, and the epoch."""
     return draw_key(seed, epoch), draw_key(seed, -1), epoch
 
 
 def random_bits(key: int | Tensor, indices: Tensor) -> Tensor:
-    """61 random bits for each of `indices` (B,), as int64, by splitmix64 (Steele et al. 2014, figure 15).
+    """Returns 61 random bits for each of `indices` (B,), as int64, by splitmix64 (Steele et al. 2014, figure 15).
 
-    key: of draw_key, as a number or an int64 tensor on the device of the indices.
+    key: from draw_key, as a number or an int64 tensor on the device of the indices.
     """
     x = indices * _signed(0x9E3779B97F4A7C15)
     x = x + key
@@ -41,10 +41,10 @@ def augment(
 ) -> Tensor:
     """Shifts each image by up to `crop_padding` px (black beyond its edge) and mirrors half of them.
 
-    images: (B, H, W, 3) uint8. indices: (B,) int64, which images of the data set they are. keys: of draw_keys, or as an
-    int64 tensor (3,) on their device. flip: False, True (half of the images, drawn anew in every epoch) or
-    "alternating" (each image in every other epoch: no epoch repeats the view of the one before; Jordan 2024, airbench).
-    Returns the same form.
+    images: (B, H, W, 3) uint8. indices: (B,) int64, which images of the data set they are. keys: from draw_keys, as
+    numbers or as an int64 tensor (3,) on their device. flip: False, True (half of the images, drawn anew in every
+    epoch) or "alternating" (each image in every other epoch: no epoch repeats the view of the one before; Jordan 2024,
+    airbench). Returns (B, H, W, 3) uint8.
     """
     own, shared, epoch = keys
     bits = random_bits(own, indices)
@@ -59,14 +59,14 @@ def augment(
 
 
 def scale_and_bias(mean: tuple[float, ...], std: tuple[float, ...], width: int) -> tuple[Tensor, Tensor]:
-    """What `rescale` needs to turn pixels into pixels / 255, less mean, over std: two (width * 3,) float32."""
+    """Returns the scale and bias by which `rescale` gives (pixels / 255 - mean) / std: two (width * 3,) float32."""
     scale = torch.tensor([1 / (255 * s) for s in std]).repeat(width)
     bias = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).repeat(width)
     return scale, bias
 
 
 def rescale(images: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """(B, H, W, 3) uint8 to (B, 3, H, W) float32 in channels_last memory: pixels * scale + bias."""
+    """Converts (B, H, W, 3) uint8 to (B, 3, H, W) float32 in channels_last memory: pixels * scale + bias."""
     # Rows of W * 3 values, since a broadcast over 3 channels alone would defeat vectorisation on the CPU.
     values = images.flatten(2).float()
     torch.addcmul(bias, values, scale, out=values)
@@ -74,16 +74,16 @@ def rescale(images: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 
 
 def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """As `rescale`, by a mean and a standard deviation of each channel, in units of 255."""
+    """Normalises pixels / 255 by a mean and a standard deviation per channel; shapes and memory as for `rescale`."""
     return rescale(images, *(values.to(images.device) for values in scale_and_bias(mean, std, images.shape[2])))
 
 
 def _crop(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
-    """The H x W window at (top, left) (B,) of each image padded with zeros by `padding` on each side."""
+    """Returns the H x W window at (top, left) (B,) of each image padded with zeros by `padding` on each side."""
     batch, height, width, channels = images.shape
     padded = F.pad(images, (0, 0, padding, padding, padding, padding))
     image_bytes, row_bytes, pixel_bytes, _ = padded.stride()
-    # A window is H runs of W * 3 bytes. With a view of the runs at every byte, all of them are one gather of rows.
+    # A window is H runs of W * 3 bytes. In a view with a run at every byte, one gather of rows copies all of them.
     run = width * channels
     runs = padded.as_strided((padded.numel() - run + 1, run), (1, 1))
     first = torch.arange(batch, device=images.device) * image_bytes + top * row_bytes + left * pixel_bytes  # (B,)
@@ -92,11 +92,11 @@ def _crop(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
 
 
 def _signed(value: int) -> int:
-    """`value` modulo 2^64 as int64 holds it."""
+    """Returns the int64 that equals `value` modulo 2^64."""
     value %= 1 << 64
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift: int64's own repeats the sign."""
+    """Shifts right and fills with zeros, where int64's own shift repeats the sign."""
     return x >> bits & (1 << (64 - bits)) - 1

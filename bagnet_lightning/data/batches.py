@@ -1,4 +1,4 @@
-"""Some images of a split, a batch at a time, in an order that (seed, epoch) decides."""
+"""Batches of a split's images, in an order that is a function of (seed, epoch)."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ COPIED_AT_ONCE = 10_000  # images
 
 @dataclass(frozen=True)
 class Images:
-    """Some images of a split, a batch at a time: `images[indices]` is a Batch of uint8 (B, H, W, 3), with int64 (B,)s.
+    """A subset of a split's images: `images[indices]` is a Batch of uint8 (B, H, W, 3) and two int64 (B,).
 
-    chosen: (N,) which of the split's images these are. labels: (N,) what they are labelled as here.
+    chosen: (N,) indices of the subset in the split. labels: (N,) their labels, instead of the split's.
     """
 
     split: Split
@@ -31,11 +31,11 @@ class Images:
 
     @property
     def nbytes(self) -> int:
-        """Of the chosen images alone."""
+        """Bytes of the chosen images alone."""
         return len(self) * self.split.images[0].numel()
 
     def copied_to(self, device: torch.device) -> "Images":
-        """The chosen images alone, on `device`, where batches are gathered from then on."""
+        """Returns a copy that holds the chosen images alone, on `device`, so that batches are gathered there."""
         images = torch.empty(len(self), *self.split.images.shape[1:], dtype=torch.uint8, device=device)
         for part, chosen in zip(images.split(COPIED_AT_ONCE), self.chosen.split(COPIED_AT_ONCE), strict=True):
             part.copy_(self.split.images.index_select(0, chosen))
@@ -47,9 +47,8 @@ class Images:
 class ShuffledBatches:
     """The batches of an epoch as indices on `device`, in an order that is a function of (seed, epoch) alone.
 
-    What is left at the end is a smaller batch, or, if it is one image, of which there are no statistics, part of the
-    batch before.
-    position: tells (epoch, number of the epoch's batches already used), so that a continued run goes on where it was.
+    The remainder is a smaller last batch; a single image, which has no batch statistics, joins the batch before.
+    position: returns (epoch, number of the epoch's batches already used), so that a resumed run continues where it was.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class ShuffledBatches:
 
     @property
     def smallest(self) -> int:
-        """Images of the smallest batch."""
+        """Number of images in the smallest batch."""
         return min(self.batch_size, self.count - self.batch_size * (len(self) - 1))
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -81,7 +80,7 @@ class ShuffledBatches:
 
 @dataclass(frozen=True)
 class Loader:
-    """`share` of each batch of `images` by `order`. No worker processes: to gather a batch takes microseconds."""
+    """This rank's `share` of each batch of `images` in `order`. No workers: gathering a batch takes microseconds."""
 
     images: Images
     order: Iterable[Tensor]

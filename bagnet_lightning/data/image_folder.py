@@ -21,14 +21,14 @@ def open_store(
     workers: int | None = None,
     splits: Sequence[str] = ("train", "val"),
 ) -> Store:
-    """The packed store of the images under `root`, packed anew whenever a file's name, size or time has changed.
+    """Returns the packed store of the images under `root`, packed again if a file's name, size or time has changed.
 
-    Reads root/<split>/<class>/* of the `splits`, and root/test/* and root/test/*/* where there are any: labelled in a
-    class's folder, elsewhere not (-1). Classes are the folder names in train, sorted. Every image is decoded and
-    resized as by `images.load_image(path, image_size)`. Hidden files, files without an image's suffix and images deeper
-    down are left out, the last with a note.
+    Reads root/<split>/<class>/* of the `splits`, and root/test/* and root/test/*/* if there are any: labelled in a
+    class's folder, otherwise -1. Classes are the folder names in train, sorted. Every image is decoded and resized as
+    by `images.load_image(path, image_size)`. Hidden files, files without an image's suffix and images in deeper folders
+    are skipped, the last with a note.
     The store is root/.bagnet_store-<image_size>, or cache/<name of root>-<image_size>.store. workers: processes that
-    decode, by default one a core.
+    decode, by default one per core.
     Raises UserError for missing or empty folders, unreadable images, and a val class that train lacks.
     """
     root = Path(root)
@@ -67,7 +67,7 @@ def open_store(
 
 
 def test_files(root: str | Path) -> list[Path]:
-    """The images of root/test/* and root/test/*/*. Raises UserError if there is none."""
+    """Returns the images of root/test/* and root/test/*/*. Raises UserError if there is none."""
     names = [name for images in _list_test(Path(root) / "test").values() for name in images]
     if not names:
         raise UserError(f"{Path(root) / 'test'} holds no image: put them there, or use images=FOLDER")
@@ -75,7 +75,7 @@ def test_files(root: str | Path) -> list[Path]:
 
 
 def _list_classes(root: Path, split: str) -> dict[str, list[str]]:
-    """The images of each class, as paths relative to root."""
+    """Returns the images of each class, as paths relative to root."""
     folder = root / split
     if not folder.is_dir():
         raise UserError(
@@ -92,7 +92,7 @@ def _list_classes(root: Path, split: str) -> dict[str, list[str]]:
 
 
 def _list_test(folder: Path) -> dict[str, list[str]]:
-    """The images of each folder, and those in none under ""; empty where there is no image."""
+    """Returns the images of each folder, and those directly in `folder` under ""; empty if there is no image."""
     if not folder.is_dir():
         return {}
     nested = {name: _list_images(folder / name, f"test/{name}/") for name in _list_folders(folder)}
@@ -105,14 +105,14 @@ def _list_folders(folder: Path) -> list[str]:
 
 
 def _list_images(folder: Path, prefix: str) -> list[str]:
-    """Names of the files in `folder` that look like images, sorted, with `prefix` before them."""
+    """Returns the names of the files in `folder` with an image's suffix, sorted, with `prefix` before them."""
     suffixes = image_suffixes()
     names = (entry.name for entry in _entries(folder) if entry.is_file())
     return [prefix + name for name in sorted(names) if name.lower().endswith(suffixes)]
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
-    """What is in `folder` and not hidden. Raises UserError for a link to nothing, as to a disk that is not there."""
+    """Returns the entries of `folder` that are not hidden. Raises UserError for a broken link, as to a missing disk."""
     entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     for entry in entries:
         if entry.is_symlink() and not os.path.exists(entry.path):
@@ -121,8 +121,8 @@ def _entries(folder: Path) -> list[os.DirEntry]:
 
 
 def _fingerprint(root: Path, names: list[str], image_size: int) -> str:
-    """Hex digest of the names, sizes and modification times of the image files, and of image_size."""
-    digest = hashlib.sha256(f"{image_size} labelled test".encode())  # how labels are read from the folders
+    """Returns a hex digest of the names, sizes and modification times of the image files, and of image_size."""
+    digest = hashlib.sha256(f"{image_size} labelled test".encode())  # stands for how labels are read from the folders
     for name in names:
         status = os.stat(f"{root}/{name}")
         digest.update(os.fsencode(f"{name}\t{status.st_size}\t{status.st_mtime_ns}\n"))

@@ -1,4 +1,4 @@
-"""From image files to uint8 pixels. Packing workers start with this module: it imports neither torch nor Lightning."""
+"""Decodes image files to uint8 pixels. Packing workers import this module: it imports neither torch nor Lightning."""
 
 import hashlib
 from io import BytesIO
@@ -24,7 +24,7 @@ def load_image(path: str | Path, size: int | None = None) -> np.ndarray:
             image = Image.open(BytesIO(file.read()))
         if image.format == "EPS":  # a program, which Pillow would have Ghostscript run
             raise Image.UnidentifiedImageError
-        if image.format != "JPEG" or image.info.keys() & {"exif", "xmp"}:  # looking takes 5 % of a small JPEG's time
+        if image.format != "JPEG" or image.info.keys() & {"exif", "xmp"}:  # checking takes 5 % of a small JPEG's time
             ImageOps.exif_transpose(image, in_place=True)
         image = _to_rgb(image)
         if size is not None and image.size != (size, size):
@@ -34,7 +34,7 @@ def load_image(path: str | Path, size: int | None = None) -> np.ndarray:
         raise UserError(f"{path} is no image that can be read: replace or remove it") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}; replace or remove it") from error
-    except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
+    except Exception as error:  # Pillow's decoders raise exceptions of any kind for a broken file
         raise UserError(f"{path} cannot be read as an image: {error}; replace or remove it") from error
 
 
@@ -53,12 +53,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def image_suffixes() -> tuple[str, ...]:
-    """Endings of the names of files that Pillow reads: ".jpg", ..."""
+    """Returns the file name suffixes of the formats that Pillow reads: ".jpg", ..."""
     return tuple(suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN)
 
 
 def find_images(path: Path) -> list[Path]:
-    """The file `path`, or those in and below the folder `path` whose names are images', sorted; none that is hidden.
+    """Returns the file `path`, or the files with an image's suffix in and below the folder `path`, sorted; none hidden.
 
     Raises UserError if there is none.
     """
@@ -75,9 +75,9 @@ def find_images(path: Path) -> list[Path]:
 
 
 class PackedChunk(NamedTuple):
-    """Sums of the values and of their squares (a channel each, exact) and the sha256 of a chunk's pixels.
+    """Sums of the values and of their squares (per channel, exact) and the sha256 of a chunk's pixels.
 
-    problems: with the images that could not be used, in words.
+    problems: the error messages of the images that could not be used.
     """
 
     sums: list[int]

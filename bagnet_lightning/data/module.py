@@ -1,4 +1,4 @@
-"""A store as batches for training: subsets, order, augmentation. One class a source, named by conf/data/."""
+"""Data modules, which make batches from a store: subsets, order, augmentation. One per source, named by conf/data/."""
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -15,13 +15,13 @@ from bagnet_lightning.data.batches import Batch, Images, Loader, ShuffledBatches
 from bagnet_lightning.data.store import Store
 from bagnet_lightning.errors import UserError
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what all public weights were trained with
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # that all public weights were trained with
 
 
 class ImageData(LightningDataModule, ABC):
     """Training and validation batches of a store.
 
-    name: what tables call the data. classes: all (None), the first N, or a list of identifiers or names.
+    name: the data's name in tables. classes: all (None), the first N, or a list of identifiers or names.
     images_per_class: only the first N train images of each class; with holdout N at random. holdout: this share of
     every class's train images is validated on instead of the val split, which is then untouched. crop_padding, flip:
     see augment.py. normalize: by the train split's mean and standard deviation (False: pixels / 255; "imagenet": by
@@ -49,21 +49,21 @@ class ImageData(LightningDataModule, ABC):
         self.classes, self.images_per_class, self.holdout = classes, images_per_class, holdout
         self.crop_padding, self.flip, self.normalize, self.seed = crop_padding, flip, normalize, seed
         self.device_resident = device_resident
-        self.resident: tuple[Images, Images] | None = None  # copies on the device of what is trained and validated on
+        self.resident: tuple[Images, Images] | None = None  # copies of train_images and val_images on the device
         self.keys_of: int | None = None
 
     @abstractmethod
     def open_store(self) -> Store:
-        """The data, made or opened. Raises UserError."""
+        """Opens the data's store, or makes it first. Raises UserError."""
 
     def test_files(self) -> list[Path]:
-        """The unlabelled test images, in order. Raises UserError if these data have none."""
+        """Returns the unlabelled test images, in order. Raises UserError if these data have none."""
         raise UserError(f"{self.name} has no test split; use images=FILE_OR_FOLDER")
 
     def setup(self, stage: str | None = None) -> None:
-        """Opens the store and chooses the images, once; before a fit, puts on the device what belongs there.
+        """Opens the store and chooses the images, once; with a trainer, moves the tensors that belong on its device.
 
-        Raises UserError if the data cannot be had, no image is left, or the device has no room for them.
+        Raises UserError if the data cannot be opened, no image is left, or the device has no room for them.
         """
         if not hasattr(self, "store"):
             self._choose_images()
@@ -78,12 +78,12 @@ class ImageData(LightningDataModule, ABC):
         self.mean, self.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         if self.normalize == "imagenet":
             self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
-        elif self.normalize:  # a channel that is the same everywhere has no deviation
+        elif self.normalize:  # a constant channel has a deviation of 0
             self.mean, self.std = self.store.mean, tuple(deviation or 1.0 for deviation in self.store.std)
         train = self._indices_by_class("train")
         if self.holdout:
-            train, held = _split(train, self.holdout)
-            self.val_images = self._images("train", held)
+            train, held_out = _split(train, self.holdout)
+            self.val_images = self._images("train", held_out)
         else:
             self.val_images = self._images("val", self._indices_by_class("val"))
         self.train_images = self._images("train", [indices[: self.images_per_class] for indices in train])
@@ -93,11 +93,11 @@ class ImageData(LightningDataModule, ABC):
 
     def _move_to(self, device: torch.device) -> None:
         self.scale, self.bias = self.scale.to(device), self.bias.to(device)
-        if self._fit_on(device):
+        if self._uses_device_copies(device):
             self.resident = self.train_images.copied_to(device), self.val_images.copied_to(device)
 
-    def _fit_on(self, device: torch.device) -> bool:
-        """Whether to gather batches from images on the device. Raises UserError if it has no room for them."""
+    def _uses_device_copies(self, device: torch.device) -> bool:
+        """Whether to gather batches from copies of the images on the device. Raises UserError if they do not fit."""
         if device.type != "cuda":
             return self.device_resident is True
         needed, (free, _) = self.train_images.nbytes + self.val_images.nbytes, torch.cuda.mem_get_info(device)
@@ -110,7 +110,7 @@ class ImageData(LightningDataModule, ABC):
 
     @property
     def train_source(self) -> Images:
-        """What training batches are gathered from."""
+        """The images that training batches are gathered from."""
         return self.resident[0] if self.resident else self.train_images
 
     @property
@@ -129,10 +129,10 @@ class ImageData(LightningDataModule, ABC):
         return Loader(source, batches, self._share(min(map(len, batches))))
 
     def labelled_for(self, classes: list[str], split: str) -> Images:
-        """The images of `split` (train, val: what is validated on, or test), labelled by their place in `classes`.
+        """Returns the images of `split` (train, val: those validated on, or test), labelled by index in `classes`.
 
-        classes: the identifiers that a trained network knows. Raises UserError if the data have another one, or if no
-        image of the split has a label.
+        classes: the class identifiers of a trained network. Raises UserError if the data have a class that is not among
+        them, or if no image of the split has a label.
         """
         images = {"train": self.train_images, "val": self.val_images}.get(split)
         if split == "test" and split in self.store.splits:
@@ -141,16 +141,16 @@ class ImageData(LightningDataModule, ABC):
             raise UserError(
                 f"split={split}: {self.name} has no labelled images of that split; train and val have labels"
             )
-        if strange := [name for name in self.class_ids if name not in classes]:
+        if unknown := [name for name in self.class_ids if name not in classes]:
             raise UserError(
-                f"the checkpoint knows {len(classes)} classes, and {strange[0]!r} of the data is not one of them; "
+                f"the checkpoint knows {len(classes)} classes, and {unknown[0]!r} of the data is not one of them; "
                 "choose the classes with data.classes=[...]"
             )
-        places = torch.tensor([classes.index(name) for name in self.class_ids])
-        return replace(images, labels=places[images.labels])
+        new_labels = torch.tensor([classes.index(name) for name in self.class_ids])
+        return replace(images, labels=new_labels[images.labels])
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """uint8 (B, H, W, 3) to normalised float (B, 3, H, W), augmented in training, on the batch's device."""
+        """Converts uint8 (B, H, W, 3) to normalised float (B, 3, H, W) on the batch's device, augmented in training."""
         images, labels, indices = batch
         if self.trainer.training:
             images = self.augmented(images, indices, self._keys())
@@ -159,21 +159,21 @@ class ImageData(LightningDataModule, ABC):
         return images, labels, indices
 
     def augmented(self, images: Tensor, indices: Tensor, keys: Tensor) -> Tensor:
-        """keys: (3,) of draw_keys, for this epoch. Acceleration puts this in a graph, and pretraining cuts tiles."""
+        """Augments and normalises; replaced by acceleration and by pretraining. keys: (3,), of this epoch's draws."""
         return rescale(augment(images, indices, keys, self.crop_padding, self.flip), self.scale, self.bias)
 
     def unaugmented(self, images: Tensor, indices: Tensor) -> Tensor:
         return rescale(images, self.scale, self.bias)
 
     def _keys(self) -> Tensor:
-        """Of this epoch's draws, on the device."""
+        """Returns draw_keys of this epoch, on the device."""
         epoch = self.trainer.current_epoch
         if self.keys_of != epoch:
             self.keys_of, self.keys = epoch, torch.tensor(draw_keys(self.seed, epoch), device=self.scale.device)
         return self.keys
 
     def _share(self, smallest: int) -> slice:
-        """Which images of every batch are this rank's, of those that train together."""
+        """Returns the part of every batch that this rank processes. Raises UserError if a rank's would be empty."""
         ranks = self.trainer.world_size if self.trainer else 1
         if smallest < ranks:
             raise UserError(
@@ -195,13 +195,13 @@ class ImageData(LightningDataModule, ABC):
             if self.classes > len(known):
                 raise UserError(f"data.classes={self.classes}: {self.name} has {len(known)} classes")
             return list(range(self.classes))
-        places = {name: i for i, name in enumerate(self.store.class_names)} | {name: i for i, name in enumerate(known)}
-        asked = [str(name) for name in self.classes]  # a folder 3 comes as a number
-        for name in asked:
-            if name not in places:
-                close = get_close_matches(name, places, n=3) or sorted(places)[:3]
+        indices = {name: i for i, name in enumerate(self.store.class_names)} | {name: i for i, name in enumerate(known)}
+        requested = [str(name) for name in self.classes]  # a folder named 3 is parsed as a number
+        for name in requested:
+            if name not in indices:
+                close = get_close_matches(name, indices, n=3) or sorted(indices)[:3]
                 raise UserError(f"data.classes: {self.name} has no class {name!r}; nearest: {', '.join(close)}")
-        chosen = [places[name] for name in asked]
+        chosen = [indices[name] for name in requested]
         if len(set(chosen)) < len(chosen):
             raise UserError(f"data.classes={self.classes} names a class twice")
         return chosen
@@ -216,7 +216,7 @@ class ImageData(LightningDataModule, ABC):
 
 
 def _split(by_class: list[Tensor], holdout: float) -> tuple[list[Tensor], list[Tensor]]:
-    """Each class's indices to keep and to hold out: the same at random for every run, whatever its seed."""
+    """Returns each class's indices to keep and to hold out, drawn at random but the same for every run and seed."""
     generator = torch.Generator().manual_seed(0)
     shuffled = [indices[torch.randperm(len(indices), generator=generator)] for indices in by_class]
     counts = [round(len(indices) * holdout) for indices in shuffled]
@@ -227,7 +227,7 @@ def _split(by_class: list[Tensor], holdout: float) -> tuple[list[Tensor], list[T
 
 
 class TinyImageNet(ImageData):
-    """Tiny ImageNet-200 under `root`, or downloaded from `url`. `options`: of ImageData."""
+    """Tiny ImageNet-200 under `root`, or downloaded from `url`. `options`: arguments of ImageData."""
 
     def __init__(self, root: str, url: str, sha256: str, **options):
         super().__init__(**options)
@@ -241,7 +241,7 @@ class TinyImageNet(ImageData):
 
 
 class Textures(ImageData):
-    """Generated textures, the same for every run. `options`: of ImageData."""
+    """Generated textures, the same for every run. `options`: arguments of ImageData."""
 
     def __init__(self, train_images: int, val_images: int, image_size: int, **options):
         super().__init__(**options)
@@ -252,7 +252,7 @@ class Textures(ImageData):
 
 
 class ImageFolder(ImageData):
-    """The user's own images in `root`/{train,val}/CLASS, with a holdout in `root`/train. `options`: of ImageData."""
+    """Images in `root`/{train,val}/CLASS, or in `root`/train with a holdout. `options`: arguments of ImageData."""
 
     def __init__(self, root: str, image_size: int, cache: str | None, **options):
         super().__init__(**options)

@@ -1,4 +1,4 @@
-"""The data that a configuration asks for: a command's own, or that of a trained network's run, in its checkpoint."""
+"""Data modules from a configuration: a command's own, or that of the run in a trained network's checkpoint."""
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -13,37 +13,37 @@ SOURCES = {f"{source.__module__}.{source.__name__}" for source in (TinyImageNet,
 
 
 def data_of(config: DictConfig | dict) -> ImageData:
-    """The data of a configuration's group, not set up yet. Nothing inside the group is called."""
-    # Partial, so that a UserError of theirs comes as it is and not wrapped in one of Hydra's.
+    """Returns the data module of a configuration's data group, not set up yet. Nothing nested is instantiated."""
+    # Partial, so that a UserError of the constructor is raised as it is, not wrapped in one of Hydra's exceptions.
     return instantiate(config, _partial_=True, _convert_="all", _recursive_=False)()
 
 
-def data_of_run(run: dict, asked: DictConfig | None) -> ImageData:
-    """The data of `run`, a run's configuration, not set up yet.
+def data_of_run(run: dict, requested: DictConfig | None) -> ImageData:
+    """Returns the data module of `run`, a run's configuration, not set up yet.
 
-    asked: what the user says of them, another source or some keys of the same one. Images of another source have the
-    size that the network was trained with, unless the command's arguments say another.
-    Raises UserError for a wrong value, or if the checkpoint names what is none of this package's sources: a checkpoint
-    is data, and must not choose what is called. What the user asks for may.
+    requested: the user's data settings, another source or some keys of the same one. Images of another source have the
+    size that the network was trained with, unless the command's arguments set another.
+    Raises UserError for a wrong value, or if the checkpoint names a source that is not of this package: a checkpoint
+    is data, and must not choose what is called. The user's settings may.
     """
-    if asked is not None and "_target_" in asked:
-        config = asked
+    if requested is not None and "_target_" in requested:
+        config = requested
         if "image_size" in config and not _is_argument("data.image_size"):
             config = OmegaConf.merge(config, {"image_size": image_size(run)})
     else:
-        named = run["data"].get("_target_")
-        if named is None:  # an exported network says nothing of places
+        target = run["data"].get("_target_")
+        if target is None:  # an exported network does not hold the location of its data
             raise UserError("the checkpoint does not say where its data are; add data=tiny_imagenet, or another source")
-        if named not in SOURCES:
-            raise UserError(f"the checkpoint names the data {named}, which are not of this package; add data=SOURCE")
+        if target not in SOURCES:
+            raise UserError(f"the checkpoint names the data {target}, which are not of this package; add data=SOURCE")
         data = OmegaConf.create(run["data"])
         OmegaConf.set_struct(data, True)
-        config = OmegaConf.merge(data, asked or {})
+        config = OmegaConf.merge(data, requested or {})
     check(OmegaConf.create({"data": plain(config)}))
     return data_of(config)
 
 
 def _is_argument(key: str) -> bool:
-    """Whether the command that runs, if one does, was given `key`."""
-    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
-    return any(word.lstrip("+").startswith(f"{key}=") for word in words)
+    """Whether `key` was given as an argument of the running command; False if none runs."""
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
+    return any(override.lstrip("+").startswith(f"{key}=") for override in overrides)

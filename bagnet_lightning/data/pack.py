@@ -14,14 +14,14 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import sync
 from bagnet_lightning.progress_bar import progress_bar
 
-FORMAT = 1  # of packed stores; also stands for how images are decoded, so a change of either raises it
-SAID = 10  # images that cannot be used
+FORMAT = 1  # of packed stores and of how images are decoded: to be raised when either changes
+MAX_LISTED = 10  # unusable images named in an error
 CHUNK_BYTES = 4 * 2**20  # of pixels that a worker decodes, writes and hashes at a time; part of the format
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """A split that is still image files: paths (N), labels (N,) int64, boxes (N, 4) int16 as in Split."""
+    """A split before packing: paths (N), labels (N,) int64, boxes (N, 4) int16 as in Split."""
 
     paths: list[str]
     labels: np.ndarray
@@ -30,7 +30,7 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class Source:
-    """What a store is packed from. resize: images of other sizes are resized to image_size px, otherwise refused.
+    """The input of a packed store. resize: images of other sizes are resized to image_size px, otherwise refused.
 
     fingerprint: hex, changes when the files do.
     """
@@ -45,9 +45,9 @@ class Source:
 
 
 def pack(folder: Path, source: Source, workers: int | None) -> dict:
-    """Writes the arrays of `source` into the empty folder `folder`, by `workers` processes (None: one a core).
+    """Writes the arrays of `source` into the empty folder `folder`, by `workers` processes (None: one per core).
 
-    Returns what else the store is to tell of them.
+    Returns the store's manifest.
     Raises UserError, naming the files, if images cannot be decoded; OSError if the folder cannot be written.
     """
     step = chunk_length(source.image_size)
@@ -66,11 +66,11 @@ def pack(folder: Path, source: Source, workers: int | None) -> dict:
         for key, chunk in zip(jobs, in_processes(pack_chunk, jobs.values(), workers, most=len(jobs)), strict=True):
             chunks[key] = chunk
             advance(len(jobs[key][0]))
-            if len(chunks) % 32 == 0:  # now and then, beside the workers, so that little is left for the end
+            if len(chunks) % 32 == 0:  # periodically, while the workers run, so that little is left for the end
                 sync(folder / f"{key[0]}_images.npy")
     if problems := [problem for chunk in chunks.values() for problem in chunk.problems]:
-        more = f" (and {len(problems) - SAID} more)" if len(problems) > SAID else ""
-        raise UserError("; ".join(problems[:SAID]) + more)
+        more = f" (and {len(problems) - MAX_LISTED} more)" if len(problems) > MAX_LISTED else ""
+        raise UserError("; ".join(problems[:MAX_LISTED]) + more)
     mean, std = _mean_and_std(
         [chunk for (name, _), chunk in chunks.items() if name == "train"],
         count=len(source.splits["train"].paths) * source.image_size**2,
@@ -93,7 +93,7 @@ def pack(folder: Path, source: Source, workers: int | None) -> dict:
 
 
 def _mean_and_std(chunks: list[PackedChunk], count: int) -> tuple[list[float], list[float]]:
-    """Of pixels / 255, a channel each, exact to the last rounding: the sums are integers."""
+    """Returns each channel's mean and deviation of pixels / 255, exact but for rounding: the sums are integers."""
     sums = [sum(chunk.sums[channel] for chunk in chunks) for channel in range(3)]
     squares = [sum(chunk.squares[channel] for chunk in chunks) for channel in range(3)]
     mean = [total / (255 * count) for total in sums]
@@ -102,7 +102,7 @@ def _mean_and_std(chunks: list[PackedChunk], count: int) -> tuple[list[float], l
 
 
 def chunk_length(image_size: int) -> int:
-    """Images of image_size x image_size px that are decoded, written and hashed together."""
+    """Returns the number of image_size x image_size px images that are decoded, written and hashed together."""
     return min(max(1, CHUNK_BYTES // (image_size * image_size * 3)), 4096)  # sums of 4096 squares fit 32 bits
 
 
@@ -111,5 +111,5 @@ def sha256(array: np.ndarray) -> str:
 
 
 def digest(name: str, classes: list[str], class_names: list[str], hashes: dict[str, list[str]]) -> str:
-    """Of a whole store. hashes: of each split the sha256 of its chunks of images, its labels and its boxes."""
+    """Returns a whole store's digest. hashes: per split, the sha256 of its chunks of images, its labels and boxes."""
     return hashlib.sha256(json.dumps([name, classes, class_names, hashes]).encode()).hexdigest()

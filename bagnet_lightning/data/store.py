@@ -1,4 +1,4 @@
-"""Images in memory or packed on disk: one uint8 array a split, with labels, boxes and class names."""
+"""Images in memory or packed on disk: one uint8 array per split, with labels, boxes and class names."""
 
 import hashlib
 from collections.abc import Callable
@@ -17,8 +17,9 @@ from bagnet_lightning.files import made_once
 
 @dataclass(frozen=True)
 class Split:
-    """images: (N, H, W, 3) uint8, RGB. labels: (N,) int64, -1 where unlabelled.
+    """The images of a split, with labels and boxes.
 
+    images: (N, H, W, 3) uint8, RGB. labels: (N,) int64, -1 where unlabelled.
     boxes: (N, 4) int16, x0 y0 x1 y1 of the labelled object in pixels, -1 where there is none.
     """
 
@@ -31,8 +32,8 @@ class Split:
 class Store:
     """A data set: its splits ("train", "val", sometimes "test") and what its labels mean.
 
-    classes: the identifier of each label (wnid or folder name); class_names: what people call it.
-    mean, std: of the train split's pixels, a channel each, in units of 255. digest: hex, of everything in the store.
+    classes: the identifier of each label (wnid or folder name); class_names: its name for people.
+    mean, std: of the train split's pixels, per channel, in units of 255. digest: hex, of everything in the store.
     """
 
     name: str
@@ -52,9 +53,9 @@ class Store:
 def store_of_arrays(
     name: str, classes: list[str], class_names: list[str], splits: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> Store:
-    """A store in memory. splits: name -> images (N, H, W, 3) uint8, RGB, and labels (N,), places in `classes`.
+    """Makes a store in memory. splits: name -> images (N, H, W, 3) uint8, RGB, and labels (N,), indices in `classes`.
 
-    Raises UserError for arrays of another form.
+    Raises UserError for arrays of another shape or type.
     """
     for split, (images, labels) in splits.items():
         if images.dtype != np.uint8 or images.shape[3:] != (3,) or labels.shape != images.shape[:1]:
@@ -86,11 +87,11 @@ def store_of_arrays(
 def packed_store(
     folder: Path, fingerprint: str | None, find_source: Callable[[], Source], workers: int | None, if_unwritable: str
 ) -> Store:
-    """Opens the packed store in `folder`, memory-mapped; packs it first where there is none, or not this one.
+    """Opens the packed store in `folder`, memory-mapped; packs it first if there is none, or an outdated one.
 
-    fingerprint: of the source files, or None where they are gone and any whole store will do.
+    fingerprint: of the source files, or None if they are gone and any complete store is accepted.
     find_source: called only if the store must be packed, by one process at a time.
-    workers: processes that decode; by default one a core. if_unwritable: what the user can do if `folder` cannot be
+    workers: processes that decode; by default one per core. if_unwritable: what the user can do if `folder` cannot be
     written, for the UserError that is raised then.
     """
     return made_once(
@@ -113,15 +114,15 @@ def verify(store: Store) -> bool:
 
 
 def _open(folder: Path, fingerprint: str | None, manifest: dict) -> Store:
-    """The store in `folder`. Raises ValueError unless it is of this format and of these source files.
+    """Opens the store in `folder`. Raises ValueError unless it is of this format and of these source files.
 
-    What is in the files is not looked at; `verify` reads them.
+    The content of the arrays is not checked; `verify` does that.
     """
     if manifest["format"] != FORMAT:
         raise ValueError("it has another format")
     if fingerprint not in (None, manifest["fingerprint"]):
         raise ValueError("its source files have changed")
-    # Copy on write: a tensor must be writable, and what is written to it never reaches the file.
+    # Copy on write: a tensor must be writable, and writes to it never reach the file.
     splits = {
         name: Split(
             torch.from_numpy(np.load(folder / f"{name}_images.npy", mmap_mode="c")),
@@ -142,7 +143,7 @@ def _open(folder: Path, fingerprint: str | None, manifest: dict) -> Store:
 
 
 def _channel_statistics(images: np.ndarray) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of a channel's pixels / 255, from exact integer sums."""
+    """Returns mean and standard deviation of pixels / 255, per channel, from exact integer sums."""
     means, stds = [], []
     for channel in range(3):
         histogram = np.bincount(images[..., channel].ravel(), minlength=256).tolist()

@@ -8,24 +8,25 @@ classes; the numbers are the smallest BagNet that can tell rows from columns:
     17 px: ...       3 px    11 px          22 px           up to 7 px off
     33 px: ...       5 px    21 px          42 px           up to 7 px off
 
-Everybody sees the size, because the dots themselves differ; the direction needs two neighbouring dots in one patch:
+Every BagNet sees the size, because the dots themselves differ; the direction needs two neighbouring dots in one patch:
 span 5, 14 and 26 px, well inside 9, 17 and 33. The gap between two dots of the 17 px classes is at least 8 px, and of
 the 33 px classes at least 16 px, so a 9 (17) px patch touches at most one of them, in either direction with the same
-probability at every place: a dot is as likely anywhere, and there are as many of them. All patches of the smaller sizes
-are therefore distributed alike in both classes of a pair, a network that adds up evidence from such patches expects the
-same evidence for both, and has to guess. The best accuracies to expect:
+probability at every position: dots are equally likely everywhere, and equally many. All patches of the smaller sizes
+are therefore distributed alike in both classes of a pair: the expected evidence that a network sums over such patches
+is the same for both, and it has to guess. The best accuracies to expect:
 
     BagNet-9   (1 + 1/2 + 1/2) / 3 = 0.667
     BagNet-17  (1 + 1 + 1/2) / 3   = 0.833
     BagNet-33                        1.000
 
-A guess scatters (by 0.017 and 0.012 with 600 validation images), so the best of a few epochs lies a little above.
+Guessing has a standard deviation (0.017 and 0.012 with 600 validation images), so the best of a few epochs lies a
+little above.
 
 Nothing else tells the classes of a pair apart. Columns are rows with x and y exchanged, so all counts, colours and
 histograms have the same distribution, in any crop. Colours, contrast, noise and position are drawn without regard to
-the class, and a mirror image or a shift stays in its class. What is left are sums over the image: dots of one row share
+the class, and a mirror image or a shift stays in its class. What remains are sums over the image: dots of one row share
 their height, and a network of stride 8 could see that in how much its evidence varies, not in its mean; hence every dot
-is moved across its line by 0 to 7 px, which makes its place modulo 8 independent of its neighbours'.
+is moved across its line by 0 to 7 px, which makes its position modulo 8 independent of its neighbours'.
 """
 
 from collections.abc import Callable
@@ -62,7 +63,7 @@ def open_store(seed: int, train_images: int, val_images: int, image_size: int = 
 
 def _draw_split(bits: np.random.PCG64, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     def draw(low: int, high: int, *shape: int) -> np.ndarray:
-        """Integers low..high. Straight from the bit generator: numpy keeps its stream for ever, unlike Generator's."""
+        """Draws integers low..high, from the bit generator: numpy never changes its stream, unlike Generator's."""
         raw = bits.random_raw(int(np.prod(shape))) % np.uint64(high - low + 1)
         return (raw.astype(np.int16) + np.int16(low)).reshape(shape)
 
@@ -82,8 +83,8 @@ def _draw_split(bits: np.random.PCG64, count: int, size: int) -> tuple[np.ndarra
 
 
 def _rows_of_dots(draw: Callable, count: int, size: int, dot: int, distance: int, across: int) -> np.ndarray:
-    """Endless rows at a random place, seen through a size x size window: (count, size, size), 1 where a dot is."""
-    margin = 2 * distance + across + dot  # where rows and dots from before the first ones could not be seen any more
+    """Draws size x size windows of endless rows at random positions: (count, size, size), 1 where a dot is."""
+    margin = 2 * distance + across + dot  # beyond the reach of rows and dots before the first ones
     lines = -(-(margin + size) // (2 * distance))
     line, place = np.mgrid[:lines, : 2 * lines]
     y = 2 * distance * line + draw(0, 2 * distance - 1, count, 1, 1) + draw(0, across, count, lines, 2 * lines)

@@ -29,13 +29,13 @@ TIMEOUT_S = 30
 
 
 def open_store(root: str | Path, url: str, sha256: str, workers: int | None = None) -> Store:
-    """The packed store of the Tiny ImageNet found under `root`, made there if need be as tiny-imagenet-200.store.
+    """Returns the packed store of the Tiny ImageNet under `root`, made there if needed as tiny-imagenet-200.store.
 
-    Looks for the folder root/tiny-imagenet-200 (or root itself being it), then for the official zip beside it, then
-    downloads that from `url`; a zip is used only if it has this `sha256`. A packed store outlives the folder.
-    Splits: train and val with labels and boxes; test, where the folder has it, without (-1), sorted by number. Labels
-    are positions in the sorted wnids. workers: processes that decode, by default one a core.
-    Raises UserError for whatever is missing, damaged or out of reach.
+    Looks for the folder root/tiny-imagenet-200 (or root itself, if it is this folder), then for the official zip beside
+    it, then downloads that from `url`; a zip is used only if it has this `sha256`. A packed store needs no folder.
+    Splits: train and val with labels and boxes; test, if the folder has it, without (-1), sorted by number. Labels are
+    positions in the sorted wnids. workers: processes that decode, by default one per core.
+    Raises UserError if anything needed is missing, damaged or cannot be downloaded.
     """
     root = Path(root)
     folder = _find_folder(root)
@@ -55,7 +55,7 @@ def open_store(root: str | Path, url: str, sha256: str, workers: int | None = No
 
 
 def test_files(root: str | Path) -> list[Path]:
-    """The unlabelled test images under `root`, sorted by number. Raises UserError if they are not there, unpacked."""
+    """Returns the unlabelled test images under `root`, sorted by number. Raises UserError if there are none."""
     folder = _find_folder(Path(root))
     images = folder and folder / "test" / "images"
     if not images or not (names := _image_names(images)):
@@ -73,11 +73,11 @@ def _find_folder(root: Path) -> Path | None:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Hex digest of the lists in an unpacked folder and of the names of its images.
+    """Returns a hex digest of the lists in an unpacked folder and of the names of its images.
 
-    Not of times and pixels: the official images never change, and a copied folder should not be packed again.
+    Times and pixels are left out: the official images never change, and a copied folder should not be packed again.
     """
-    digest = hashlib.sha256(b"first synonyms")  # how class names are read from the lists
+    digest = hashlib.sha256(b"first synonyms")  # stands for how class names are read from the lists
     for path in (folder / "wnids.txt", folder / "words.txt", folder / "val" / "val_annotations.txt"):
         digest.update(path.read_bytes() if path.is_file() else b"")
     for images in [*sorted(folder.glob("train/*/images")), folder / "val" / "images", folder / "test" / "images"]:
@@ -92,8 +92,8 @@ def _read_layout(folder: Path, fingerprint: str) -> Source:
     test = folder / "test" / "images"
     names = _image_names(test)
     if names:
-        nothing = np.full(len(names), -1, np.int64)
-        splits["test"] = ImageFiles([f"{test}/{name}" for name in names], nothing, _boxes([None] * len(names)))
+        no_labels = np.full(len(names), -1, np.int64)
+        splits["test"] = ImageFiles([f"{test}/{name}" for name in names], no_labels, _boxes([None] * len(names)))
     return Source(
         name="tiny_imagenet",
         classes=classes,
@@ -135,7 +135,7 @@ def _read_val(folder: Path, classes: list[str]) -> ImageFiles:
 
 
 def _read_table(folder: Path, name: str, columns: int) -> list[list[str]]:
-    """The rows of a tab-separated file; box coordinates are its last four columns where there are five or more."""
+    """Returns the rows of a tab-separated file; box coordinates are its last four columns if there are five or more."""
     rows = [line.split("\t") for line in _read_lines(folder, name)]
     for number, row in enumerate(rows, start=1):
         if len(row) != columns or (columns > 4 and not "".join(row[-4:]).isdecimal()):
@@ -154,7 +154,7 @@ def _read_lines(folder: Path, name: str) -> list[str]:
 
 
 def _image_names(folder: Path) -> list[str]:
-    """Names of the images in a folder, by their number; none where there is no folder."""
+    """Returns the names of the images in a folder, sorted by number; none if there is no folder."""
     names = os.listdir(folder) if folder.is_dir() else []
     return sorted(sorted(name for name in names if name.endswith(".JPEG")), key=len)
 
@@ -171,7 +171,7 @@ def _incomplete(folder: Path, path: Path, what: str) -> UserError:
 
 
 def _find_zip(root: Path, url: str, sha256: str) -> Path:
-    """The official zip under root, downloaded if it is not there."""
+    """Returns the path of the official zip under root, downloaded if it is not there."""
     path = root / f"{NAME}.zip"
     if path.exists():
         if sha256_of(path) != sha256:
@@ -179,7 +179,7 @@ def _find_zip(root: Path, url: str, sha256: str) -> Path:
                 f"{path} is damaged or not the official file (by its sha256): remove it to download it afresh"
             )
         return path
-    part = path.with_name(f"{path.name}.part")  # stays if the download does not end; the next one continues it
+    part = path.with_name(f"{path.name}.part")  # kept if the download is interrupted; the next one continues it
     try:
         _download(url, part)
     except (URLError, HTTPException, ConnectionError, TimeoutError, SSLError, ValueError) as error:
@@ -198,7 +198,7 @@ def _find_zip(root: Path, url: str, sha256: str) -> Path:
 
 
 def _download(url: str, part: Path) -> None:
-    """Downloads what `part` lacks of `url`; tries again when the connection breaks or the server stumbles."""
+    """Downloads what `part` lacks of `url`; retries if the connection breaks or the server has an error."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return _download_rest(url, part)
@@ -210,27 +210,27 @@ def _download(url: str, part: Path) -> None:
 
 
 def _download_rest(url: str, part: Path) -> None:
-    have = part.stat().st_size if part.exists() else 0
+    received = part.stat().st_size if part.exists() else 0
     try:
-        response = urlopen(Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=TIMEOUT_S)
+        response = urlopen(Request(url, headers={"Range": f"bytes={received}-"} if received else {}), timeout=TIMEOUT_S)
     except HTTPError as error:
         if error.code != 416:
             raise
-        if error.headers["Content-Range"] == f"bytes */{have}":
-            return  # there is nothing after what we have because we have it all
+        if error.headers["Content-Range"] == f"bytes */{received}":
+            return  # the file is already complete
         part.unlink()
         raise ConnectionError("the server could not continue a partial download") from error
     with response:
         if response.status != 206:
-            have = 0  # the server sends it from the beginning
+            received = 0  # the server sends it from the beginning
         length = response.headers["Content-Length"]
-        total = have + int(length) if length else None
+        total = received + int(length) if length else None
         columns = DownloadColumn(), TransferSpeedColumn()
         with (
-            open(part, "ab" if have else "wb") as file,
+            open(part, "ab" if received else "wb") as file,
             progress_bar(f"downloading {NAME}", total, *columns) as advance,
         ):
-            advance(have)
+            advance(received)
             while block := response.read(BLOCK_BYTES):
                 file.write(block)
                 advance(len(block))
@@ -239,7 +239,7 @@ def _download_rest(url: str, part: Path) -> None:
 
 
 def _unzip(path: Path, root: Path) -> Path:
-    """Unpacks the zip to root/tiny-imagenet-200, wholly or not at all."""
+    """Unpacks the zip to root/tiny-imagenet-200, completely or not at all."""
     folder = root / NAME
     try:
         with ZipFile(path) as archive, temporary_folder(folder) as temporary:

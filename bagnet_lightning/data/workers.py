@@ -1,4 +1,4 @@
-"""Work shared out to processes. They start with this module: it imports neither torch nor Lightning."""
+"""Runs jobs in worker processes. These import this module: it imports neither torch nor Lightning."""
 
 import contextlib
 import os
@@ -14,18 +14,18 @@ from typing import TypeVar
 
 from bagnet_lightning.errors import UserError
 
-MAX_WORKERS = 16  # by then the disk is the limit
+MAX_WORKERS = 16  # with more, the disk is the limit
 Result = TypeVar("Result")
 
 
 def in_processes(
     function: Callable[..., Result], jobs: Iterable[tuple], workers: int | None, most: int = MAX_WORKERS
 ) -> Iterator[Result]:
-    """Yields `function(*job)` of every job, in their order, from `workers` processes (None: one a core); from `most` at
-    most, and never more than MAX_WORKERS.
+    """Yields `function(*job)` of every job, in order, computed by `workers` processes (None: one per core).
 
-    function: of a module, which the processes import. Jobs are drawn no sooner than they are needed, so that few of
-    them and of their results are in memory. What the function raises is raised here.
+    most: limit on the processes, besides MAX_WORKERS. function: of a module, which the processes import. Jobs are drawn
+    no sooner than they are needed, so that few of them and of their results are in memory. An exception of the function
+    is raised here.
     The processes are not multiprocessing's: those would import the user's main module first, and with it torch.
     """
     workers = min(workers or os.cpu_count() or 1, most, MAX_WORKERS)
@@ -37,33 +37,33 @@ def in_processes(
         try:
             pickle.dump((function, job), worker.stdin)
             worker.stdin.flush()
-            answer = pickle.load(worker.stdout)
+            result = pickle.load(worker.stdout)
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):
             raise UserError("a worker process was killed: is there enough memory?") from None
         finally:
             idle.put(worker)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     with contextlib.ExitStack() as stack:
         for _ in range(workers):
             idle.put(stack.enter_context(Popen([sys.executable, "-c", command], stdin=PIPE, stdout=PIPE)))
         threads = stack.enter_context(ThreadPoolExecutor(workers))
         stack.callback(threads.shutdown, cancel_futures=True)
-        ahead = deque()
+        pending = deque()
         for job in jobs:
-            ahead.append(threads.submit(run, job))
-            if len(ahead) == 2 * workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+            pending.append(threads.submit(run, job))
+            if len(pending) == 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def serve() -> None:
-    """Life of a worker: reads pickled (function, arguments) from stdin, answers on stdout, ends with stdin.
+    """Runs a worker: reads pickled (function, arguments) from stdin and writes results to stdout, until stdin ends.
 
-    An answer is what the function returned or raised.
+    A result is the function's return value or the exception that it raised.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end closes stdin
     while True:
@@ -72,11 +72,11 @@ def serve() -> None:
         except EOFError:
             return
         try:
-            answer = function(*arguments)
+            result = function(*arguments)
         except Exception as error:
-            answer = error
+            result = error
         try:
-            pickle.dump(answer, sys.stdout.buffer)
+            pickle.dump(result, sys.stdout.buffer)
             sys.stdout.flush()
         except BrokenPipeError:  # the parent was killed
             os._exit(1)

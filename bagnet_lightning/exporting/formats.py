@@ -1,4 +1,4 @@
-"""Files of a trained network for other programs: how each format is written, and how it is read to be checked."""
+"""File formats of trained networks for other programs: how each is written, and how it is read to be checked."""
 
 import json
 import warnings
@@ -15,20 +15,20 @@ from bagnet_lightning.errors import UserError, in_one_line
 from bagnet_lightning.exporting.portable import Portable, describe
 
 Outputs = dict[str, Tensor]
-#: Largest difference that is float noise, in units of the largest value: sums of thousands of products in other orders.
+#: Largest difference that counts as float noise (sums in another order), in units of the largest value.
 TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class Format:
-    """write(trained, path) writes one file; load(path) gives what runs it as Portable.forward does."""
+    """A file format: write(trained, path) writes one file; load(path) returns what runs it as Portable.forward does."""
 
     write: Callable[[Trained, Path], None]
     load: Callable[[Path], Callable[[Tensor], Outputs]]
 
 
 def difference(trained: Trained, run: Callable[[Tensor], Outputs]) -> float:
-    """The largest difference of `run` from the network itself, over three image sizes, in units of the largest value.
+    """Returns the largest difference of `run` from the network, over three image sizes, in units of the largest value.
 
     Raises UserError if it is more than float noise, or the file takes no images of one of these sizes.
     """
@@ -40,16 +40,16 @@ def difference(trained: Trained, run: Callable[[Tensor], Outputs]) -> float:
         images = torch.rand(shape, generator=generator)
         expected = portable(images)
         try:
-            got = run(images)
-        except AssertionError as error:  # torch.export's way to refuse a size
+            actual = run(images)
+        except AssertionError as error:  # torch.export's error for a size that it refuses
             raise UserError(
                 f"the written file does not take images of {shape[3]} x {shape[2]} px: not kept; another version of "
                 f"torch, or format=onnx, may do it ({in_one_line(error)})"
             ) from error
-        if expected.keys() != got.keys():
-            raise UserError(f"the written file has outputs {', '.join(got)} instead of {', '.join(expected)}")
+        if expected.keys() != actual.keys():
+            raise UserError(f"the written file has outputs {', '.join(actual)} instead of {', '.join(expected)}")
         for name, value in expected.items():
-            worst = max(worst, ((got[name] - value).abs().max() / value.abs().max()).item())
+            worst = max(worst, ((actual[name] - value).abs().max() / value.abs().max()).item())
     if not worst <= TOLERANCE:
         raise UserError(f"the written file differs from the network by {worst:.1e} of the largest logit: not kept")
     return worst
@@ -58,7 +58,7 @@ def difference(trained: Trained, run: Callable[[Tensor], Outputs]) -> float:
 def _write_safetensors(trained: Trained, path: Path) -> None:
     tensors = {name: value.contiguous() for name, value in trained.network.state_dict().items()}
     about = {"format": "pt", "bagnet_lightning": json.dumps(describe(trained, normalises=False))}
-    path.write_bytes(safetensors.torch.save(tensors, about))  # save_file would make a file that only its owner reads
+    path.write_bytes(safetensors.torch.save(tensors, about))  # save_file's file can be read by its owner only
 
 
 def _load_safetensors(path: Path) -> Callable[[Tensor], Outputs]:
@@ -71,7 +71,7 @@ def _write_onnx(trained: Trained, path: Path) -> None:
     portable = Portable(trained)
     outputs = [*portable(_example(trained))]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # torch of itself
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # torch itself causes it
         program = torch.onnx.export(
             portable,
             (_example(trained),),
@@ -113,13 +113,13 @@ def _load_torch_export(path: Path) -> Callable[[Tensor], Outputs]:
 
 
 def _example(trained: Trained) -> Tensor:
-    """Sizes that differ from each other and from 1, so that none of them is taken for a constant."""
+    """Returns an input whose sizes differ from each other and from 1, so that none is taken for a constant."""
     size = _example_size(trained)
     return torch.zeros(2, 3, size, size + 8)
 
 
 def _example_size(trained: Trained) -> int:
-    """The training images' size; more where only one patch would fit."""
+    """Returns the training images' size; more if only one patch would fit."""
     smallest = getattr(trained.network, "receptive_field", 32) + getattr(trained.network, "stride", 0)
     return max(trained.image_size, smallest)
 

@@ -1,4 +1,4 @@
-"""What a folder for a model hub says of its model: config.json as timm reads it, and the card, README.md."""
+"""The description of a model in a folder for a hub: config.json as timm reads it, and the card, README.md."""
 
 import json
 from pathlib import Path
@@ -14,9 +14,9 @@ PAPER = "https://openreview.net/forum?id=SkfMWhAqYQ"
 
 
 def write_card(folder: Path, trained: Trained, checkpoint: Path) -> list[str]:
-    """Writes README.md, with the numbers of the result.json beside best.ckpt, and config.json for timm. Returns notes.
+    """Writes README.md, with the metrics of the result.json beside best.ckpt, and config.json for timm. Returns notes.
 
-    A network that timm could not make has no config.json.
+    There is no config.json for a network that timm cannot build.
     """
     result, notes = read_run(checkpoint.parent), []
     if checkpoint.name != "best.ckpt" or result["status"] != "finished":
@@ -37,7 +37,10 @@ def _is_in_timm(trained: Trained) -> bool:
 
 
 def _timm_config(trained: Trained) -> dict:
-    """For `timm.create_model("local-dir:FOLDER", pretrained=True)`; BagNets need bagnet_lightning.timm_models there."""
+    """Returns the config.json for `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+
+    BagNets need `import bagnet_lightning.timm_models` before that call.
+    """
     about = describe(trained, normalises=False)
     is_bagnet = isinstance(trained.network, BagNet)
     options = {k: v for k, v in about["config"]["model"].items() if is_bagnet and k not in ("_target_", "pretrained")}
@@ -97,12 +100,12 @@ def _measured(result: dict | None) -> list[str]:
     if not result:
         return []
 
-    def known(words: str, *keys: str) -> str | None:
+    def known(template: str, *keys: str) -> str | None:
         values = {key: result.get(key) for key in keys}
-        return None if None in values.values() else words.format(**values)
+        return None if None in values.values() else template.format(**values)
 
     versions = result.get("versions") or {}
-    asked = [word for word in result.get("overrides") or [] if _to_be_published(word)]
+    overrides = [override for override in result.get("overrides") or [] if _to_be_published(override)]
     speed = ("train_seconds", "images_per_second")
     rows = {
         "top-1, best epoch": known("{best_val_accuracy:.4f}", "best_val_accuracy"),
@@ -116,14 +119,14 @@ def _measured(result: dict | None) -> list[str]:
         "device": known("{device}, {precision}", "device", "precision"),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "commit": known("{commit}", "commit"),
-        "asked": f"`{' '.join(asked)}`",
+        "asked": f"`{' '.join(overrides)}`",
     }
     table = [f"| {key} | {value} |" for key, value in rows.items() if value]
     return ["## Measured", "", "| | |", "|---|---|", *table, ""]
 
 
 def _to_be_published(override: str) -> bool:
-    """Not what a path of the user's may be in, or what does not matter."""
+    """Whether the card shows `override`: not if it may hold a path of the user's or does not change the training."""
     key, _, value = override.lstrip("+~").partition("=")
     return not within(key, NOT_IN_DIGEST) and (key != "model.pretrained" or value == "true")
 

@@ -1,4 +1,4 @@
-"""A trained network as other programs load it: normalisation inside, evidence beside the logits, and what they mean."""
+"""Trained networks for other programs: with normalisation, evidence beside the logits, and metadata."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from bagnet_lightning.models.bagnet import BagNet
 
 
 class Portable(nn.Module):
-    """Images as they are decoded -> logits and, of a BagNet, the evidence that they are the mean of."""
+    """A network from decoded images to logits and, for a BagNet, to the evidence whose mean they are."""
 
     def __init__(self, trained: Trained):
         super().__init__()
@@ -20,10 +20,10 @@ class Portable(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """images: (B, 3, H, W) float32, RGB from 0 to 1.
+        """Computes logits and evidence. images: (B, 3, H, W) float32, RGB from 0 to 1.
 
-        Returns "logits" (B, classes) and, of a BagNet, "evidence" (B, h, w, classes): the logits of the patches that it
-        looks at, one every `stride` px, whose mean over h, w is the image's logits.
+        Returns "logits" (B, classes) and, for a BagNet, "evidence" (B, h, w, classes): the logits of its patches, one
+        every `stride` px, whose mean over h, w is the image's logits.
         """
         images = (images - self.mean) / self.std
         if not isinstance(self.network, BagNet):
@@ -33,7 +33,7 @@ class Portable(nn.Module):
 
 
 def describe(trained: Trained, normalises: bool) -> dict:
-    """What a user of an exported file must know, and what it takes to build the network again; nothing of paths.
+    """Returns the metadata of an exported file: how to use it and how to build the network again, without any paths.
 
     normalises: whether the file is a Portable's, or holds the weights alone.
     """

@@ -1,1 +1,1 @@
-"""Networks: images in, logits out. Nothing of training."""
+"""Networks, from images to logits. No training code."""

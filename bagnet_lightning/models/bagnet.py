@@ -21,7 +21,7 @@ WIDE_STAGES = {"bagnet9": (1, 1, 0, 0), "bagnet17": (1, 1, 1, 0), "bagnet33": (1
 
 
 class Bottleneck(nn.Module):
-    """1x1, k x k, 1x1 convolutions without padding, beside a shortcut that is cropped to what they leave."""
+    """1x1, k x k, 1x1 convolutions without padding, and a shortcut cropped to the size of their output."""
 
     def __init__(self, inputs: int, planes: int, kernel: int, stride: int):
         super().__init__()
@@ -48,19 +48,19 @@ class Bottleneck(nn.Module):
 
 
 class BagNet(nn.Module):
-    """A ResNet-50 with 3x3 convolutions only where `wide_stages` says so, a linear classifier, and no padding.
+    """A ResNet-50 with 3x3 convolutions only where `wide_stages` has them, a linear classifier, and no padding.
 
     wide_stages: for each of the four stages, whether its first block has a 3x3 convolution (the others are 1x1).
     num_classes: length of the logits.
     width: multiple of the published channel counts (1.0); below 1 for quick work on a CPU, at least 0.25 (with fewer
         than 16 channels, oneDNN's strided 1x1 convolutions crash in the backward pass; torch 2.13).
-    pad: zero rows and columns added to the normalised image in all, half of them on each side, an odd one at the
-        bottom and right. 0 is the published network; at 64 px the strides then leave rows and columns 57 to 63 unseen,
-        and pad=1 lets every pixel reach a logit.
+    pad: total number of zero rows and columns added to the normalised image, half of them on each side, an odd one at
+        the bottom and right. 0 is the published network; at 64 px the strides then leave rows and columns 57 to 63
+        unseen, and pad=1 lets every pixel reach a logit.
     stem_momentum: batch-norm momentum after the first convolution; the public 0.001 needs thousands of steps before
         the running statistics used in evaluation are right.
-    zero_init: start with zeros in the last batch norm of every block, so that it is its shortcut alone (Goyal et al.
-        2017).
+    zero_init: initialise the last batch norm's weight of every block to 0, so that the block starts as its shortcut
+        alone (Goyal et al. 2017).
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class BagNet(nn.Module):
         return field
 
     def coverage(self, height: int, width: int) -> float:
-        """Share of the pixels of a height x width image that reach at least one logit."""
+        """Returns the share of the pixels of a height x width image that reach at least one logit."""
         seen = 1.0
         for size in (height, width):
             padded, before = size + self.pad, self.pad // 2
@@ -129,16 +129,16 @@ class BagNet(nn.Module):
         return seen
 
     def stem(self, images: Tensor) -> Tensor:
-        """conv1, conv2, batch norm and ReLU: (B, 3, H, W) -> (B, C, H - 2, W - 2).
+        """Applies conv1, conv2, batch norm and ReLU: (B, 3, H, W) -> (B, C, H - 2, W - 2).
 
         There is no nonlinearity between the two convolutions, so they are run as one 3x3 convolution with the composed
-        weights: the same function and gradients for an eighth less time.
+        weights: the same function and gradients in an eighth less time.
         """
         weight = torch.einsum("omhw,mi->oihw", self.conv2.weight, self.conv1.weight[:, :, 0, 0])
         return F.relu(self.bn1(F.conv2d(images, weight)), inplace=True)
 
     def check_size(self, height: int, width: int, what: str = "images") -> None:
-        """Raises UserError if `what`, of height x width px, hold not one patch, padding included."""
+        """Raises UserError if `what`, of height x width px, are too small for one patch, padding included."""
         needed = self.receptive_field - self.pad
         if min(height, width) < needed:
             raise UserError(
@@ -147,7 +147,7 @@ class BagNet(nn.Module):
             )
 
     def padded(self, images: Tensor) -> Tensor:
-        """`images` amid `pad` zeros. Errors as of check_size."""
+        """Returns `images` with `pad` rows and columns of zeros around them. Errors as for check_size."""
         self.check_size(*images.shape[2:])
         if self.pad:
             before, after = self.pad // 2, self.pad - self.pad // 2
@@ -155,9 +155,9 @@ class BagNet(nn.Module):
         return images
 
     def features(self, images: Tensor) -> Tensor:
-        """One feature vector a patch. images: (B, 3, H, W), normalised. Returns (B, 2048 * width, h, w).
+        """Computes a feature vector per patch. images: (B, 3, H, W), normalised. Returns (B, 2048 * width, h, w).
 
-        Errors as of check_size.
+        Errors as for check_size.
         """
         x = self.stem(self.padded(images))
         for block in self.blocks:
@@ -165,7 +165,7 @@ class BagNet(nn.Module):
         return x
 
     def patch_logits(self, images: Tensor) -> Tensor:
-        """Class evidence of every patch at the native stride.
+        """Computes the class evidence of every patch at the native stride.
 
         images: (B, 3, H, W), normalised. Returns (B, h, w, classes); their mean over h, w is the image's logits.
         Brendel & Bethge 2019, section 3.
@@ -173,20 +173,20 @@ class BagNet(nn.Module):
         return self.fc(self.features(images).permute(0, 2, 3, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Image logits. images: (B, 3, H, W), normalised. Returns (B, classes)."""
+        """Computes the images' logits. images: (B, 3, H, W), normalised. Returns (B, classes)."""
         return self.fc(self.features(images).mean((2, 3)))
 
 
 def bagnet9(num_classes: int, pretrained: bool | str = False, **options) -> BagNet:
-    """BagNet-9: 9 x 9 px patches. `pretrained` as in models/pretrained.py, `options` as of BagNet."""
+    """Builds BagNet-9: 9 x 9 px patches. `pretrained`: see models/pretrained.py. `options`: those of BagNet."""
     return load_pretrained(BagNet(WIDE_STAGES["bagnet9"], num_classes, **options), "bagnet9", pretrained)
 
 
 def bagnet17(num_classes: int, pretrained: bool | str = False, **options) -> BagNet:
-    """BagNet-17: 17 x 17 px patches. `pretrained` as in models/pretrained.py, `options` as of BagNet."""
+    """Builds BagNet-17: 17 x 17 px patches. `pretrained`: see models/pretrained.py. `options`: those of BagNet."""
     return load_pretrained(BagNet(WIDE_STAGES["bagnet17"], num_classes, **options), "bagnet17", pretrained)
 
 
 def bagnet33(num_classes: int, pretrained: bool | str = False, **options) -> BagNet:
-    """BagNet-33: 33 x 33 px patches. `pretrained` as in models/pretrained.py, `options` as of BagNet."""
+    """Builds BagNet-33: 33 x 33 px patches. `pretrained`: see models/pretrained.py. `options`: those of BagNet."""
     return load_pretrained(BagNet(WIDE_STAGES["bagnet33"], num_classes, **options), "bagnet33", pretrained)

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: the public ImageNet ones, or a local file."""
+"""Loads pretrained weights: the public ImageNet ones, or a local file's."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from bagnet_lightning.safe_load import safe_load
 _BAGNETS = (
     "https://bitbucket.org/wielandbrendel/bag-of-feature-pretrained-models/raw/249e8fa82c0913623a807d9d35eeab9da7dcc2a8"
 )
-PUBLIC_WEIGHTS = {  # the eight hex digits begin the file's sha256
+PUBLIC_WEIGHTS = {  # the eight hex digits are the first of the file's sha256
     "bagnet9": f"{_BAGNETS}/bagnet8-34f4ccd2.pth.tar",
     "bagnet17": f"{_BAGNETS}/bagnet16-105524de.pth.tar",
     "bagnet33": f"{_BAGNETS}/bagnet32-2ddd53ed.pth.tar",
@@ -24,15 +24,15 @@ PUBLIC_WEIGHTS = {  # the eight hex digits begin the file's sha256
 
 
 def load_pretrained(network: nn.Module, name: str, pretrained: bool | str) -> nn.Module:
-    """Puts pretrained weights into `network` and returns it.
+    """Loads pretrained weights into `network` and returns it.
 
-    The head stays as it was initialised if the file's is of another number of classes, or if the file has none (neither
-    fc.weight nor fc.bias): a backbone that `pretrain` wrote.
+    The head stays as it was initialised if the file's has another number of classes, or if the file has none (neither
+    fc.weight nor fc.bias), as a backbone that `pretrain` wrote.
 
     pretrained: False (as initialised), True (the public ImageNet weights of `name`, downloaded once into torch.hub's
         cache, and then checked by their sha256) or the path of a local file: a state dict saved by torch, a checkpoint
-        of this package, safetensors, or a hub's folder. Only tensors and plain types are ever unpickled.
-    Raises UserError if the file cannot be had, read, or belongs to another network.
+        of this package, safetensors, or a folder for a model hub. Only tensors and plain types are ever unpickled.
+    Raises UserError if the file cannot be downloaded or read, or belongs to another network.
     """
     if pretrained is False:
         return network
@@ -44,13 +44,13 @@ def load_pretrained(network: nn.Module, name: str, pretrained: bool | str) -> nn
     for key in head:
         if without_head or (key in weights and weights[key].shape != own[key].shape):
             weights[key] = own[key]
-    strange = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
-    strange += [key for key in weights if key not in own]
-    strange += [key for key in own if key in weights and own[key].shape != weights[key].shape]
-    if strange:
+    mismatched = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
+    mismatched += [key for key in weights if key not in own]
+    mismatched += [key for key in own if key in weights and own[key].shape != weights[key].shape]
+    if mismatched:
         raise UserError(
-            f"{source} does not hold the weights of this {name}: {len(strange)} tensors differ, the first is "
-            f"{strange[0]}; choose the model (and model.width) that the file was made with"
+            f"{source} does not hold the weights of this {name}: {len(mismatched)} tensors differ, the first is "
+            f"{mismatched[0]}; choose the model (and model.width) that the file was made with"
         )
     network.load_state_dict(weights, strict=False)
     return network
@@ -81,13 +81,13 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise
     except FileNotFoundError:
         raise UserError(f"model.pretrained={path}: there is no such file") from None
-    except Exception as error:  # whatever torch makes of a file of another kind
+    except Exception as error:  # torch raises various exceptions for other files
         reason, *_ = in_one_line(error).split(". ")
         raise UserError(f"{path} cannot be read as weights: {reason}") from error
 
 
 def state_dict_of(loaded: object, source: object) -> dict[str, Tensor]:
-    """The tensors of a plain state dict, of a checkpoint ("state_dict", "model"), or of one saved inside a wrapper."""
+    """Returns the tensors of a state dict, or of a checkpoint's ("state_dict", "model"), without wrappers' prefixes."""
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]

@@ -10,10 +10,10 @@ from bagnet_lightning.models.pretrained import load_pretrained
 def resnet18(
     num_classes: int, pretrained: bool | str = False, stem: str = "imagenet", zero_init: bool = False
 ) -> nn.Module:
-    """torchvision's ResNet-18.
+    """Builds torchvision's ResNet-18.
 
-    stem: "imagenet" (7x7 stride 2 and max-pool: the paper's, 2 x 2 features left of 64 px) or "small" (3x3 stride 1, no
-        max-pool: the usual choice for small images). pretrained: see models/pretrained.py. zero_init: as of BagNet.
+    stem: "imagenet" (7x7 stride 2 and max-pool: the paper's, with 2 x 2 features for 64 px) or "small" (3x3 stride 1,
+        no max-pool: the usual choice for small images). pretrained: see models/pretrained.py. zero_init: as for BagNet.
     """
     if stem not in ("imagenet", "small"):
         raise UserError(f"model.stem is 'imagenet' or 'small', not {stem!r}")

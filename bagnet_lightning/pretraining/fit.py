@@ -1,4 +1,4 @@
-"""One pretraining: configuration in, a backbone and measurements out."""
+"""Pretraining: from a configuration to a backbone and measurements."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,11 +26,11 @@ BACKBONE = "backbone.safetensors"
 
 
 def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> dict:
-    """Pretrains what `config` asks for in `folder`, from last.ckpt if it is there, and returns what was measured.
+    """Pretrains the network of `config` in `folder`, from last.ckpt if it exists, and returns the measurements.
 
-    Leaves backbone.safetensors, the network after the last epoch. Raises UserError for what the user can fix.
+    Writes backbone.safetensors, the network after the last epoch. Raises UserError for what the user can fix.
     """
-    code = prepare(config, folder)
+    versions = prepare(config, folder)
     data = data_of(config.data)
     data.setup()
     if config.images == "train+test":
@@ -50,43 +50,43 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
     settings = plain(config) | {"image_size": data.store.side}
     about = {"config": settings, "classes": [], "class_names": [], "mean": data.mean, "std": data.std}
     module = Pretrainer(network, features, method, **schedule(config), about=about)
-    words = (
+    description = (
         f"{sum(p.numel() for p in network.parameters()):,} parameters; {method.name} of tiles of {tiles.size} px, "
         f"neighbours within {tiles.radius} px; {len(data.train_images):,} images and {len(data.val_images):,} held out"
     )
-    rows, measured = train(config, folder, module, data, [], logger, words)
+    rows, measured = train(config, folder, module, data, [], logger, description)
     write_backbone(network, about, folder / BACKBONE)
     return {
         "loss": rows[-1]["train_loss"],
         "val_loss": rows[-1]["val_loss"],
         "val_triplet_accuracy": rows[-1]["val_triplet_accuracy"],
-        "colour_triplet_accuracy": _by_colour(data),
+        "colour_triplet_accuracy": _colour_triplet_accuracy(data),
         **measured,
-        **code,
+        **versions,
     }
 
 
-def _by_colour(data: ImageData) -> float:
-    """How many of the held-out triplets the tiles' mean colours alone tell: what takes no learning."""
-    device = data.scale.device  # where the images need not be
-    batches = [data.unaugmented(images.to(device), places.to(device)) for images, _, places in data.val_dataloader()]
+def _colour_triplet_accuracy(data: ImageData) -> float:
+    """Returns the held-out triplet accuracy of the tiles' mean colours: the baseline without learning."""
+    device = data.scale.device  # the images may be on another
+    batches = [data.unaugmented(images.to(device), indices.to(device)) for images, _, indices in data.val_dataloader()]
     return torch.cat([nearer(tiles.mean((2, 3))) for tiles in batches]).double().mean().item()
 
 
 def _add_test_images(data: ImageData) -> None:
-    """Has `data` train on its unlabelled test images too, from a copy of all in memory."""
+    """Adds the unlabelled test images of `data` to its training images, as a copy of all in memory."""
     if "test" not in data.store.splits:
         raise UserError(f"images=train+test: {data.name} has no test images; leave it at train")
     splits = data.train_images.split, data.store.splits["test"]
     images = torch.cat([splits[0].images.index_select(0, data.train_images.chosen), splits[1].images])
-    everything = torch.arange(len(images))
-    nothing = torch.full((len(images),), -1), torch.full((len(images), 4), -1, dtype=torch.int16)
-    data.train_images = Images(Split(images, *nothing), everything, nothing[0])
+    all_indices = torch.arange(len(images))
+    no_annotations = torch.full((len(images),), -1), torch.full((len(images), 4), -1, dtype=torch.int16)
+    data.train_images = Images(Split(images, *no_annotations), all_indices, no_annotations[0])
 
 
 def _cut_into_tiles(data: ImageData, tiles: Tiles, kinds: int) -> None:
-    """Has batches of `data` hold `kinds` kinds of tiles, and in validation triplets, always the same ones."""
-    # In order of their classes, most of a batch would be of one class, and distant tiles too.
+    """Makes batches of `data` hold `kinds` kinds of tiles, and validation batches triplets, always the same ones."""
+    # In order of their classes, most images of a batch would be of one class, and so would distant tiles.
     order = torch.randperm(len(data.val_images), generator=torch.Generator().manual_seed(0))
     images = data.val_images
     data.val_images = replace(images, chosen=images.chosen[order], labels=images.labels[order])
@@ -108,7 +108,7 @@ def _cut_into_tiles(data: ImageData, tiles: Tiles, kinds: int) -> None:
         return scaled(tiles.augmented(images, indices, keys[0], kinds))
 
     def unaugmented(images: Tensor, indices: Tensor) -> Tensor:
-        key = torch.tensor(draw_key(data.seed, -1), device=indices.device)  # of no epoch of training
+        key = torch.tensor(draw_key(data.seed, -1), device=indices.device)  # -1: no epoch of training
         return scaled(tiles.triplets(images, indices, key))
 
     data.augmented, data.unaugmented = augmented, unaugmented

@@ -14,20 +14,20 @@ from bagnet_lightning.training.learner import Learner
 
 
 class Method(Protocol):
-    """What conf/method/ chooses. kinds: of how many of anchors, neighbours and distant tiles, in this order, it is."""
+    """A choice of conf/method/. kinds: how many of anchors, neighbours and distant tiles, in this order, it uses."""
 
     name: str
     kinds: ClassVar[int]
 
     def head(self, features: int) -> nn.Module:
-        """What makes embeddings of `features` mean features of the network; thrown away after the pretraining."""
+        """Returns layers that embed the `features` mean features of the network; discarded after the pretraining."""
 
     def loss(self, embeddings: Tensor) -> Tensor:
-        """embeddings: (kinds B, D), those of one kind after those of another."""
+        """Returns the loss. embeddings: (kinds B, D), those of one kind after those of another."""
 
 
 class Pretrainer(Learner):
-    """Trains `network`, which gives mean features, (N, 3, h, w) -> (N, features), by the loss of `method`.
+    """Trains `network`, which returns mean features, (N, 3, h, w) -> (N, features), by the loss of `method`.
 
     Batches hold tiles in place of images, one kind after the other. The other arguments are Learner's.
     """
@@ -44,7 +44,7 @@ class Pretrainer(Learner):
         interval: str,
         about: dict,
     ):
-        super().__init__(network, optimizer, scheduler, interval, about, figures=3)  # losses, neighbours nearer, images
+        super().__init__(network, optimizer, scheduler, interval, about, figures=3)  # losses, triplet hits, images
         self.method, self.head = method, method.head(features)
         self.inputs_per_image = method.kinds
 
@@ -53,14 +53,14 @@ class Pretrainer(Learner):
         return self.step(tiles.to(self.dtype))
 
     def loss(self, tiles: Tensor) -> Tensor:
-        """tiles: (kinds B, 3, h, w), normalised."""
+        """Returns the loss, and adds the batch to the epoch's totals. tiles: (kinds B, 3, h, w), normalised."""
         loss = self.compared(self.head(self.forward_pass(tiles)))
         images = torch.full_like(loss, len(tiles) // self.method.kinds)
         self.train_totals += torch.stack([loss.detach() * images, torch.zeros_like(images), images])
         return loss
 
     def compared(self, embeddings: Tensor) -> Tensor:
-        """The method's loss, in float32 whatever the network computes in."""
+        """Returns the method's loss, in float32 whatever the network computes in."""
         with torch.autocast(embeddings.device.type, enabled=False):
             return self.method.loss(embeddings.float())
 
@@ -81,7 +81,7 @@ class Pretrainer(Learner):
 
 
 def nearer(features: Tensor) -> Tensor:
-    """Of which triplets the anchor is nearer to its neighbour than to the distant tile. (3 B, D) -> (B,) bool."""
+    """Whether each triplet's anchor is nearer to its neighbour than to the distant tile. (3 B, D) -> (B,) bool."""
     kinds = features.chunk(3)
     to_neighbour, to_distant = ((kinds[ANCHOR] - kinds[other]).norm(dim=1) for other in (NEIGHBOUR, DISTANT))
     return to_neighbour < to_distant

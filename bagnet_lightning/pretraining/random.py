@@ -1,4 +1,4 @@
-"""No learning at all: what the features of random weights are good for, which every method has to beat."""
+"""The baseline without learning, which every method has to beat: features of random weights."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Random:
-    """Leaves the weights as they were initialised; batch norms take the statistics of tiles all the same."""
+    """Leaves the weights as they were initialised; batch norms still estimate the statistics of tiles."""
 
     name: str
     kinds: ClassVar[int] = 1  # of tiles.py: anchors
@@ -17,5 +17,5 @@ class Random:
         return nn.Identity()
 
     def loss(self, embeddings: Tensor) -> Tensor:
-        """Zero, and so are its gradients."""
+        """Returns zero, whose gradients are zero too."""
         return 0.0 * embeddings.sum()

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 class SimCLR:
     """NT-Xent: the cross-entropy of each tile's neighbour among all tiles of the batch but itself, mean over tiles.
 
-    The logits are cosine similarities over `temperature`, of what a two-layer head with `projection` outputs makes of
-    the network's mean features (sections 2.1 and 4.2). The two views of SimCLR are an anchor and its neighbour here.
+    The logits are cosine similarities, divided by `temperature`, of the outputs of a two-layer head with `projection`
+    outputs on the network's mean features (sections 2.1 and 4.2). SimCLR's two views are an anchor and its neighbour.
     """
 
     name: str
@@ -25,7 +25,7 @@ class SimCLR:
         return nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, self.projection))
 
     def loss(self, embeddings: Tensor) -> Tensor:
-        """embeddings: (2 B, D) from the head, all anchors first, then their neighbours."""
+        """Returns the loss. embeddings: (2 B, D) from the head, all anchors first, then their neighbours."""
         directions = F.normalize(embeddings, dim=1)
         logits = directions @ directions.T / self.temperature  # (2 B, 2 B)
         tile = torch.arange(len(logits), device=logits.device)

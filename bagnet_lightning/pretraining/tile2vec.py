@@ -12,8 +12,8 @@ class Tile2Vec:
     """The mean over triplets of [|a - n| - |a - d| + margin]+ + l2 (|a| + |n| + |d|), with Euclidean norms.
 
     a, n, d: the embeddings of an anchor, its neighbour and a distant tile. The penalty keeps embeddings from growing
-    until every margin is kept. The public code takes l2 times the norm of the whole batch of each, which is about the
-    root of the batch size times the mean that is taken here, so that l2 means the same for batches of every size.
+    until every margin is kept. The public code multiplies l2 by the norm of the whole batch of each, about the square
+    root of the batch size times the mean norm used here; with the mean, l2 means the same for every batch size.
     """
 
     name: str
@@ -22,11 +22,11 @@ class Tile2Vec:
     kinds: ClassVar[int] = 3  # of tiles.py: anchors, neighbours, distant tiles
 
     def head(self, features: int) -> nn.Module:
-        """The embedding is the network's mean feature itself."""
+        """Returns the identity: the embedding is the network's mean feature itself."""
         return nn.Identity()
 
     def loss(self, embeddings: Tensor) -> Tensor:
-        """embeddings: (3 B, D), all anchors first, then neighbours and distant tiles."""
+        """Returns the loss. embeddings: (3 B, D), all anchors first, then neighbours and distant tiles."""
         anchor, neighbour, distant = embeddings.chunk(3)
-        further = (anchor - neighbour).norm(dim=1) - (anchor - distant).norm(dim=1) + self.margin
-        return F.relu(further).mean() + self.l2 * 3 * embeddings.norm(dim=1).mean()
+        violations = (anchor - neighbour).norm(dim=1) - (anchor - distant).norm(dim=1) + self.margin
+        return F.relu(violations).mean() + self.l2 * 3 * embeddings.norm(dim=1).mean()

@@ -3,8 +3,8 @@
 An anchor tile lies anywhere in an image, its neighbour within a radius of it, and the distant tile anywhere in another
 image of the batch (Jean et al., Tile2Vec, AAAI 2019, section 3.2; the radius is of a square, as in their public code).
 
-As in data/augment.py, draws are functions of (seed, epoch, index) alone, but for which image of the batch a distant
-tile is of, and no tensor is made from Python numbers.
+As in data/augment.py, draws are functions of (seed, epoch, index) alone, except the choice of the image that a distant
+tile is cut from, and no tensor is made from Python numbers.
 """
 
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from bagnet_lightning.data.augment import random_bits
 from bagnet_lightning.errors import UserError
 
 ANCHOR, NEIGHBOUR, DISTANT = range(3)
-STREAM = 0x03F07B357F6837AD  # between the keys of the streams of draws that one image needs
+STREAM = 0x03F07B357F6837AD  # difference between the keys of an image's streams of draws
 
 
 @dataclass(frozen=True)
 class Tiles:
     """Cuts tiles of size x size px out of batches of images (B, H, W, 3).
 
-    radius: px, by which a neighbour's corner differs from its anchor's at most, down and across. flip: mirror half of
-    the tiles. colour: strength of SimCLR's colour distortion (Chen et al. 2020, appendix A) without its change of hue.
+    radius: largest distance of a neighbour's corner from its anchor's, px, along each axis. flip: mirror half of the
+    tiles. colour: strength of SimCLR's colour distortion (Chen et al. 2020, appendix A) without its change of hue.
     """
 
     size: int
@@ -33,15 +33,15 @@ class Tiles:
     colour: float
 
     def check(self, height: int, width: int) -> None:
-        """Raises UserError unless tiles have other places in images of this size.
+        """Raises UserError unless tiles are smaller than images of this size.
 
-        Of a tile as large as the image, the neighbour would be the tile itself.
+        The neighbour of a tile as large as the image would be the tile itself.
         """
         if self.size >= min(height, width):
             raise UserError(f"tiles.size={self.size}: the images have {width} x {height} px; choose smaller tiles")
 
     def triplets(self, images: Tensor, indices: Tensor, key: Tensor) -> Tensor:
-        """Anchors, neighbours and distant tiles as they are, of each image in turn: (3 B, size, size, 3) uint8.
+        """Returns unaugmented anchors, then neighbours, then distant tiles of the images: (3 B, size, size, 3) uint8.
 
         indices: (B,) int64, which images of the data set they are. key: of draw_key, int64, on their device.
         """
@@ -49,7 +49,7 @@ class Tiles:
         return torch.cat([_cut(images, place, self.size) for place in places])
 
     def augmented(self, images: Tensor, indices: Tensor, key: Tensor, kinds: int) -> Tensor:
-        """The first `kinds` of the three, each tile mirrored and recoloured by itself: the same form, 0 to 255."""
+        """Returns the first `kinds` of the three, each tile mirrored and recoloured by itself: same form, 0 to 255."""
         places = self.places(indices, key, images.shape[1], images.shape[2])[:kinds]
         bits = [random_bits(_stream(key, 4 + kind), indices) for kind in range(kinds)]
         mirrored = [self.flip * (draws & 1) for draws in bits]
@@ -57,7 +57,7 @@ class Tiles:
         return distorted(torch.cat(tiles), torch.cat(bits) >> 1, self.colour) if self.colour else torch.cat(tiles)
 
     def places(self, indices: Tensor, key: Tensor, height: int, width: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Of anchor, neighbour and distant tiles: the image's place in the batch, top row, left column; (B,) int64."""
+        """Returns for each of the three kinds the image's index in the batch, top row and left column; (B,) int64."""
         batch = torch.arange(len(indices), device=indices.device)
         bits = [random_bits(_stream(key, kind), indices) for kind in range(4)]
         ends = height - self.size, width - self.size
@@ -75,10 +75,10 @@ class Tiles:
 def distorted(tiles: Tensor, bits: Tensor, strength: float) -> Tensor:
     """Changes brightness, contrast and saturation of four tiles in five, and turns one in five grey.
 
-    tiles: (N, h, w, 3), 0 to 255. bits: (N,), 60 random ones. strength: each of the three by up to 0.8 times it.
-    Returns float32.
+    tiles: (N, h, w, 3), 0 to 255. bits: (N,), 60 random bits each. strength: 0.8 times it is the largest relative
+    change of each of the three. Returns float32.
     """
-    changed = (bits >> 48 & 63) < 51  # of 64
+    changed = (bits >> 48 & 63) < 51  # 51 of 64
     brightness, contrast, saturation = (
         (1 + changed * (0.8 * strength) * ((bits >> shift & 0xFFFF) / 32767.5 - 1))[:, None, None, None]
         for shift in (0, 16, 32)
@@ -90,7 +90,7 @@ def distorted(tiles: Tensor, bits: Tensor, strength: float) -> Tensor:
 
 
 def _grey(tiles: Tensor) -> Tensor:
-    """ITU-R 601-2 luma, (N, h, w, 1)."""
+    """Returns the ITU-R 601-2 luma, (N, h, w, 1)."""
     return 0.299 * tiles[..., :1] + 0.587 * tiles[..., 1:2] + 0.114 * tiles[..., 2:]
 
 
@@ -99,18 +99,18 @@ def _blend(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
 
 
 def _cut(images: Tensor, place: tuple[Tensor, Tensor, Tensor], size: int, mirror: Tensor | None = None) -> Tensor:
-    """(B, size, size, 3), the tiles at `place`; mirror: (B,), 1 where columns run from right to left."""
+    """Returns the tiles at `place`, (B, size, size, 3). mirror: (B,), 1 where columns run from right to left."""
     image, top, left = place
-    along = torch.arange(size, device=images.device)
-    columns = along if mirror is None else torch.where(mirror[:, None] == 1, size - 1 - along, along)
-    return images[image[:, None, None], (top[:, None] + along)[:, :, None], (left[:, None] + columns)[:, None, :]]
+    offsets = torch.arange(size, device=images.device)
+    columns = offsets if mirror is None else torch.where(mirror[:, None] == 1, size - 1 - offsets, offsets)
+    return images[image[:, None, None], (top[:, None] + offsets)[:, :, None], (left[:, None] + columns)[:, None, :]]
 
 
 def _draw(bits: Tensor, shift: int, count: int | Tensor) -> Tensor:
-    """A number from 0 to below `count`, from 16 of the bits."""
+    """Draws a number from 0 to below `count` from 16 of the bits."""
     return (bits >> shift & 0xFFFF) * count >> 16
 
 
 def _stream(key: Tensor, number: int) -> Tensor:
-    """The key of other draws for the same images."""
+    """Returns the key of another stream of draws for the same images."""
     return key + number * STREAM

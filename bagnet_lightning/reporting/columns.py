@@ -1,4 +1,4 @@
-"""The parts of a table as columns of text: heading -> the cell of every line."""
+"""The parts of a table as columns of text: heading -> cells, one for each line."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ from bagnet_lightning.reporting.related import RelatedLine
 from bagnet_lightning.reporting.settings import short
 from bagnet_lightning.reporting.table import Line, Table
 
-#: Columns of words; the others are of numbers.
+#: Text columns; the others hold numbers.
 WORDS = ("model", "optimizer", "optim.", "pretrained", "status", "system", "explains", "method", "backbone")
 
 
 def table1(table: Table) -> dict[str, list[str]]:
-    """Every column that there is of the networks."""
+    """Returns all columns of the networks."""
     lines = table.lines
     paper = [_paper(line) for line in lines]
-    beside = {"paper": paper, "difference": [cell(line.difference, "+.4f") for line in lines]}
+    comparison = {"paper": paper, "difference": [cell(line.difference, "+.4f") for line in lines]}
     return {
         "row": [cell(line.row) for line in lines],
         "model": [model_name(line.model) for line in lines],
@@ -24,7 +24,7 @@ def table1(table: Table) -> dict[str, list[str]]:
         "epochs": [cell(line.epochs) for line in lines],
         **{name: [one_cell(cell(line.settings[name])) for line in lines] for name in table.settings},
         "accuracy": [_accuracy_and_n(line) for line in lines],
-        **(beside if any(line.paper for line in lines) else {}),
+        **(comparison if any(line.paper for line in lines) else {}),
         "top-5": [cell(line.top5, ".4f") for line in lines],
         "parameters": [cell(line.parameters, ",.0f") for line in lines],
         "img/s": [cell(line.images_per_second, ",.0f") for line in lines],
@@ -34,7 +34,7 @@ def table1(table: Table) -> dict[str, list[str]]:
 
 
 def table1_short(table: Table) -> dict[str, list[str]]:
-    """The same for a terminal."""
+    """Returns the columns of `table1`, shortened for a terminal."""
     names = short(table.settings)
     names |= {"optimizer": "optim.", "parameters": "params", "difference": "diff.", "train time": "time"}
     columns = {}
@@ -49,7 +49,7 @@ def table1_short(table: Table) -> dict[str, list[str]]:
 
 
 def related(table: Table) -> dict[str, list[str]]:
-    """Of the systems that have a table of their own, too, with what tells those apart that are called the same."""
+    """Returns all columns of the related systems; their names include the settings in which they differ."""
     lines = table.related
     columns = {
         "system": [one_cell(line.name) for line in lines],
@@ -67,16 +67,16 @@ def related(table: Table) -> dict[str, list[str]]:
 
 
 def related_short(table: Table) -> dict[str, list[str]]:
-    """The same for a terminal."""
+    """Returns the columns of `related`, shortened for a terminal."""
     names = {"feature time": "features", "train time": "training"}
     columns = {}
     for name, cells in related(table).items():
         columns |= _accuracies(table.related) if name == "accuracy" else {names.get(name, name): cells}
-    return _without(columns, "parameters")  # hardly more than the size says
+    return _without(columns, "parameters")  # adds little to the model size
 
 
 def pretrainings(table: Table) -> dict[str, list[str]]:
-    """Of the runs that left a backbone."""
+    """Returns the columns of the pretraining runs."""
     runs = table.pretrainings
     return {
         "method": [run.get("method") or "?" for run in runs],
@@ -92,25 +92,25 @@ def pretrainings(table: Table) -> dict[str, list[str]]:
 
 
 def backbone(run: dict) -> Path | None:
-    """The file that a pretraining left: what model.pretrained= and features.checkpoint= take."""
+    """Returns a pretraining run's backbone, for model.pretrained= and features.checkpoint=; None if there is none."""
     path = run["folder"] / "backbone.safetensors"
     return path if path.exists() else None
 
 
 def size(count: float | None) -> str:
-    """Bytes in words: "1.6 MiB"."""
+    """Formats a number of bytes: "1.6 MiB"."""
     if count is None:
         return ""
     return f"{count / 2**20:,.1f} MiB" if count >= 2**20 / 10 else f"{count / 2**10:,.1f} KiB"
 
 
 def without_keypoints(counts: dict[str, float]) -> str:
-    """ "12 val, 103 train"; empty where every image has some."""
+    """Formats counts of images without keypoints: "12 val, 103 train"; empty if every image has some."""
     return ", ".join(f"{counts[split]:,.0f} {split}" for split in ("val", "train") if counts.get(split))
 
 
 def explains(line: RelatedLine) -> str | None:
-    """What `explain` can show; None if that is not known yet."""
+    """Returns what `explain` can show for a system; None if that is not known yet."""
     return line.explains or ("nothing" if line.status == "finished" else None)
 
 
@@ -119,7 +119,7 @@ def one_cell(text: str) -> str:
 
 
 def _accuracies(lines: list[Line] | list[RelatedLine]) -> dict[str, list[str]]:
-    """The column of accuracies, and, where some are means, that of n."""
+    """Returns the column of accuracies and, if some are means over seeds, the column of n."""
     columns = {"accuracy": [_accuracy(line) for line in lines]}
     if any(line.std is not None for line in lines):
         columns["n"] = [str(len(line.runs)) if line.accuracy is not None else "" for line in lines]
@@ -140,12 +140,12 @@ def _paper(line: Line) -> str:
 
 
 def cell(value: object, form: str = "", unit: str = "") -> str:
-    """A value as text; nothing of one that is not known."""
+    """Formats a value; empty if it is None."""
     return "" if value is None else f"{value:{form}}{unit}"
 
 
 def duration(seconds: float | None) -> str:
-    """In the unit that people would say it in."""
+    """Formats a duration in s, min or h, whichever suits its length; empty if it is None."""
     if seconds is None:
         return ""
     minutes = round(seconds / 60)

@@ -20,21 +20,21 @@ from bagnet_lightning.reporting.settings import in_words
 from bagnet_lightning.reporting.table import Line, Table
 from bagnet_lightning.results import read_metrics
 
-# Okabe & Ito's colours: told apart with any colour vision, and in grey.
+# Okabe & Ito's colours: distinguishable with any colour vision, and in greyscale.
 COLOURS = {"sgd": "#E69F00", "adam": "#0072B2", "adadelta": "#009E73", "adamw": "#CC79A7", "muon": "#D55E00"}
 OTHER_COLOUR = "#56B4E9"
-DASHES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")  # together, up to 16 settings told apart
+DASHES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")  # combined, 16 distinct line styles
 GREY = "#666666"
 DPI = 150
-MOST_PANELS = 12  # of Figure 2; what is beyond stays in the table
-SLOTS_A_ROW = 30  # bars, of Figure 2
-SLOT = 0.42  # inches a bar
+MOST_PANELS = 12  # in Figure 2; further ones are left to the table
+SLOTS_A_ROW = 30  # maximum number of bars in a row of Figure 2
+SLOT = 0.42  # width of a bar in inches
 
 
 def draw_figure2(table: Table) -> Figure:
-    """The paper's grouped bars: best validation accuracy by model and optimizer, the paper's value hatched beside ours.
+    """Draws the paper's grouped bars: best validation accuracy by model and optimizer, the paper's hatched beside ours.
 
-    Runs of other epochs, pretraining or settings have panels of their own.
+    Runs with other epochs, pretraining or settings have panels of their own.
     """
     panels = _panels(table)
     shown, hidden = panels[:MOST_PANELS], panels[MOST_PANELS:]
@@ -68,9 +68,9 @@ def draw_figure2(table: Table) -> Figure:
 
 
 def draw_curves(table: Table) -> Figure:
-    """Validation accuracy and train loss over epochs: a column a model, a line an optimizer.
+    """Draws validation accuracy and train loss over epochs: one column per model, one curve per optimizer and settings.
 
-    Seeds are one line, their mean, in a band from the lowest to the highest. A cross ends a run that did not finish.
+    Seeds are drawn as their mean in a band from lowest to highest. A cross marks the end of a run that did not finish.
     """
     models = sorted({line.model for line in table.lines}, key=model_order)
     variants = list(dict.fromkeys(_variant(line) for line in table.lines))
@@ -110,7 +110,7 @@ def draw_curves(table: Table) -> Figure:
 
 
 def _panels(table: Table) -> list[tuple[str, list[Line]]]:
-    """(title, lines) of each combination of epochs, pretraining and settings, the paper's own first."""
+    """Returns (title, lines) of each combination of epochs, pretraining and settings, the paper's own first."""
 
     def key(line: Line) -> tuple:
         return line.epochs != 15, line.pretrained != "no", -(line.epochs or 0), _title(line)
@@ -124,13 +124,13 @@ def _title(line: Line) -> str:
 
 
 def _variant(line: Line) -> str:
-    """Pretraining and settings in words; empty for a plain run from scratch."""
-    words = ["" if line.pretrained == "no" else f"pretrained ({line.pretrained})", in_words(line.settings)]
-    return ", ".join(filter(None, words))
+    """Describes pretraining and settings; empty for a run from scratch without settings."""
+    parts = ["" if line.pretrained == "no" else f"pretrained ({line.pretrained})", in_words(line.settings)]
+    return ", ".join(filter(None, parts))
 
 
 def _slots(lines: list[Line]) -> int:
-    """Bars of a panel and the gaps around its groups, in widths of a bar."""
+    """Returns the width of a panel, its bars and the gaps around its groups, in widths of a bar."""
     cells = {(line.model, line.optimizer) for line in lines}
     return max(2 * len(cells) + len({model for model, _ in cells}) + 1, 5)
 
@@ -158,7 +158,7 @@ def _draw_bars(axes: Axes, lines: list[Line], title: str) -> None:
 
 
 def _draw_pair(axes: Axes, x: float, line: Line) -> None:
-    """Ours at x, the paper's at x + 1."""
+    """Draws our bar at x, the paper's at x + 1."""
     colour = optimizer_colour(line.optimizer)
     if line.accuracy is not None:
         height, error = 100 * line.accuracy, 100 * (line.std or 0)
@@ -167,9 +167,9 @@ def _draw_pair(axes: Axes, x: float, line: Line) -> None:
             axes.errorbar(x, height, error, color="black", capsize=3, lw=1)
         _label(axes, x, height + error, f"{height:.1f}", "bold")
     else:
-        word = "no value" if line.status == "finished" else line.status
+        text = "no value" if line.status == "finished" else line.status
         axes.annotate(
-            word,
+            text,
             (x, 0),
             (0, 4),
             textcoords="offset points",
@@ -190,9 +190,9 @@ def _label(axes: Axes, x: float, height: float, text: str, weight: str) -> None:
 
 
 def _add_legend(figure: Figure, handles: list) -> None:
-    """Above the panels, in as few lines as the figure's width allows; the figure grows by them."""
+    """Adds a legend above the panels, in as few lines as the figure's width allows; the figure gets taller by them."""
     width, height = figure.get_size_inches()
-    for handle in handles:  # of many settings, longer than the figure is wide
+    for handle in handles:  # with many settings, a label can be wider than the figure
         handle.set_label(textwrap.fill(handle.get_label(), int((width - 0.7) / 0.075)))
     labels = [handle.get_label().splitlines() for handle in handles]
     inches = [0.7 + 0.075 * max(map(len, label), default=0) for label in labels]
@@ -205,7 +205,7 @@ def _add_legend(figure: Figure, handles: list) -> None:
 
 
 def _heights(lines: Iterable[Line]) -> list[float]:
-    """Of all bars with their error bars, in %."""
+    """Returns the heights of all bars with their error bars, in %."""
     heights = []
     for line in lines:
         heights += [100 * (line.accuracy + (line.std or 0))] if line.accuracy is not None else []
@@ -220,17 +220,17 @@ def _bar_legend(table: Table) -> list:
     ]
     if any(line.paper for line in table.lines):
         comparable = any(line.paper and not line.not_comparable for line in table.lines)
-        words = "the paper" if comparable else "the paper, on the full Tiny ImageNet: not comparable"
-        handles.append(Patch(facecolor="none", edgecolor=GREY, hatch="////", label=words))
+        label = "the paper" if comparable else "the paper, on the full Tiny ImageNet: not comparable"
+        handles.append(Patch(facecolor="none", edgecolor=GREY, hatch="////", label=label))
     seeds = {len(line.runs) for line in table.lines if line.std is not None}
     if seeds:
-        words = f"± standard deviation, n = {'–'.join(map(str, sorted({min(seeds), max(seeds)})))} seeds"
-        handles.append(Line2D([], [], color="black", marker="|", markersize=10, linestyle="", label=words))
+        label = f"± standard deviation, n = {'–'.join(map(str, sorted({min(seeds), max(seeds)})))} seeds"
+        handles.append(Line2D([], [], color="black", marker="|", markersize=10, linestyle="", label=label))
     return handles
 
 
 def _draw_curve(axes: Axes, histories: list[list[dict]], name: str, unit: float, style: dict, finished: bool) -> bool:
-    """The mean of `histories` over the epochs that all of them have; whether there was anything to draw."""
+    """Draws the mean of `histories` over the epochs that all of them have. Returns False if there are none."""
     curves = [{row["epoch"]: unit * row[name] for row in rows if row.get(name) is not None} for rows in histories]
     epochs = sorted(set.intersection(*map(set, curves))) if curves else []
     if not epochs:

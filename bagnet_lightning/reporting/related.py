@@ -1,4 +1,4 @@
-"""The baselines as lines of a table of their own: systems of features, an encoding and a classifier.
+"""The baselines as lines of a table of their own: related systems of features, an encoding and a classifier.
 
 Their runs are those of `python -m bagnet_lightning.classical`, "kind": "related" in result.json.
 """
@@ -11,20 +11,20 @@ from bagnet_lightning.reporting.seeds import SeedsLine, mean, over_seeds, values
 from bagnet_lightning.reporting.settings import in_words
 
 FEATURES = ("sift", "fast_brief", "orb", "dense_sift", "bagnet")  # in the table's order
-_NOT_TOLD = "features.sha256"  # tells two runs apart, but no reader what they are
+_NOT_SHOWN = "features.sha256"  # distinguishes two runs, but a digest tells a reader nothing
 _NOT_A_SETTING = (*NOT_IN_DIGEST, "seed", "data.seed", "data._target_")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RelatedLine(SeedsLine):
-    """Of a system.
+    """A line of the related systems' table.
 
-    settings: config keys that tell it from the other lines of the same system, and on data where these differ.
-    without_keypoints: {"train": n, "val": n} images in which no feature was found, all the same classified.
-    explains: what `explain` can show of it, "keypoints", "patches" or None.
+    settings: config keys that distinguish it from the other lines of its system, and data.* keys that differ at all.
+    without_keypoints: {"train": n, "val": n} images in which no feature was found; they are classified all the same.
+    explains: what `explain` can show for it, "keypoints", "patches" or None.
     """
 
-    system: str  # in words: "SIFT, 1,000 words, linear SVM"
+    system: str  # "SIFT, 1,000 words, linear SVM"
     features: str
     encoding: str
     classifier: str
@@ -39,30 +39,30 @@ class RelatedLine(SeedsLine):
 
 
 def related_lines(runs: list[dict]) -> list[RelatedLine]:
-    """The lines of all runs of this kind, in FEATURES' order."""
-    asked = [_asked(run) for run in runs]
-    of_system: dict[str, list[dict]] = {}
-    for run, own in zip(runs, asked, strict=True):
-        of_system.setdefault(system(run), []).append(own)
-    data = {name for name in _differing(asked) if name.startswith("data.")}
-    told = {words: data | _differing(configs) for words, configs in of_system.items()}
+    """Returns the lines of related systems' runs, in the order of FEATURES."""
+    configs = [_settings(run) for run in runs]
+    configs_by_system: dict[str, list[dict]] = {}
+    for run, config in zip(runs, configs, strict=True):
+        configs_by_system.setdefault(system(run), []).append(config)
+    data = {name for name in _differing(configs) if name.startswith("data.")}
+    shown = {name: data | _differing(group) for name, group in configs_by_system.items()}
     groups: dict[tuple, list[dict]] = {}
     settings = {}
-    for run, own in zip(runs, asked, strict=True):
-        # A run that did not finish is never hidden among those that did.
-        key = (run["status"] == "finished" or run["folder"], system(run), repr(sorted(own.items())))
+    for run, config in zip(runs, configs, strict=True):
+        # A run that did not finish has a line of its own.
+        key = (run["status"] == "finished" or run["folder"], system(run), repr(sorted(config.items())))
         groups.setdefault(key, []).append(run)
-        settings[key] = {name: value for name, value in own.items() if name in told[system(run)] - {_NOT_TOLD}}
+        settings[key] = {name: value for name, value in config.items() if name in shown[system(run)] - {_NOT_SHOWN}}
     return sorted((_line(group, settings[key]) for key, group in groups.items()), key=_order)
 
 
 def system(run: dict) -> str:
-    """What a run is of, in words."""
+    """Returns the name of a run's system, "?" if it is unknown."""
     return run.get("system") or "?"
 
 
-def _asked(run: dict) -> dict[str, object]:
-    """The leaves of a run's config that change what it computes, but for its seed."""
+def _settings(run: dict) -> dict[str, object]:
+    """Returns the leaves of a run's config that change what it computes, except for the seed."""
     found = leaves(run["config"])
     return {
         name: value for name, value in found.items() if not name.endswith(".label") and not within(name, _NOT_A_SETTING)
@@ -70,7 +70,7 @@ def _asked(run: dict) -> dict[str, object]:
 
 
 def _differing(configs: list[dict]) -> set[str]:
-    """The leaves in which `configs` are not all the same; one without leaves is of a run whose config is gone."""
+    """Returns the leaves in which `configs` differ; empty ones, of runs whose config is missing, are ignored."""
     known = [config for config in configs if config]
     names = {name for config in known for name in config}
     return {name for name in names if len({repr(config.get(name)) for config in known}) > 1}
@@ -95,6 +95,6 @@ def _line(runs: list[dict], settings: dict[str, object]) -> RelatedLine:
 
 def _order(line: RelatedLine) -> tuple:
     features = [*FEATURES, line.features]
-    words = re.split(r"(\d+)", line.name.replace(",", ""))  # text and numbers in turn: 256 words before 1,000
-    natural = [int(word) if number % 2 else word for number, word in enumerate(words)]
+    parts = re.split(r"(\d+)", line.name.replace(",", ""))  # text and numbers in turn: 256 words come before 1,000
+    natural = [int(part) if i % 2 else part for i, part in enumerate(parts)]
     return features.index(line.features), line.features, natural, str(line.runs[0]["folder"])

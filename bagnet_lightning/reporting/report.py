@@ -20,11 +20,11 @@ def write_report(
     gallery: bool = True,
     project: str | None = None,
 ) -> None:
-    """Print the tables of the runs below `folders`; write index.html and, of a single sweep, its tables and pictures.
+    """Prints the tables of the runs below `folders`; writes index.html and, for one sweep, its tables and pictures.
 
-    out: where to, by default beside the runs, and of several sweeps into A_and_B beside the first. gallery: whether
-    the page shows evidence of the best BagNet, for which it must be loaded and run. project: of W&B, where the report
-    of a single sweep is logged; None: nowhere.
+    out: folder to write to; by default the sweep's, for several sweeps A_and_B beside the first. gallery: whether the
+    page shows evidence of the best BagNet, for which it must be loaded and run. project: W&B project that the report of
+    a single sweep is logged to; None: it is not logged.
     Raises UserError if there are no runs, and, after the table is printed, if nothing can be written.
     """
     from bagnet_lightning.reporting.page.data import page_data
@@ -64,7 +64,7 @@ def _write(files: dict[str, bytes], place: Path) -> None:
 
 
 def watch(folders: Sequence[Path], port: int, console: Console) -> None:
-    """Serve the page of `folders` on this machine, read anew while runs go on, until Ctrl-C. Writes nothing."""
+    """Serves the page of `folders` on this machine, updated while runs go on, until Ctrl-C. Writes nothing."""
     from bagnet_lightning.reporting.page.data import page_data
     from bagnet_lightning.reporting.page.server import Server
 
@@ -72,7 +72,7 @@ def watch(folders: Sequence[Path], port: int, console: Console) -> None:
         return page_data([read_table(folder) for folder in folders], {}, with_gallery=False, live=True)
 
     with Server(port, read) as server:
-        server.data()  # a folder that is not there should be said now
+        server.data()  # raises UserError now if a folder is missing
         console.print(f"{server.url}  (Ctrl-C ends)", highlight=False)
         try:
             server.serve_forever()
@@ -81,7 +81,7 @@ def watch(folders: Sequence[Path], port: int, console: Console) -> None:
 
 
 def _files(table: Table) -> dict[str, bytes]:
-    """Tables and pictures of what there is: networks, related systems, or both."""
+    """Returns name -> content of the tables and pictures: of networks, related systems, or both."""
     files = {}
     if table.lines:
         files["table.csv"] = csv_text(table).encode()
@@ -98,7 +98,7 @@ def _files(table: Table) -> dict[str, bytes]:
 
 
 def _writable(folders: Sequence[Path], console: Console) -> Path:
-    """Where a report belongs, or, with a line that says so, the current folder's report_NAME."""
+    """Returns the folder that a report belongs in; if it cannot be written, prints a line and returns ./report_NAME."""
     names = "_and_".join(folder.resolve().name for folder in folders)
     place = folders[0] if len(folders) == 1 else folders[0].parent / names
     try:

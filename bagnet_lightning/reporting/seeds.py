@@ -1,4 +1,4 @@
-"""What the runs of one line of a table say together: numbers over seeds, or why there are none."""
+"""The runs of one line of a table, merged: numbers over seeds, or why there are none."""
 
 import statistics
 from collections.abc import Iterable
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class SeedsLine:
-    """Of a table: one finished run, the seeds of one configuration, or one run that did not finish.
+    """A line of a table: one finished run, the seeds of one configuration, or one run that did not finish.
 
-    Accuracies are shares; numbers are means over `runs`, std is their standard deviation (ddof=1) from two runs on.
+    Accuracies are fractions; numbers are means over `runs`; std is the accuracy's standard deviation (ddof=1) if
+    there are two or more.
     """
 
     runs: list[dict]
-    settings: dict[str, object]  # config keys that tell it from other lines
+    settings: dict[str, object]  # config keys that distinguish it from other lines
     status: str
     error: str | None
     accuracy: float | None
@@ -24,7 +25,7 @@ class SeedsLine:
 
 
 def over_seeds(runs: list[dict]) -> dict:
-    """The fields of a SeedsLine but its settings."""
+    """Returns the fields of a SeedsLine except its settings."""
     finished = [run for run in runs if run["status"] == "finished"]
     accuracies = values(finished, "best_val_accuracy")
     return {
@@ -40,12 +41,12 @@ def over_seeds(runs: list[dict]) -> dict:
 
 
 def values(runs: Iterable[dict], name: str) -> list[float]:
-    """What is known of a field of result.json."""
+    """Returns the known values of a field of result.json."""
     return [run[name] for run in runs if run.get(name) is not None]
 
 
 def told(run: dict, name: str) -> object:
-    """A field of result.json, or of its versions; None if it is not known."""
+    """Returns a field of result.json, or of its versions; None if it is not known."""
     return run.get(name, (run.get("versions") or {}).get(name))
 
 
@@ -54,17 +55,17 @@ def mean(numbers: list[float]) -> float | None:
 
 
 def deviation(numbers: list[float]) -> float | None:
-    """The standard deviation of a sample (ddof=1), from two numbers on."""
+    """Returns the standard deviation of a sample (ddof=1); None for fewer than two numbers."""
     return statistics.stdev(numbers) if len(numbers) > 1 else None
 
 
 def problem(run: dict) -> str | None:
-    """One line for a run that did not finish."""
+    """Returns one line on a run that did not finish; None for one that did."""
     if run["status"] == "finished":
         return None
-    told = [" ".join(str(run["error"]).split())] if run.get("error") else []
-    if run["status"] not in ("failed", "unreadable") and run.get("kind") != "related":  # which has no epochs
-        told.append(f"{run['epochs_done']} of {run.get('epochs') or '?'} epochs done")
+    parts = [" ".join(str(run["error"]).split())] if run.get("error") else []
+    if run["status"] not in ("failed", "unreadable") and run.get("kind") != "related":  # these have no epochs
+        parts.append(f"{run['epochs_done']} of {run.get('epochs') or '?'} epochs done")
         if run.get("best_val_accuracy") is not None:
-            told.append(f"best so far {run['best_val_accuracy']:.4f}")
-    return ", ".join(told) or ("no result yet" if run["status"] == "unfinished" else "no reason given")
+            parts.append(f"best so far {run['best_val_accuracy']:.4f}")
+    return ", ".join(parts) or ("no result yet" if run["status"] == "unfinished" else "no reason given")

@@ -1,4 +1,4 @@
-"""A sweep as a table beside the paper's: which runs belong in one line, and which may be compared.
+"""A sweep as a table beside the paper's: groups its runs into lines and finds which may be compared.
 
 python -m bagnet_lightning.report runs=multirun_outputs/SWEEP prints and writes it.
 """
@@ -16,16 +16,16 @@ from bagnet_lightning.reporting.settings import differing_settings, in_words
 from bagnet_lightning.results import read_runs
 from bagnet_lightning.table1 import PaperRow, departures, paper_row, paper_rows
 
-TINY_IMAGENET = {"train_images": 100_000, "val_images": 10_000, "classes": 200}  # what the paper's values are of
-_COUNTED = ("data.classes=", "data.images_per_class=", "data.holdout=")  # settings that TINY_IMAGENET finds out
+TINY_IMAGENET = {"train_images": 100_000, "val_images": 10_000, "classes": 200}  # the data of the paper's values
+_COUNTED = ("data.classes=", "data.images_per_class=", "data.holdout=")  # settings covered by TINY_IMAGENET's counts
 FILES_OF_RUNS = ("backbone.safetensors", "best.ckpt", "best.safetensors", "last.ckpt", "model.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line(SeedsLine):
-    """Of a network; settings: the leaves of Table.settings.
+    """A line of the networks' table; settings: the leaves of Table.settings.
 
-    paper: the row to look at; not_comparable: why its value holds for something else, empty where it may be compared.
+    paper: the row to show beside it; not_comparable: why its value cannot be compared, empty if it can.
     """
 
     model: str
@@ -38,30 +38,31 @@ class Line(SeedsLine):
 
     @property
     def name(self) -> str:
-        """What it is of, in words: "BagNet-9, Adam, 15 epochs, width 0.25"."""
-        words = [model_name(self.model), optimizer_name(self.optimizer)]
-        words += [] if self.pretrained == "no" else [f"pretrained ({self.pretrained})"]
-        words += [f"{self.epochs} epochs"] if self.epochs else []
-        return ", ".join([*words, in_words(self.settings)] if self.settings else words)
+        """The line's description: "BagNet-9, Adam, 15 epochs, width 0.25"."""
+        parts = [model_name(self.model), optimizer_name(self.optimizer)]
+        parts += [] if self.pretrained == "no" else [f"pretrained ({self.pretrained})"]
+        parts += [f"{self.epochs} epochs"] if self.epochs else []
+        return ", ".join([*parts, in_words(self.settings)] if self.settings else parts)
 
     @property
     def row(self) -> int | None:
-        """The row of Table 1 for this model, optimizer, start and epochs on Tiny ImageNet, whatever else differs."""
-        asks = self.paper and self.paper.epochs == self.epochs
-        return self.paper.row if asks else None
+        """Table 1's row for this model, optimizer, pretraining and epochs on Tiny ImageNet, whatever else differs."""
+        same_epochs = self.paper and self.paper.epochs == self.epochs
+        return self.paper.row if same_epochs else None
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the paper's, in shares."""
+        """Our accuracy minus the paper's, as a fraction; None if they cannot be compared."""
         known = self.accuracy is not None and self.paper and not self.not_comparable
         return self.accuracy - self.paper.accuracy if known else None
 
 
 @dataclass(frozen=True)
 class Table:
-    """lines: of networks, sorted as in Table 1. settings: config keys in which these differ beyond its columns.
+    """The runs of a sweep, grouped into lines.
 
-    related: the systems that have a table of their own. pretrainings: runs that left a backbone.
+    lines: those of networks, sorted as in Table 1. settings: config keys in which these differ beyond its columns.
+    related: the systems that have a table of their own. pretrainings: the runs that train a backbone.
     """
 
     folder: Path
@@ -72,12 +73,12 @@ class Table:
 
     @property
     def runs(self) -> list[dict]:
-        """All that there are, in the order of their lines."""
+        """All runs, in the order of their lines."""
         return [run for line in [*self.lines, *self.related] for run in line.runs] + self.pretrainings
 
 
 def read_table(folder: Path) -> Table:
-    """The table of every run below `folder`, without lines if there is none. Raises UserError if there is no folder."""
+    """Returns the table of all runs below `folder`, empty if there are none. Raises UserError if there is no folder."""
     if not folder.is_dir():
         raise UserError(f"runs={folder}: there is no such folder; give the folder of a sweep, multirun_outputs/NAME")
     runs = read_runs(folder)
@@ -89,12 +90,12 @@ def read_table(folder: Path) -> Table:
     copies = Counter()
     for run in networks:
         found = leaves(run["config"])
-        # A run that did not finish is never hidden among those that did.
+        # A run that did not finish has a line of its own.
         weights = _pretrained(run), found.get("pretrained_sha256")
         key = (run["status"] == "finished" or run["folder"], _cell(run), weights)
         key += tuple(repr(found.get(name)) for name in settings)
         training = run.get("config_digest") or run["folder"]
-        key += (copies[training],)  # the same training again, in a folder of another name, is no other seed
+        key += (copies[training],)  # a repetition of a training in another folder is not another seed
         copies[training] += 1
         groups.setdefault(key, []).append(run)
     lines = sorted((_line(group, settings) for group in groups.values()), key=_order)
@@ -102,14 +103,14 @@ def read_table(folder: Path) -> Table:
 
 
 def pretraining_name(run: dict) -> str:
-    """ "tile2vec, BagNet-17"."""
+    """Returns a pretraining run's name: "tile2vec, BagNet-17"."""
     return f"{run.get('method') or '?'}, {model_name(run['model'])}"
 
 
 def start(run: dict) -> str:
-    """What a run's weights started from, in the words of the column: "no", "ImageNet", or the name of a file.
+    """Returns what a run's weights started from, as its column shows it: "no", "ImageNet", or the name of a file.
 
-    Of a file that every run leaves, like best.ckpt, the name of its run.
+    For a file that every run leaves, like best.ckpt, returns the name of its run.
     """
     if isinstance(pretrained := _pretrained(run), str):
         path = Path(pretrained)
@@ -149,7 +150,7 @@ def _data(run: dict) -> str | None:
 
 
 def nearest_paper_row(run: dict) -> PaperRow | None:
-    """The row of Table 1 for a run's cell: of its epochs, else of 15, else the only one; None on other data."""
+    """Returns the row of Table 1 for a run: with its epochs, else with 15, else the only one; None on other data."""
     if _data(run) != "tiny_imagenet":
         return None
     cell = run["model"], run["optimizer"], bool(run.get("pretrained"))
@@ -158,19 +159,19 @@ def nearest_paper_row(run: dict) -> PaperRow | None:
 
 
 def _not_comparable(run: dict, paper: PaperRow) -> list[str]:
-    """Why the paper's value is of something else than this run."""
+    """Returns the reasons why the paper's value cannot be compared with this run's."""
     config = run["config"]
     reasons = []
-    for field, all_of_it in TINY_IMAGENET.items():
+    for field, expected in TINY_IMAGENET.items():
         count = run.get(field)
-        if count != all_of_it and run["status"] == "finished":
+        if count != expected and run["status"] == "finished":
             count = "an unknown number" if count is None else f"{count:,}"
-            reasons.append(f"{count} of {all_of_it:,} {field.replace('_', ' ')}")
+            reasons.append(f"{count} of {expected:,} {field.replace('_', ' ')}")
     if run.get("validated_on", "val") != "val":
         reasons.append(f"validated on {run['validated_on']}")
     if not config:
         reasons.append("config.yaml missing or unreadable")
-    reasons += [words for words in departures(config, paper) if not words.startswith(_COUNTED)]
+    reasons += [setting for setting in departures(config, paper) if not setting.startswith(_COUNTED)]
     if run.get("epochs") != paper.epochs:
         reasons.append(f"{run.get('epochs')} epochs instead of {paper.epochs}")
     return reasons

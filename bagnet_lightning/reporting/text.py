@@ -16,35 +16,35 @@ from bagnet_lightning.reporting.related import RelatedLine
 from bagnet_lightning.reporting.seeds import told
 from bagnet_lightning.reporting.table import Line, Table
 
-PLAIN_WIDTH = 120  # columns, where the output is not a terminal
-# What a narrow terminal can do without, first to last. table.md and the CSV files have it all.
+PLAIN_WIDTH = 120  # characters, if the output is not a terminal
+# Columns that a narrow terminal leaves out, in this order. table.md and the CSV files have all columns.
 EXPENDABLE = ("img/s", "params", "time", "top-5", "row", "n", "status", "diff.")
 RELATED_EXPENDABLE = ("top-5", "status", "n", "without keypoints", "size", "training")
 RELATED, PRETRAINING = "Related systems", "Pretraining"  # headings
 
 
 def print_table(table: Table, console: Console) -> None:
-    """As many columns as fit, then the notes. Plain text of 120 columns where the console is not a terminal."""
+    """Prints as many columns as fit, then the notes. The console is at least 120 wide if it is no terminal."""
     if not console.is_terminal:
         console.width = max(console.width, PLAIN_WIDTH)
-    gone = []
+    dropped = []
     if table.lines:
-        gone += _print_part(columns.table1_short(table), EXPENDABLE, [line.status for line in table.lines], console)
+        dropped += _print_part(columns.table1_short(table), EXPENDABLE, [line.status for line in table.lines], console)
     if table.related:
         console.print(RELATED, style="bold")
         states = [line.status for line in table.related]
-        gone += _print_part(columns.related_short(table), RELATED_EXPENDABLE, states, console)
+        dropped += _print_part(columns.related_short(table), RELATED_EXPENDABLE, states, console)
     if table.pretrainings:
         console.print(PRETRAINING, style="bold")
         states = [run["status"] for run in table.pretrainings]
         cells = columns.pretrainings(table)
-        backbones = cells.pop("backbone")  # paths are too long for a column, and there to be copied
-        gone += _print_part(cells, ("by colour", "status"), states, console)
+        backbones = cells.pop("backbone")  # paths are too long for a column, and meant to be copied
+        dropped += _print_part(cells, ("by colour", "status"), states, console)
         for path in filter(None, backbones):
             console.print(path, markup=False, highlight=False, soft_wrap=True)
         console.print()
-    gone = list(dict.fromkeys(gone))
-    for note in [*notes(table), *([f"No room here for {', '.join(gone)}: see table.md."] if gone else [])]:
+    dropped = list(dict.fromkeys(dropped))
+    for note in [*notes(table), *([f"No room here for {', '.join(dropped)}: see table.md."] if dropped else [])]:
         console.print(note, markup=False, highlight=False, soft_wrap=False)
     console.print()
 
@@ -53,10 +53,10 @@ def _print_part(
     cells: dict[str, list[str]], expendable: tuple[str, ...], states: list[str], console: Console
 ) -> list[str]:
     """Prints one part of the table and an empty line. Returns the columns that had no room."""
-    gone = []
+    dropped = []
     for name in expendable:
         if _width(cells) > console.width and cells.pop(name, None):
-            gone.append(name)
+            dropped.append(name)
     view = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     fits = _width(cells) <= console.width
     for name in cells:
@@ -66,11 +66,11 @@ def _print_part(
         view.add_row(*map(escape, line), style=style)
     console.print(view, soft_wrap=False)
     console.print()
-    return gone
+    return dropped
 
 
 def markdown(table: Table) -> str:
-    """The whole table as GitHub shows it."""
+    """Returns the whole table as GitHub's Markdown."""
     lines = [f"# {table.folder.resolve().name}", ""]
     if table.lines:
         lines += [*_markdown_part(columns.table1(table)), ""]
@@ -90,12 +90,12 @@ def _markdown_part(cells: dict[str, list[str]]) -> list[str]:
 
 
 def csv_text(table: Table) -> str:
-    """One record a line of the networks, every number as it was measured (shares, s, img/s); empty where unknown."""
+    """Returns one record per line of the networks, numbers unrounded (fractions, s, img/s); empty where unknown."""
     return _csv([_record(line, table) for line in table.lines])
 
 
 def related_csv_text(table: Table) -> str:
-    """The same of the related systems (shares, s, bytes)."""
+    """Returns one record per line of the related systems (fractions, s, bytes)."""
     settings = dict.fromkeys(name for line in table.related for name in line.settings)
     return _csv([_related_record(line, table, [*settings]) for line in table.related])
 
@@ -168,7 +168,7 @@ def _end_of_record(line: Line | RelatedLine, table: Table) -> dict:
 
 
 def _width(cells: dict[str, list[str]]) -> int:
-    """Characters that a line of _print_part takes: two between columns."""
+    """Returns the characters that a line of _print_part takes, with two between columns."""
     return sum(max(len(name), *map(len, column)) + 2 for name, column in cells.items()) - 2
 
 

@@ -14,8 +14,8 @@ from bagnet_lightning.machine import wandb_mode
 def log_report(project: str, sweep: str, place: Path, files: dict[str, bytes], gallery: dict | None) -> None:
     """Logs what `report` wrote: the tables, both pictures, the page, and the evidence that the page shows.
 
-    place: folder for what W&B keeps, as a run's. gallery: of page.data. The report of the same sweep made again
-    goes on in the same run. Online or offline as a run.
+    place: folder for W&B's files, as for a run. gallery: from page_data. Another report of the same sweep is logged to
+    the same W&B run. Online or offline, as for a run.
     """
     content = {"page": wandb.Html(files["index.html"].decode(), inject=False)}
     for name, file in (("table1", "table.csv"), ("related", "related.csv")):
@@ -27,9 +27,9 @@ def log_report(project: str, sweep: str, place: Path, files: dict[str, bytes], g
             content[name] = wandb.Image(Image.open(BytesIO(files[f"{name}.png"])))
     if gallery:
         content["gallery"] = [
-            wandb.Image(_picture(each["png"]), caption=f"for {each['class']} | true: {item['label']}")
+            wandb.Image(_picture(evidence["png"]), caption=f"for {evidence['class']} | true: {item['label']}")
             for item in gallery["items"]
-            for each in item["maps"]
+            for evidence in item["maps"]
         ]
     run = wandb.init(
         project=project,

@@ -1,1 +1,1 @@
-"""One run: a configuration in, trained checkpoints and measurements out."""
+"""Training of one run: from its configuration to checkpoints and measurements."""

@@ -1,9 +1,10 @@
 """The training step as fast as a GPU allows: compiled by torch.compile, and recorded as CUDA graphs.
 
-At batch 100 a step is hundreds of small kernels, and launching them one by one takes longer than they do. A graph
-launches all at once. Augmentation is one graph; forward pass, loss, metrics and backward pass are another; the
-optimizer stays outside, as one fused kernel or few, so that schedules, clipping and checkpoints work as ever. Muon's
-update is hundreds of kernels, and a third graph. Lightning's loop runs as always: only what its hooks call is replaced.
+At batch size 100 a step is hundreds of small kernels, and launching them one by one takes longer than running them. A
+graph launches all at once. Augmentation is one graph; forward pass, loss, metrics and backward pass are another; the
+optimizer stays outside, as one fused kernel or few, so that schedules, clipping and checkpoints work as usual. Muon's
+update is hundreds of kernels, and a third graph. Lightning's loop is unchanged: only the functions that its hooks call
+are replaced.
 """
 
 import gc
@@ -25,21 +26,21 @@ from bagnet_lightning.training.cuda_graphs import GradientsGraphed, Graphed, Upd
 from bagnet_lightning.training.learner import Learner
 
 log = logging.getLogger(__name__)
-SWITCHES = ("compile", "fused_norm", "cuda_graph")  # of a configuration's trainer, and not of Lightning's
+SWITCHES = ("compile", "fused_norm", "cuda_graph")  # settings of config.trainer that Lightning's Trainer lacks
 OLDEST_TORCH = "2.5"  # has torch.get_autocast_dtype and torch.OutOfMemoryError
 
 
 class Compiled:
-    """`function` of tensors, compiled for batches of `batch_size`; others (an epoch's last one) run as they are.
+    """A function of tensors, compiled for batches of `batch_size`; other sizes (an epoch's last one) run uncompiled.
 
-    required: whether a failing compiler is an error, or `function` is used as it is. autotune: let Inductor try many
+    required: whether a compiler failure is an error, or `function` is used uncompiled. autotune: let Inductor try many
     kernels; 1x1 convolutions become Triton's matrix products, with batch norm's scaling and ReLU fused into them where
-    that is faster. seconds: what compiling took.
+    that is faster. seconds: the time that compiling took.
     """
 
     def __init__(self, function: Callable, batch_size: int, required: bool, autotune: bool = False):
         self.function, self.batch_size, self.required = function, batch_size, required
-        options = {"max_autotune": True} if autotune else None  # the mode of that name also tunes what is elementwise
+        options = {"max_autotune": True} if autotune else None  # mode="max-autotune" also tunes elementwise kernels
         self.compiled: Callable | None = torch.compile(function, dynamic=False, options=options)
         self.seconds = 0.0
 
@@ -50,13 +51,13 @@ class Compiled:
             return self.compiled(*inputs)
         started = time.perf_counter()
         try:
-            # With its backward pass, which would else be compiled, and fail, where it is called.
-            settings, at_once = torch._functorch.config, "force_non_lazy_backward_lowering"
-            with settings.patch({at_once: True} if hasattr(settings, at_once) else {}):  # newer torch has it
+            # Compiles the backward pass too, which would otherwise be compiled, and fail, when it is called.
+            settings, option = torch._functorch.config, "force_non_lazy_backward_lowering"
+            with settings.patch({option: True} if hasattr(settings, option) else {}):  # in newer torch
                 return self.compiled(*inputs)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # whatever the compilers of this machine lead to
+        except Exception as error:  # compilers raise errors of many types
             if self.required:
                 raise
             log.warning("torch.compile failed, going on without it (trainer.compile=false): %s", in_one_line(error))
@@ -67,7 +68,7 @@ class Compiled:
 
 
 class NoProfiler(PassThroughProfiler):
-    """Lightning enters a profiler some 70 times a step, around each hook of each callback: this one costs the least."""
+    """The cheapest profiler: Lightning enters one some 70 times a step, around each hook of each callback."""
 
     nothing = nullcontext()
 
@@ -83,40 +84,40 @@ def accelerate(
     fused_norm: bool | str,
     cuda_graph: bool | str,
 ) -> None:
-    """Has the step compiled, with batch norms that fuse well, and recorded, each where asked for or "auto" and it pays.
+    """Compiles the step, with batch norms that fuse well, and records it: each if set, or if "auto" and it pays off.
 
-    Raises UserError for what is asked for and not possible.
+    Raises UserError if one is set but not possible.
     """
     size = data.batch_size
     inputs = size * module.inputs_per_image
-    compiling = _wanted("compile", compile, _no_compiling(trainer, compile))
-    if _wanted("fused_norm", fused_norm, _no_fusing(trainer, fused_norm, compiling)):
+    compiling = _enabled("compile", compile, _no_compiling(trainer, compile))
+    if _enabled("fused_norm", fused_norm, _no_fusing(trainer, fused_norm, compiling)):
         replaced(module, nn.BatchNorm2d, WrittenOutBatchNorm2d)
     if compiling:
-        # Models, batch sizes and precisions of a sweep, in one process. (recompile_limit is its name in newer torch.)
+        # A sweep compiles many models, batch sizes and precisions in one process. (recompile_limit in newer torch.)
         torch._dynamo.config.cache_size_limit = 64
         required, autotune = compile != "auto", compile == "max-autotune"
         module.forward_pass = Compiled(module.forward_pass, inputs, required, autotune)
         if trainer.strategy.root_device.type == "cuda":
             data.augmented = Compiled(data.augmented, size, required)
-    if _wanted("cuda_graph", cuda_graph, _no_graph(trainer)):
+    if _enabled("cuda_graph", cuda_graph, _no_graph(trainer)):
         required = cuda_graph is True
         data.augmented = Graphed(data.augmented, size, required)
         module.gradients = GradientsGraphed(module, inputs, required)
         module.recorded_update = UpdateGraphed(module.gradients, required)
-    if trainer.strategy.root_device.type == "cuda":  # room, of which an earlier run of this process may hold much
+    if trainer.strategy.root_device.type == "cuda":  # an earlier run of this process may still hold much memory
         gc.collect()
         torch.cuda.empty_cache()
 
 
 def compile_seconds(module: Learner, data: ImageData) -> float:
-    """What compiling and recording took in this process, the few steps that were taken meanwhile included."""
+    """Returns the seconds of compiling and recording in this process, including the few steps taken meanwhile."""
     parts = (module.gradients or module.forward_pass, module.recorded_update, data.augmented)
     return sum(getattr(part, "seconds", 0.0) for part in parts)
 
 
 def accelerated(module: Learner, data: ImageData) -> dict[str, bool]:
-    """Whether the training in this process ran compiled and from CUDA graphs, none of which failed."""
+    """Returns whether training in this process ran compiled, and whether from CUDA graphs, none of which failed."""
     forward, graphs = module.forward_pass, (data.augmented, module.gradients, module.recorded_update)
     return {
         "compiled": isinstance(forward, Compiled) and forward.compiled is not None and forward.seconds > 0,
@@ -126,20 +127,20 @@ def accelerated(module: Learner, data: ImageData) -> dict[str, bool]:
     }
 
 
-def _wanted(name: str, asked: bool | str, hindrance: str | None) -> bool:
-    if asked not in (False, "auto") and hindrance:
-        raise UserError(f"trainer.{name}={str(asked).lower()} is not possible {hindrance}; leave it at auto")
-    if asked == "auto" and hindrance:
-        log.debug("trainer.%s is off %s", name, hindrance)
-    return asked is not False and hindrance is None
+def _enabled(name: str, setting: bool | str, obstacle: str | None) -> bool:
+    if setting not in (False, "auto") and obstacle:
+        raise UserError(f"trainer.{name}={str(setting).lower()} is not possible {obstacle}; leave it at auto")
+    if setting == "auto" and obstacle:
+        log.debug("trainer.%s is off %s", name, obstacle)
+    return setting is not False and obstacle is None
 
 
-def _no_compiling(trainer: Trainer, asked: bool | str) -> str | None:
+def _no_compiling(trainer: Trainer, setting: bool | str) -> str | None:
     if trainer.world_size > 1:
         return "with several processes"
     if torch.__version__ < OLDEST_TORCH:
         return f"before torch {OLDEST_TORCH}"
-    if asked == "auto":  # what can be done, but does not pay or is not exactly repeatable
+    if setting == "auto":  # possible, but does not pay off or is not exactly reproducible
         if trainer.strategy.root_device.type != "cuda":
             return "on the CPU, where it gains little"
         if torch.are_deterministic_algorithms_enabled():
@@ -149,10 +150,10 @@ def _no_compiling(trainer: Trainer, asked: bool | str) -> str | None:
     return None
 
 
-def _no_fusing(trainer: Trainer, asked: bool | str, compiling: bool) -> str | None:
+def _no_fusing(trainer: Trainer, setting: bool | str, compiling: bool) -> str | None:
     if not compiling:
         return "without trainer.compile"
-    if asked == "auto" and trainer.strategy.root_device.type == "cuda":
+    if setting == "auto" and trainer.strategy.root_device.type == "cuda":
         return "on a GPU, where nobody has measured it"
     return None
 

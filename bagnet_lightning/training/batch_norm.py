@@ -1,4 +1,4 @@
-"""Batch norm written out: what a compiler fuses best, and what ranks can add up on a CPU too."""
+"""Batch norm written out as sums and a scaling, which compilers fuse well and ranks can add up on CPUs too."""
 
 import torch
 from pytorch_lightning import LightningModule
@@ -7,10 +7,10 @@ from torch import Tensor, distributed, nn
 
 
 class WrittenOutBatchNorm2d(nn.BatchNorm2d):
-    """nn.BatchNorm2d as two sums and a scaling, which Inductor fuses with what is around them, in float32 or better.
+    """nn.BatchNorm2d as two sums and a scaling, which Inductor fuses with adjacent operations, in float32 or better.
 
-    All goes over each image first and then over the images, as do the sums of the backward pass: an image of
-    channels_last memory fits in a core's cache, which its channels cross one after the other.
+    Sums run over each image first and then over the images, in the backward pass too: an image in channels_last memory
+    fits in a core's cache, through which its channels pass one after the other.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -20,8 +20,8 @@ class WrittenOutBatchNorm2d(nn.BatchNorm2d):
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         total, count = self.over_ranks(values.sum((2, 3)).sum(0), images * height * width)
         mean = total / count
-        # The squares' gradient in the mean is zero, since the differences from it add up to that.
-        differences = values - _of_each_image(mean.detach(), images)
+        # The gradient of the squares with respect to the mean is zero, since the differences from it add up to zero.
+        differences = values - _per_image(mean.detach(), images)
         squares, count = self.over_ranks(differences.square().sum((2, 3)).sum(0), images * height * width)
         variance = squares / count
         with torch.no_grad():
@@ -30,38 +30,38 @@ class WrittenOutBatchNorm2d(nn.BatchNorm2d):
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         bias = self.bias - mean * scale
-        return (values * _of_each_image(scale, images) + _of_each_image(bias, images)).to(x.dtype)
+        return (values * _per_image(scale, images) + _per_image(bias, images)).to(x.dtype)
 
     def over_ranks(self, sums: Tensor, count: int) -> tuple[Tensor, int | Tensor]:
-        """Of the channels' values, and how many they are."""
+        """Returns the channels' sums, (C,), and the number of values in each; subclasses may add them up over ranks."""
         return sums, count
 
 
-def _of_each_image(values: Tensor, images: int) -> Tensor:
+def _per_image(values: Tensor, images: int) -> Tensor:
     return values.expand(images, -1)[:, :, None, None]
 
 
-class _OfAllRanks(WrittenOutBatchNorm2d):
-    """torch's own SyncBatchNorm refuses to run on CPUs."""
+class _CrossRankBatchNorm2d(WrittenOutBatchNorm2d):
+    """Batch norm over the batches of all ranks, for CPUs: torch's own SyncBatchNorm refuses to run there."""
 
     def over_ranks(self, sums: Tensor, count: int) -> tuple[Tensor, Tensor]:
         return _Sum.apply(torch.stack([sums, torch.full_like(sums, count)])).unbind()
 
 
 class SyncBatchNorm(TorchSyncBatchNorm):
-    """Lightning's plugin that has batch norms share their statistics: torch's own ones on GPUs, on CPUs those above."""
+    """Lightning's plugin that shares batch norm statistics of ranks: torch's class on GPUs, the one above on CPUs."""
 
     def apply(self, model: LightningModule) -> LightningModule:
         if model.trainer.strategy.root_device.type != "cpu":
             return super().apply(model)
-        return replaced(model, nn.BatchNorm2d, _OfAllRanks)
+        return replaced(model, nn.BatchNorm2d, _CrossRankBatchNorm2d)
 
     def revert(self, model: LightningModule) -> LightningModule:
-        return super().revert(replaced(model, _OfAllRanks, nn.BatchNorm2d))
+        return super().revert(replaced(model, _CrossRankBatchNorm2d, nn.BatchNorm2d))
 
 
 def replaced(model: nn.Module, old: type[nn.BatchNorm2d], new: type[nn.BatchNorm2d]) -> nn.Module:
-    """`model`, whose batch norms of class `old` are now of class `new`, with the same parameters and buffers.
+    """Turns batch norms of class `old` in `model` into class `new`, keeping parameters and buffers; returns `model`.
 
     Those of a user's network that lack parameters, running statistics or a momentum stay as they are.
     """
@@ -72,7 +72,7 @@ def replaced(model: nn.Module, old: type[nn.BatchNorm2d], new: type[nn.BatchNorm
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the ranks, whose gradient is the sum of theirs."""
+    """The sum over the ranks; its gradient is the sum of the ranks' gradients."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Keeps what the network says of the validation images at its best epoch in predictions.npz."""
+"""Keeps the network's predictions for the validation images at its best epoch in predictions.npz."""
 
 from pathlib import Path
 
@@ -11,24 +11,24 @@ from bagnet_lightning.predictions import write_predictions
 
 
 class BestPredictions(Callback):
-    """Writes `path` in every epoch that beats those before it, from what validation_step returned."""
+    """Writes `path` in every epoch with a new best val_accuracy, from the outputs of validation_step."""
 
     def __init__(self, path: Path):
         self.path = path
         self.best = -1.0
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.said: list[tuple[Tensor, Tensor]] = []  # indices and predicted classes
+        self.predictions: list[tuple[Tensor, Tensor]] = []  # indices and predicted classes
 
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Tensor, batch, *args) -> None:
-        self.said.append((batch[2], outputs))
+        self.predictions.append((batch[2], outputs))
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         accuracy = trainer.callback_metrics["val_accuracy"].item()
         if accuracy <= self.best:
             return
         self.best = accuracy
-        indices, predicted = (torch.cat(parts).cpu().numpy() for parts in zip(*self.said, strict=True))
+        indices, predicted = (torch.cat(parts).cpu().numpy() for parts in zip(*self.predictions, strict=True))
         if trainer.world_size > 1:
             shares = [None] * trainer.world_size
             torch.distributed.all_gather_object(shares, (indices, predicted))

@@ -1,4 +1,4 @@
-"""Checkpoints as training writes them: when, and so that no fault leaves a broken one."""
+"""Writing checkpoints during training: how often, and so that no failure leaves a broken one."""
 
 import io
 import time
@@ -18,13 +18,13 @@ from bagnet_lightning.checkpoint import read_checkpoint
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import write_bytes
 
-WAITING_AT_MOST = 2  # an epoch's best.ckpt and last.ckpt
+WAITING_AT_MOST = 2  # checkpoints: an epoch's best.ckpt and last.ckpt
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """best.ckpt of the highest validation accuracy: weights alone, and also where the run's folder has been moved.
+    """best.ckpt: the weights of the highest validation accuracy, kept also when the run's folder has been moved.
 
-    Lightning forgets the best accuracy in another folder, and would write the next epoch over the best one.
+    Lightning forgets the best accuracy in another folder, and would overwrite the best epoch with the next one.
     """
 
     def __init__(self, folder: Path):
@@ -33,18 +33,18 @@ class BestCheckpoint(ModelCheckpoint):
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        def here(path: str) -> str:
+        def in_folder(path: str) -> str:
             return path and str(Path(self.dirpath) / Path(path).name)
 
-        paths = {key: here(state[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
-        models = {here(path): score for path, score in state["best_k_models"].items()}
+        paths = {key: in_folder(state[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        models = {in_folder(path): score for path, score in state["best_k_models"].items()}
         super().load_state_dict({**state, **paths, "best_k_models": models, "dirpath": self.dirpath})
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps `path` the newest state: after every epoch, and between steps as often as asked.
+    """Writes the newest state to `path`: after every epoch, and between steps as often as configured.
 
-    every_n_steps: optimizer steps since the start of training. every_n_minutes: since it was last written. None: never.
+    every_n_steps: in optimizer steps from the start of training. every_n_minutes: since the last write. None: never.
     """
 
     def __init__(self, path: Path, every_n_steps: int | None, every_n_minutes: float | None):
@@ -74,31 +74,31 @@ class LastCheckpoint(Checkpoint):
 
 
 def gradients_pending(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether this batch leaves gradients half accumulated: no checkpoint holds them, a run would go on without."""
+    """Whether gradients are half accumulated after this batch: checkpoints lack them, and resuming would lose them."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches != 0 and not trainer.is_last_batch
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the old file, flushes, reads back, then renames: until then the old one stands.
+    """Writes a new file beside the old one, flushes it, reads it back, then renames it: until then the old one stays.
 
-    seconds: for how long training has waited so far.
+    seconds: how long training has waited for checkpoints so far.
     """
 
     seconds = 0.0
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Raises UserError if the folder cannot be written or the disk is full; `path` is then as it was."""
+        """Raises UserError if the folder cannot be written or the disk is full; `path` is then unchanged."""
         started = time.perf_counter()
         self.write(checkpoint, Path(path))
         self.seconds += time.perf_counter() - started
 
     def write(self, checkpoint: dict[str, Any], path: Path) -> None:
         content = io.BytesIO()
-        torch.save(checkpoint, content)  # torch would not tell why a file cannot be written
+        torch.save(checkpoint, content)  # torch's own error would not say why a file cannot be written
         try:
-            if not path.parent.exists():  # of a ModelCheckpoint that the user has added
+            if not path.parent.exists():  # of a ModelCheckpoint that the user added
                 path.parent.mkdir(parents=True, exist_ok=True)
-            for left_over in path.parent.glob(f".{path.name}.*"):  # by a process that was killed while it wrote
+            for left_over in path.parent.glob(f".{path.name}.*"):  # by a process that was killed while writing
                 left_over.unlink()
             write_bytes(path, content.getbuffer(), read_back=True)
         except OSError as error:
@@ -109,7 +109,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None) -> dict:
-        """The checkpoint's plain types and tensors; other content is refused whatever `weights_only` says."""
+        """Returns the checkpoint's plain types and tensors; other content is refused whatever `weights_only` is."""
         try:
             return read_checkpoint(Path(path), map_location)
         except UserError as error:
@@ -117,10 +117,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class CheckpointWriter(AtomicCheckpointIO):
-    """Copies what is on a GPU and has a thread write it, in the order of the calls; all else is written at once.
+    """Copies checkpoints on a GPU and writes them in a thread, in the order of the calls; others are written at once.
 
-    To write, flush and read back the 175 MB of BagNet-17 with Adam takes a second or more, and a fast GPU trains for an
-    epoch in a few. What could not be written is raised by the next call, or by `wait`.
+    To write, flush and read back the 175 MB of BagNet-17 with Adam takes a second or more, and a fast GPU trains an
+    epoch in a few. If a write in the thread fails, a later call or `wait` raises the error.
     """
 
     def __init__(self) -> None:
@@ -129,7 +129,7 @@ class CheckpointWriter(AtomicCheckpointIO):
         self.thread: ThreadPoolExecutor | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Raises UserError if this or an earlier checkpoint cannot be written."""
+        """Writes `path`, now or in the thread. Raises UserError if this or an earlier checkpoint cannot be written."""
         if not tree_any(_on_gpu, checkpoint):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -145,13 +145,13 @@ class CheckpointWriter(AtomicCheckpointIO):
         return super().load_checkpoint(path, *args, **kwargs)
 
     def wait(self) -> None:
-        """Until all is on the disk. Raises UserError if it could not be written."""
+        """Waits until all checkpoints are on the disk. Raises UserError if one could not be written."""
         started = time.perf_counter()
         self._wait_until(0)
         self.seconds += time.perf_counter() - started
 
     def teardown(self) -> None:
-        """Lightning calls this at the end of training, whichever it is."""
+        """Waits and ends the thread; Lightning calls this when training ends, also after an error."""
         try:
             self.wait()
         finally:
@@ -169,5 +169,5 @@ def _on_gpu(value: object) -> bool:
 
 
 def _copied(value: object) -> object:
-    """What training will not change: containers are made anew around it."""
+    """Returns a copy on the CPU, which training does not change; tree_map makes new containers around it."""
     return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value

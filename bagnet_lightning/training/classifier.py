@@ -17,8 +17,8 @@ from bagnet_lightning.training.learner import Learner
 class Classifier(Learner):
     """Trains `network` ((B, 3, H, W) -> (B, num_classes)) by cross-entropy; the other arguments are Learner's.
 
-    patch_loss: this share of the loss is the cross-entropy of every patch's own logits, of which a BagNet's are the
-    mean. Raises UserError for another network.
+    patch_loss: the share of the loss that is the mean cross-entropy of the patches' own logits, whose mean is a
+    BagNet's output. With it, raises UserError for other networks.
     """
 
     logged = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_top5_accuracy", "learning_rate")
@@ -48,20 +48,20 @@ class Classifier(Learner):
         return loss if self.trainer.world_size == 1 else loss * self._weight(len(labels))
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Of a training batch, which counts in the epoch's totals."""
+        """Returns the loss of a training batch, and adds the batch to the epoch's totals."""
         logits, loss = self.cross_entropy(images, labels)
         self.train_totals += totals(logits.detach(), labels, loss.detach())
         return loss
 
     def cross_entropy(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits, (B, classes), and what is minimised; a callback may put another such function in its place."""
+        """Returns the logits, (B, classes), and the loss to minimise; a callback may replace this function."""
         if not self.patch_loss:
             logits = self.forward_pass(images)
             return logits, self._cross_entropy(logits, labels)
         evidence = self.forward_pass(images).flatten(1, 2)  # (B, patches, classes)
         logits = evidence.mean(1)
-        of_patches = self._cross_entropy(evidence.flatten(0, 1), labels.repeat_interleave(evidence.shape[1]))
-        return logits, torch.lerp(self._cross_entropy(logits, labels), of_patches, self.patch_loss)
+        patch_cross_entropy = self._cross_entropy(evidence.flatten(0, 1), labels.repeat_interleave(evidence.shape[1]))
+        return logits, torch.lerp(self._cross_entropy(logits, labels), patch_cross_entropy, self.patch_loss)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
@@ -75,7 +75,7 @@ class Classifier(Learner):
         return logits.argmax(1)
 
     def on_validation_epoch_end(self) -> None:
-        if self.trainer.sanity_checking:  # in a Trainer of the user's own
+        if self.trainer.sanity_checking:  # only in a user's own Trainer
             return
         sums = self.totals()
         (train_loss, train_accuracy, _), (loss, accuracy, top5_accuracy) = sums[:, :3] / sums[:, 3:]
@@ -87,7 +87,7 @@ class Classifier(Learner):
         self.log("learning_rate", self.rate)
 
     def _weight(self, images: int) -> Tensor:
-        """What the mean loss of this rank's `images` counts in the mean over the ranks, so that that is the batch's."""
+        """Returns the weight of this rank's mean loss over `images` that makes the mean over ranks the batch's."""
         share = torch.full((), float(images), device=self.device)
         total = share.clone()
         torch.distributed.all_reduce(total)
@@ -95,7 +95,7 @@ class Classifier(Learner):
 
 
 def totals(logits: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
-    """Of a batch: the sum of its losses, hits of the first and of the first five classes, images. (4,) float32."""
+    """Returns a batch's sum of losses, top-1 hits, top-5 hits and number of images: (4,) float32."""
     hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (B, 5)
     images = torch.full_like(loss, len(labels))
     return torch.stack([loss * images, hits[:, 0].sum(), hits.sum(), images])

@@ -15,15 +15,15 @@ from bagnet_lightning.training.learner import Learner
 from bagnet_lightning.training.muon import Muon
 
 log = logging.getLogger(__name__)
-WARM_UP = 3  # calls before one is recorded: libraries allocate and choose algorithms in the first ones
+WARM_UP = 3  # calls before the recording: libraries allocate and choose algorithms in the first ones
 
 
 class Graphed:
-    """`function` of tensors on the GPU, from the fourth call on replayed from a CUDA graph.
+    """A function of tensors on the GPU, replayed from a CUDA graph from the fourth call on.
 
-    Only where `fits` says so: for batches of `batch_size`. What it returns is overwritten by the next replay. All that
-    it reads and writes besides its inputs must stay where it is. required, seconds: as of Compiled, all calls before
-    the first replay.
+    Only for inputs that pass `fits`: batches of `batch_size`. The result is overwritten by the next replay. All tensors
+    that it reads and writes besides its inputs must keep their addresses. required: as in Compiled. seconds: the time
+    of all calls before the first replay.
     """
 
     def __init__(self, function: Callable, batch_size: int, required: bool):
@@ -47,13 +47,13 @@ class Graphed:
             self.seconds += time.perf_counter() - started
             if self.graph is None:
                 return result
-        for kept, given in zip(self.inputs, inputs, strict=True):
-            kept.copy_(given)
+        for buffer, value in zip(self.inputs, inputs, strict=True):
+            buffer.copy_(value)
         self.graph.replay()
         return self.result
 
     def _plain(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Of another size, as an epoch's last batch is: to search for its fastest convolutions would not pay."""
+        """Calls it for another size, as an epoch's last batch: a search for the fastest kernels would not pay off."""
         searching, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
         try:
             return self.function(*inputs)
@@ -61,7 +61,7 @@ class Graphed:
             torch.backends.cudnn.benchmark = searching
 
     def _warm_up(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """A plain call on the stream that will be recorded: gradients remember the stream that they were made on."""
+        """Calls the function on the stream of the recording: gradients remember the stream that they were made on."""
         stream = _side_stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -70,24 +70,24 @@ class Graphed:
         return result
 
     def _record(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
-        """Recording computes nothing. Where it fails and is not `required`, all calls are plain from now on."""
+        """Records the graph, computing nothing. If that fails and is not `required`, later calls use no graph."""
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         current = torch.cuda.current_stream()
-        self.inputs = [given.clone() for given in inputs]
+        self.inputs = [value.clone() for value in inputs]
         try:
             with torch.cuda.graph(graph, pool, _side_stream()):
                 self.result = self.function(*self.inputs)
         except Exception as error:
-            # Where a recording cannot be ended, torch leaves its stream in place, and before 2.12 its memory pool too,
-            # on which the next empty_cache would fail.
+            # If a recording cannot be ended, torch leaves its stream set, and before 2.12 its memory pool too, on which
+            # the next empty_cache would fail.
             torch.cuda.set_stream(current)
             if torch.__version__ < "2.12":
-                with suppress(RuntimeError, AttributeError):  # it was ended; before 2.8 this has another name
+                with suppress(RuntimeError, AttributeError):  # already ended, or named differently before 2.8
                     torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
                     torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
             if self.required or isinstance(error, torch.OutOfMemoryError):
                 raise
-            # What ends a recording complains too, after what made it fail.
+            # Ending the recording raises too, after the error that made it fail.
             log.warning("no CUDA graph (trainer.cuda_graph=false): %s", in_one_line(error.__context__ or error))
             self.failed = True
             return self.function(*inputs)
@@ -97,7 +97,7 @@ class Graphed:
 
 @cache
 def _side_stream() -> torch.cuda.Stream:
-    """One for all recordings of a process: libraries keep a workspace for each stream that they have seen."""
+    """Returns one stream for all recordings of a process: libraries keep a workspace for each stream they have seen."""
     return torch.cuda.Stream()
 
 
@@ -111,7 +111,7 @@ class GradientsGraphed(Graphed):
     def __call__(self, *inputs: Tensor) -> Tensor:
         loss = super().__call__(*inputs)
         if self.graph is not None and self.fits(inputs) and not self.in_place:
-            # A smaller batch, or validation, has put others in their place, or none.
+            # A smaller batch, or validation, has replaced or removed them.
             for parameter, gradient in self.gradients:
                 parameter.grad = gradient
         return loss
@@ -122,11 +122,11 @@ class GradientsGraphed(Graphed):
         return self.graph is not None and self.gradients[0][0].grad is self.gradients[0][1]
 
     def _loss_and_gradients(self, *inputs: Tensor) -> Tensor:
-        # None, and not zeros: the backward pass then hands over its results instead of adding them up.
+        # To None, not to zeros: the backward pass then stores its results instead of adding them to zeros.
         self.module.zero_grad(set_to_none=True)
         device = inputs[0].device.type
         dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-        # Lightning's own autocast would remember casts of weights from before the recording.
+        # Lightning's own autocast would reuse casts of weights from before the recording.
         with torch.autocast(device, dtype, enabled, cache_enabled=False):
             loss = self.module.loss(*inputs)
         with torch.autocast(device, enabled=False):
@@ -141,9 +141,9 @@ class GradientsGraphed(Graphed):
 
 
 class UpdateGraphed(Graphed):
-    """Muon's update, replayed from a CUDA graph while the gradients are those that another graph writes.
+    """Muon's update, replayed from a CUDA graph while the gradients are those that GradientsGraphed writes.
 
-    The rates, which a schedule changes at every step, are tensors that are written before each replay.
+    The learning rates, which a schedule changes at every step, are tensors that are written before each replay.
     """
 
     def __init__(self, gradients: GradientsGraphed, required: bool):
@@ -151,15 +151,15 @@ class UpdateGraphed(Graphed):
         self.gradients = gradients
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Has the steps of `optimizer`, if it is a Muon, updated from here; others have few kernels."""
+        """Replaces the update of `optimizer` with this one if it is a Muon; other optimizers have few kernels."""
         if isinstance(optimizer, Muon):
             self.optimizer, self.plain = optimizer, optimizer.update
             self.rates = [group["params"][0].new_zeros(()) for group in optimizer.param_groups]
             optimizer.update = self.set_rates_and_update
 
     def set_rates_and_update(self, rates: Sequence[float]) -> None:
-        for kept, rate in zip(self.rates, rates, strict=True):
-            kept.fill_(rate)
+        for buffer, rate in zip(self.rates, rates, strict=True):
+            buffer.fill_(rate)
         self(*self.rates)
 
     def fits(self, inputs: tuple[Tensor, ...]) -> bool:
@@ -173,5 +173,5 @@ class UpdateGraphed(Graphed):
         super()._record(inputs)
 
     def _constants(self) -> list[tuple[float, float]]:
-        """What the graph holds as numbers."""
+        """Returns the momentum and weight decay of each group, which the graph holds as constants."""
         return [(group["momentum"], group["weight_decay"]) for group in self.optimizer.param_groups]

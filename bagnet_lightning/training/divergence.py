@@ -9,20 +9,20 @@ from torch import Tensor
 from bagnet_lightning.data.batches import Batch
 from bagnet_lightning.errors import Diverged
 
-STEPS = 100  # between two looks at the losses, where looking waits for the device
-WITHOUT_WAITING = ("cpu",)  # where it does not
+STEPS = 100  # between two checks of the losses, where reading them waits for the device
+WITHOUT_WAITING = ("cpu",)  # device types where it does not
 
 
 class StopOnDivergence(Callback):
     """Raises Diverged, which names the first step whose loss is not finite.
 
     On the CPU before its backward pass; on other devices within STEPS steps, and before a checkpoint or a validation.
-    last: the checkpoint that is good until then.
+    last: the checkpoint from before that step.
     """
 
     def __init__(self, last: Path):
         self.last = last
-        self.unread: list[tuple[Tensor, tuple, Tensor]] = []  # loss; step, epoch and rate; indices of the batch
+        self.unread: list[tuple[Tensor, tuple, Tensor]] = []  # loss; step, epoch and learning rate; indices
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
         self.indices = batch[2]
@@ -45,7 +45,7 @@ class StopOnDivergence(Callback):
         if not unread:
             return
         losses = torch.stack([loss for loss, _, _ in unread])
-        losses = trainer.strategy.reduce(losses, reduce_op="mean")  # what one rank has, all see
+        losses = trainer.strategy.reduce(losses, reduce_op="mean")  # not finite on one rank: not finite on all
         if losses.isfinite().all():
             return
         first = losses.isfinite().tolist().index(False)
@@ -55,8 +55,8 @@ class StopOnDivergence(Callback):
             shares *= trainer.world_size
             torch.distributed.all_gather_object(shares, indices.tolist())
         trainer.strategy.checkpoint_io.wait()
-        kept = f"{self.last} is from before" if self.last.exists() else "no checkpoint had been written"
+        checkpoint_state = f"{self.last} is from before" if self.last.exists() else "no checkpoint had been written"
         raise Diverged(
             f"the loss is {losses[first].item()} at step {step} (epoch {epoch}, learning rate {rate:g}, train images "
-            f"{[index for share in shares for index in share]}); {kept}; try a smaller optim.lr"
+            f"{[index for share in shares for index in share]}); {checkpoint_state}; try a smaller optim.lr"
         )

@@ -1,4 +1,4 @@
-"""One run: configuration in, trained checkpoints and measurements out."""
+"""Training of a classifier: from a configuration to checkpoints and measurements."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,12 +25,12 @@ from bagnet_lightning.training.weight_average import WeightAverage
 def fit(
     config: DictConfig, folder: Path, logger: RunLogger | None = None, added_callbacks: Sequence[Callback] = ()
 ) -> dict:
-    """Trains what `config` asks for in `folder`, from last.ckpt if it is there, and returns what was measured.
+    """Trains the network of `config` in `folder`, from last.ckpt if it exists, and returns the measurements.
 
-    added_callbacks: Lightning's, which may replace the classifier's `cross_entropy`; their state travels in last.ckpt.
+    added_callbacks: Lightning's, which may replace the classifier's `cross_entropy`; last.ckpt holds their state.
     Raises UserError for what the user can fix.
     """
-    code = prepare(config, folder)
+    versions = prepare(config, folder)
     data = data_of(config.data)
     data.setup()
     if len(data.class_ids) < 2:
@@ -38,9 +38,9 @@ def fit(
     network = instantiate(config.model, _partial_=True)(num_classes=len(data.class_ids))
     if isinstance(network, BagNet):
         network.check_size(data.store.side, data.store.side)
-    words, start = summary(network, data), config.model.get("pretrained")
-    if isinstance(start, str) and (adapted := adapt_head(network, data.class_ids, start)):
-        words += f"; {adapted}"
+    description, pretrained = summary(network, data), config.model.get("pretrained")
+    if isinstance(pretrained, str) and (adapted := adapt_head(network, data.class_ids, pretrained)):
+        description += f"; {adapted}"
     about = {
         "config": plain(config) | {"image_size": data.store.side},
         "classes": data.class_ids,
@@ -48,26 +48,26 @@ def fit(
         "mean": data.mean,
         "std": data.std,
     }
-    losses = {"label_smoothing": config.label_smoothing, "patch_loss": config.patch_loss}
-    classifier = Classifier(network, **schedule(config), **losses, about=about)
+    loss_settings = {"label_smoothing": config.label_smoothing, "patch_loss": config.patch_loss}
+    classifier = Classifier(network, **schedule(config), **loss_settings, about=about)
     own_callbacks = instantiate([*config.callbacks.values()])
     callbacks = [BestPredictions(folder / "predictions.npz"), BestCheckpoint(folder), *own_callbacks, *added_callbacks]
     if config.weight_average is not None:
         callbacks.insert(0, WeightAverage(config.weight_average))
-    rows, measured = train(config, folder, classifier, data, callbacks, logger, words)
-    best = max(rows, key=lambda row: row["val_accuracy"])  # the first of equals
+    rows, measured = train(config, folder, classifier, data, callbacks, logger, description)
+    best = max(rows, key=lambda row: row["val_accuracy"])  # the first of equal epochs
     return {
         "best_val_accuracy": best["val_accuracy"],
         "best_epoch": best["epoch"],
         "final_val_accuracy": rows[-1]["val_accuracy"],
         "val_top5_accuracy": best["val_top5_accuracy"],
         **measured,
-        **code,
+        **versions,
     }
 
 
 def summary(network: nn.Module, data: ImageData) -> str:
-    """What is about to be trained, on what, in one line."""
+    """Returns a line that describes the network and the data of the training."""
     height, width = data.store.splits["train"].images.shape[1:3]
     parts = [
         f"{sum(p.numel() for p in network.parameters()):,} parameters",

@@ -1,4 +1,4 @@
-"""metrics.csv: one row a finished epoch, and what a run's result needs of them."""
+"""metrics.csv, one row per finished epoch, and the timing that a run's result takes from its rows."""
 
 import csv
 import io
@@ -19,20 +19,20 @@ log = logging.getLogger(__name__)
 class History(Callback):
     """Keeps the rows and writes them to `path` after every epoch.
 
-    They travel in the checkpoint, so that a continued run's file holds each epoch once, whatever was lost in between.
-    An epoch's seconds begin where the ones before end, so that the writing of checkpoints counts.
-    logged: names of what the module logs at the end of an epoch. compiling: tells for how many seconds this process has
-    compiled so far.
+    Checkpoints hold them, so that a continued run's file has each epoch once, whatever was lost in between.
+    An epoch's seconds start where those of the previous one end, so that writing checkpoints is included.
+    logged: names of what the module logs at the end of an epoch. compiling: returns the seconds that this process has
+    spent on compiling so far.
     """
 
     def __init__(self, path: Path, logged: tuple[str, ...], compiling: Callable[[], float]):
         self.path, self.compiling = path, compiling
         self.columns = ("epoch", "step", *logged, "seconds")
         self.rows: list[dict[str, float]] = []
-        self.training_seconds: list[float] = []  # of the rows' seconds, without validation
+        self.training_seconds: list[float] = []  # each row's seconds without validation
         self.validation_seconds = 0.0  # since the last row
-        self.unfinished_seconds = 0.0  # since the last row: of an epoch that another process began
-        self.compile_seconds = 0.0  # of the processes before this one
+        self.unfinished_seconds = 0.0  # since the last row: of an earlier process, or of the last checkpoints
+        self.compile_seconds = 0.0  # in processes before this one
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.epoch_started = time.perf_counter() - self.unfinished_seconds
@@ -40,7 +40,7 @@ class History(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step} | logged
-        if not self.validation_seconds:  # what is logged is of an earlier epoch, or not there
+        if not self.validation_seconds:  # the logged values are of an earlier epoch, or missing
             raise UserError(
                 f"epoch {row['epoch']} ended without a validation: leave out trainer.limit_val_batches, "
                 "check_val_every_n_epoch, max_steps or max_time"
@@ -50,8 +50,8 @@ class History(Callback):
         self.rows.append({column: row[column] for column in self.columns})
         self.training_seconds.append(row["seconds"] - self.validation_seconds)
         self.validation_seconds = 0.0
-        told = ", ".join(f"{name.replace('_', ' ')} {row[name]:.4g}" for name in self.columns[2:-1])
-        log.info("epoch %d: %s, %.1f s", row["epoch"], told, row["seconds"])
+        values = ", ".join(f"{name.replace('_', ' ')} {row[name]:.4g}" for name in self.columns[2:-1])
+        log.info("epoch %d: %s, %.1f s", row["epoch"], values, row["seconds"])
         if trainer.is_global_zero:
             table = io.StringIO(newline="")
             writer = csv.DictWriter(table, self.columns, lineterminator="\n")
@@ -60,7 +60,7 @@ class History(Callback):
             write_text(self.path, table.getvalue())
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        trainer.strategy.checkpoint_io.wait()  # for the last checkpoints, which count
+        trainer.strategy.checkpoint_io.wait()  # for the last checkpoints, whose time is included
         self.unfinished_seconds = time.perf_counter() - self.epoch_started
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -84,13 +84,13 @@ class History(Callback):
         self.unfinished_seconds, self.compile_seconds = state["unfinished_seconds"], state["compile_seconds"]
 
     def timing(self, images_per_epoch: int) -> dict:
-        """The time of training, for a result.
+        """Returns the training times of a result.
 
-        Images per second are of training alone, in the median epoch after the first, in which all is compiled, recorded
-        and searched for; of a single epoch, in that.
+        Images per second are of training without validation, in the median epoch after the first, which also compiles,
+        records and searches for kernels; with a single epoch, in that one.
         """
         return {
-            "train_seconds": sum(row["seconds"] for row in self.rows) + self.unfinished_seconds,  # of last checkpoints
+            "train_seconds": sum(row["seconds"] for row in self.rows) + self.unfinished_seconds,  # last checkpoints
             "compile_seconds": self.compile_seconds + self.compiling(),
             "images_per_second": images_per_epoch / median(self.training_seconds[1:] or self.training_seconds),
         }

@@ -1,4 +1,4 @@
-"""Runs that are stopped and go on: SIGTERM (a machine taken back, a job cancelled), SIGINT (Ctrl-C), SIGUSR1 (SLURM's
+"""Stopping and continuing runs: SIGTERM (a machine taken back, a job cancelled), SIGINT (Ctrl-C), SIGUSR1 (SLURM's
 warning before a job's time is over).
 """
 
@@ -16,8 +16,8 @@ from bagnet_lightning.training.checkpoints import gradients_pending
 class StopOnSignal(Callback):
     """Writes `last` after the batch in which a signal came and raises Interrupted; a second Ctrl-C stops at once.
 
-    Between steps, so that the checkpoint is one that an unbroken run passes through. Of processes that train together
-    all stop after the step in which one of them got the signal.
+    It stops between steps, so that the checkpoint is a state that an uninterrupted run passes through. All ranks stop
+    after the step in which one of them received the signal.
     """
 
     def __init__(self, last: Path):
@@ -25,10 +25,10 @@ class StopOnSignal(Callback):
         self.received: int | None = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():  # Lightning puts the old handlers back
+        if threading.current_thread() is threading.main_thread():  # Lightning restores the old handlers
             for signum in SIGNALS:
                 signal.signal(signum, self._note)
-        if trainer.received_sigterm:  # noted by Lightning, which would end with exit code 0
+        if trainer.received_sigterm:  # caught by Lightning, which would end with exit code 0
             self.received = signal.SIGTERM
 
     def on_train_batch_end(
@@ -38,11 +38,11 @@ class StopOnSignal(Callback):
             self._stop(trainer, save=True)
 
     def on_validation_batch_end(self, trainer: Trainer, *args) -> None:
-        if trainer.world_size == 1:  # processes may have different numbers of batches
+        if trainer.world_size == 1:  # ranks may have different numbers of batches
             self._stop(trainer, save=True)
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._stop(trainer, save=False)  # it came while the epoch's checkpoints were written
+        self._stop(trainer, save=False)  # the signal came while the epoch's checkpoints were written
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._stop(trainer, save=False)
@@ -64,20 +64,20 @@ class StopOnSignal(Callback):
 class ValidateOnContinuing(Callback):
     """Makes a checkpoint between an epoch's last step and the end of its validation continue with the whole validation.
 
-    Lightning would go on with the next epoch, and this one would be missing in the history and for the best weights.
+    Lightning would go on with the next epoch, and the history and the choice of the best weights would lack this one.
     """
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict) -> None:
         loops = checkpoint["loops"]["fit_loop"]
         batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]["current"]
         unvalidated = batches["is_last_batch"] and epochs["processed"] < epochs["started"]
-        # Lightning counts the batch after its checkpoint was written; before 2.5 it then trained on it once more.
+        # Lightning counts the batch after its checkpoint was written; before 2.5 it then trained on it again.
         if unvalidated or not hasattr(trainer.fit_loop, "restarted_mid_epoch"):
             for progress in (batches["total"], batches["current"]):
                 progress["completed"] = progress["processed"]
         if not unvalidated:
             return
-        # Lightning reads this as a validation that broke off in its first batch.
+        # Lightning reads this as a validation that was interrupted in its first batch.
         validation = loops["epoch_loop.val_loop.batch_progress"]
         validation["total"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
         validation["current"] = dict.fromkeys(validation["total"], 0)

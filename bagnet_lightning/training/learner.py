@@ -1,4 +1,4 @@
-"""The LightningModule that every training here is: optimizer, schedule, sums over an epoch; what is learned is not."""
+"""The base LightningModule of every training here: optimizer, schedule, sums over an epoch; subclasses add the loss."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -18,14 +18,14 @@ class Learner(LightningModule, ABC):
     """Trains `network` on the `loss` of a subclass.
 
     optimizer: makes one from parameter groups; norms and biases are a group without weight decay. scheduler: makes one
-    from the optimizer; with interval "epoch" it is stepped once an epoch, with "step" once an optimizer step, and how
-    often in the whole run it is told as `total_steps` or `T_max` if it has such a parameter, unset.
-    about: plain data that travels in every checkpoint (config, classes, class_names, mean, std).
-    figures: how many sums a subclass keeps over the images of an epoch, in `train_totals` and `val_totals`.
+    from the optimizer; with interval "epoch" it is stepped once per epoch, with "step" once per optimizer step, and the
+    number of its steps in the whole run is passed as `total_steps` or `T_max` if it has such a parameter, unset.
+    about: metadata saved in every checkpoint (config, classes, class_names, mean, std), as plain data.
+    figures: the number of sums that a subclass keeps over an epoch's images, in `train_totals` and `val_totals`.
     """
 
-    logged: ClassVar[tuple[str, ...]]  # names of what a subclass logs at the end of an epoch
-    inputs_per_image = 1  # of the network, for an image of a batch
+    logged: ClassVar[tuple[str, ...]]  # names of the values that a subclass logs at the end of an epoch
+    inputs_per_image = 1  # inputs of the network for each image of a batch
 
     def __init__(
         self,
@@ -40,20 +40,20 @@ class Learner(LightningModule, ABC):
         self.network = network.to(memory_format=torch.channels_last)
         self.optimizer, self.scheduler, self.interval, self.about = optimizer, scheduler, interval, about
         self.forward_pass: Callable[[Tensor], Tensor] = network.forward  # in training; acceleration compiles it
-        self.gradients: Callable[..., Tensor] | None = None  # loss and backward pass, if not Lightning's
-        self.recorded_update: Any | None = None  # acceleration's, of an optimizer's step
-        # Sums over the images of an epoch so far: on the device, and read once an epoch. No buffers, for these would be
-        # part of the weights, and be the first process's in all of several.
+        self.gradients: Callable[..., Tensor] | None = None  # loss and backward pass, where Lightning's is replaced
+        self.recorded_update: Any | None = None  # the optimizer's update as a CUDA graph
+        # Sums over the images of an epoch so far: on the device, and read once an epoch. Not buffers: those would be
+        # part of the weights, and DDP would give every rank those of rank 0.
         self.train_totals, self.val_totals = torch.zeros(figures), torch.zeros(figures)
-        self.totals_of: int | None = None  # the epoch
-        self.rate: float | None = None  # at the epoch's latest step
+        self.totals_of: int | None = None  # the epoch of train_totals
+        self.rate: float | None = None  # learning rate at the epoch's latest step
 
     @abstractmethod
     def loss(self, *inputs: Tensor) -> Tensor:
-        """Of a training batch, which counts in the epoch's totals."""
+        """Returns the loss of a training batch, and adds the batch to the epoch's totals."""
 
     def step(self, *inputs: Tensor) -> Tensor:
-        """The loss of a training batch, and where a CUDA graph computes it, its gradients."""
+        """Returns the loss of a training batch; a CUDA graph, where there is one, computes the gradients too."""
         self.rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         return (self.gradients or self.loss)(*inputs)
 
@@ -69,7 +69,7 @@ class Learner(LightningModule, ABC):
         self.train_totals, self.val_totals = self.train_totals.to(self.device), self.val_totals.to(self.device)
 
     def on_train_epoch_start(self) -> None:
-        if self.totals_of != self.trainer.current_epoch:  # older Lightning calls this in the middle of one, too
+        if self.totals_of != self.trainer.current_epoch:  # older Lightning also calls this in the middle of an epoch
             self.totals_of = self.trainer.current_epoch
             self.train_totals.zero_()
 
@@ -77,9 +77,9 @@ class Learner(LightningModule, ABC):
         self.val_totals.zero_()
 
     def totals(self) -> Tensor:
-        """Of the epoch: (2, figures), the training's and the validation's over all ranks.
+        """Returns the epoch's sums over all ranks, (2, figures): of training and of validation.
 
-        To be read once an epoch, when all is logged: a call of `log` costs Lightning as much as a small step.
+        Called once an epoch, when all is logged: a call of `log` takes Lightning as long as a small step.
         """
         return self.trainer.strategy.reduce(torch.stack([self.train_totals, self.val_totals]), reduce_op="sum")
 
@@ -98,11 +98,11 @@ class Learner(LightningModule, ABC):
 
     def configure_optimizers(self) -> dict:
         optimizer = self.make_optimizer()
-        steps = self.trainer.estimated_stepping_batches  # asked first: num_training_batches below needs it
+        steps = self.trainer.estimated_stepping_batches  # read first: num_training_batches below needs it
         length = self.trainer.max_epochs if self.interval == "epoch" else steps
         unset = (inspect.Parameter.empty, None)
-        takes = {key for key, value in inspect.signature(self.scheduler).parameters.items() if value.default in unset}
-        scheduler = self.scheduler(optimizer, **dict.fromkeys(takes & {"total_steps", "T_max"}, length))
+        names = {key for key, value in inspect.signature(self.scheduler).parameters.items() if value.default in unset}
+        scheduler = self.scheduler(optimizer, **dict.fromkeys(names & {"total_steps", "T_max"}, length))
         if isinstance(scheduler, ReduceLROnPlateau):
             raise UserError(
                 "scheduler: ReduceLROnPlateau waits for a metric, but rates here are a function of the step"
@@ -114,7 +114,7 @@ class Learner(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def _fused(self) -> dict:
-        """On a GPU, all parameters in one kernel where the optimizer has one: not with what Lightning then refuses."""
+        """Returns the argument for one kernel over all parameters, on a GPU, if optimizer and Lightning allow it."""
         if self.device.type != "cuda" or self.trainer.precision == "16-mixed" or self.trainer.gradient_clip_val:
             return {}
         return {"fused": True} if "fused" in inspect.signature(self.optimizer).parameters else {}
@@ -122,11 +122,11 @@ class Learner(LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["bagnet_lightning"] = self.about
         for state in checkpoint.get("lr_schedulers", []):
-            state.pop("anneal_func", None)  # a method, in torch 2.0, of OneCycleLR: read_checkpoint would refuse it
+            state.pop("anneal_func", None)  # a method of OneCycleLR in torch 2.0, which read_checkpoint would refuse
         so_far = self.trainer.strategy.reduce(self.train_totals.clone(), reduce_op="sum")
         checkpoint["epoch_so_far"] = {"epoch": self.totals_of, "totals": so_far, "rate": self.rate}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.totals_of, self.rate = checkpoint["epoch_so_far"]["epoch"], checkpoint["epoch_so_far"]["rate"]
-        if self.trainer.is_global_zero:  # it goes on with the sum over all ranks
+        if self.trainer.is_global_zero:  # it continues from the sum over all ranks
             self.train_totals = checkpoint["epoch_so_far"]["totals"]

@@ -1,4 +1,4 @@
-"""Where else than in metrics.csv a run is logged: what the choices of conf/logger/ have in common, and TensorBoard."""
+"""Loggers of a run besides metrics.csv: the base class of all choices of conf/logger/, and TensorBoard."""
 
 from pathlib import Path
 
@@ -9,16 +9,16 @@ from bagnet_lightning.errors import UserError
 
 
 class RunLogger(Logger):
-    """A Lightning logger that may also watch the training, and is told its result.
+    """A Lightning logger that may also add callbacks to the training, and logs its result.
 
     Made by `instantiate(config.logger)(folder=..., composed=..., asked=...)`: the run's folder, its whole
-    configuration, and what results.describe says of it.
+    configuration, and the dict that results.describe makes from it.
     """
 
     callbacks: tuple[Callback, ...] = ()
 
     def close(self, result: dict) -> None:
-        """Logs `result`, what result.json holds, however the run ended. Nothing is logged after it."""
+        """Logs `result`, the content of result.json, however the run ended. Nothing is logged after it."""
 
 
 class TensorBoard(TensorBoardLogger, RunLogger):
@@ -33,6 +33,6 @@ class TensorBoard(TensorBoardLogger, RunLogger):
             ) from error
 
     def close(self, result: dict) -> None:
-        figures = {key: value for key, value in result.items() if key.endswith("accuracy")}
-        self.log_hyperparams({key: result[key] for key in ("model", "optimizer", "epochs", "seed")}, figures)
+        metrics = {key: value for key, value in result.items() if key.endswith("accuracy")}
+        self.log_hyperparams({key: result[key] for key in ("model", "optimizer", "epochs", "seed")}, metrics)
         self.experiment.close()

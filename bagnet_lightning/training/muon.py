@@ -14,10 +14,10 @@ STREAMS = 4
 
 
 class Muon(Optimizer):
-    """A filter (O, I, k, k) moves by `lr` times a matrix (O, I k k) whose singular values are about 1, tiny ones aside.
+    """Moves filters (O, I, k, k) by `lr` times matrices (O, I k k) whose singular values are about 1, tiny ones aside.
 
-    What is no filter (norms, biases, the classifier) moves as by Nesterov SGD of the same `lr`. weight_decay:
-    decoupled, as a share of `lr`. torch.optim.Muon takes matrices only, each by itself; here filters of one shape are
+    Other parameters (norms, biases, the classifier) are updated as by Nesterov SGD with the same `lr`. weight_decay:
+    decoupled, multiplied by `lr`. torch.optim.Muon takes matrices only, each by itself; here filters of one shape are
     one batch.
     """
 
@@ -31,7 +31,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def update(self, rates: Sequence[float | Tensor]) -> None:
-        """Moves what has gradients. rates: each group's; as tensors on the device, they are read when kernels run."""
+        """Updates parameters with gradients. rates: learning rate of each group; kernels read tensors when they run."""
         for group, rate in zip(self.param_groups, rates, strict=True):
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
@@ -56,40 +56,40 @@ class Muon(Optimizer):
 
 
 def orthogonal_filters(steps: list[Tensor]) -> list[Tensor]:
-    """The filters among `steps` orthogonalised, and longer by sqrt(O / (I k k)) if tall; the others as they are."""
-    groups = defaultdict(list)  # places of the filters whose matrices, lying on their longer side, are of one shape
-    for place, step in enumerate(steps):
+    """Returns `steps` with filters orthogonalised, and scaled by sqrt(O / (I k k)) if tall; others are unchanged."""
+    groups = defaultdict(list)  # indices of the filters whose matrices, transposed if tall, have one shape
+    for index, step in enumerate(steps):
         if step.ndim == 4:
-            groups[tuple(sorted((len(step), step[0].numel())))].append(place)
-    places = [groups[shape] for shape in sorted(groups, reverse=True)]  # the longest work first
-    made = _side_by_side([partial(_orthogonal, [steps[place] for place in group]) for group in places], steps)
+            groups[tuple(sorted((len(step), step[0].numel())))].append(index)
+    ordered = [groups[shape] for shape in sorted(groups, reverse=True)]  # the longest jobs first
+    results = _run_in_streams([partial(_orthogonal, [steps[index] for index in group]) for group in ordered], steps)
     steps = [*steps]
-    for group, filters in zip(places, made, strict=True):
-        for place, made_of_it in zip(group, filters, strict=True):
-            steps[place] = made_of_it
+    for group, filters in zip(ordered, results, strict=True):
+        for index, result in zip(group, filters, strict=True):
+            steps[index] = result
     return steps
 
 
 def _orthogonal(filters: list[Tensor]) -> list[Tensor]:
-    # In the order (O, k, k, I), which is that of channels_last memory: the order of columns is of no account.
+    # In the order (O, k, k, I) of channels_last memory: the order of columns does not matter.
     matrices = [step.permute(0, 2, 3, 1).flatten(1) for step in filters]
     tall = [len(matrix) > matrix.shape[1] for matrix in matrices]
     wide = torch.stack([matrix.T if is_tall else matrix for matrix, is_tall in zip(matrices, tall, strict=True)])
-    made = orthogonalized(wide)
-    longer = max(1.0, made.shape[2] / made.shape[1]) ** 0.5
-    back = []
-    for step, matrix, is_tall in zip(filters, made, tall, strict=True):
+    orthogonal = orthogonalized(wide)
+    scale = max(1.0, orthogonal.shape[2] / orthogonal.shape[1]) ** 0.5
+    results = []
+    for step, matrix, is_tall in zip(filters, orthogonal, tall, strict=True):
         outputs, inputs, height, width = step.shape
-        matrix = (matrix.T * longer).contiguous() if is_tall else matrix
-        back.append(matrix.view(outputs, height, width, inputs).permute(0, 3, 1, 2))
-    return back
+        matrix = (matrix.T * scale).contiguous() if is_tall else matrix
+        results.append(matrix.view(outputs, height, width, inputs).permute(0, 3, 1, 2))
+    return results
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """(N, m, n), m <= n, with singular values moved to about 1 (0.6 to 1.2, the tiny ones to less), by Newton-Schulz.
+    """Moves singular values of (N, m, n), m <= n, to about 1 (0.6 to 1.2, tiny ones to less), by Newton-Schulz.
 
-    They are in bfloat16, which is enough (Jordan et al. 2024), where its products are the fast ones: GPUs since Ampere
-    and CPUs with AMX, where this is about three times as fast.
+    Computed in bfloat16, which is precise enough (Jordan et al. 2024), where its products are fast: on GPUs since
+    Ampere and on CPUs with AMX, where this is about three times as fast.
     """
     a, b, c = QUINTIC
     x = matrices.bfloat16() if _multiplies_bfloat16(matrices.device) else matrices
@@ -100,19 +100,19 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     return x.to(matrices.dtype)
 
 
-def _side_by_side(jobs: list[Callable[[], list[Tensor]]], tensors: list[Tensor]) -> list[list[Tensor]]:
-    """The results of `jobs` on `tensors`: on a GPU in streams of their own, since no small product fills it."""
+def _run_in_streams(jobs: list[Callable[[], list[Tensor]]], tensors: list[Tensor]) -> list[list[Tensor]]:
+    """Returns the results of `jobs` on `tensors`: on a GPU in parallel streams, since no small product fills it."""
     if not tensors[0].is_cuda:
         return [job() for job in jobs]
-    here, results = torch.cuda.current_stream(), []
+    current, results = torch.cuda.current_stream(), []
     streams = _streams(tensors[0].device)[: len(jobs)]
     for number, job in enumerate(jobs):
         if number < len(streams):
-            streams[number].wait_stream(here)
+            streams[number].wait_stream(current)
         with torch.cuda.stream(streams[number % len(streams)]):
             results.append(job())
     for stream in streams:
-        here.wait_stream(stream)
+        current.wait_stream(stream)
     return results
 
 
@@ -120,7 +120,7 @@ def _side_by_side(jobs: list[Callable[[], list[Tensor]]], tensors: list[Tensor])
 def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)  # torch before 2.13 cannot say
+    return getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)  # torch before 2.13 does not report it
 
 
 @cache

@@ -1,4 +1,4 @@
-"""progress.json while a run trains: results.write_progress."""
+"""Writes progress.json while a run trains, by results.write_progress."""
 
 import time
 from pathlib import Path
@@ -7,7 +7,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from bagnet_lightning.results import progress_file, write_progress
 
-INTERVAL = 5  # s between two writes
+INTERVAL = 5  # seconds between two writes
 
 
 class Progress(Callback):

@@ -1,8 +1,8 @@
-"""One run on several devices: a process each, its ranks, which train together (DistributedDataParallel).
+"""One run on several devices: one process per device, a rank, trained together by DistributedDataParallel.
 
-On one machine `run` here starts them; on several, torchrun or srun starts the command once a device. Lightning would
-start them by running the whole command again, which in a sweep is the whole sweep: here they are given one run's
-configuration, and a sweep has one group of processes a run. No torch is imported: the process that waits needs none.
+On one machine `run` starts the ranks; on several, torchrun or srun starts the command once per device. Lightning would
+start them by running the whole command again, which in a sweep is the whole sweep: here they receive one run's
+configuration, and a sweep has one group of processes per run. Torch is not imported: the waiting process needs none.
 """
 
 import logging
@@ -25,34 +25,34 @@ from bagnet_lightning.config import kind, plain
 from bagnet_lightning.errors import SIGNALS, Interrupted, UserError
 from bagnet_lightning.results import write_result
 
-GRACE_S = 10  # for ranks to end by themselves once one has failed, or rank 0 has stopped
+GRACE_S = 10  # seconds for ranks to end by themselves after one has failed, or rank 0 has stopped
 SERVE = "import sys; sys.path[:] = {path!r}; from bagnet_lightning.training.ranks import serve; serve({descriptor})"
 
 
 def count(config: DictConfig) -> int:
-    """How many processes the run is to have: one where no Trainer runs."""
+    """Returns the number of processes of the run: one if it uses no Trainer."""
     return config.trainer.devices * config.trainer.num_nodes if "trainer" in config else 1
 
 
 def rank(config: DictConfig) -> int:
-    """Which of the run's processes this is. Only rank 0 writes files and prints."""
-    return _placed()[0] if count(config) > 1 else 0
+    """Returns the rank of this process in the run. Only rank 0 writes files and prints."""
+    return _placement()[0] if count(config) > 1 else 0
 
 
 def must_start(config: DictConfig) -> bool:
     """Whether the ranks of the run are still to be started: there are several, and torchrun or srun has not done it."""
-    return count(config) > 1 and _placed()[1] == 1
+    return count(config) > 1 and _placement()[1] == 1
 
 
 def check(config: DictConfig, sweep: bool = False) -> None:
-    """Raises UserError unless this process can be one of the run's, or can start them."""
+    """Raises UserError unless this process can be a rank of the run, or can start its ranks."""
     if "trainer" not in config:
         return
     if kind(config) == "pretraining" and count(config) > 1:
         raise UserError(
             "trainer.devices and trainer.num_nodes are 1 in a pretraining: it compares the tiles of a batch"
         )
-    started, trainer = _placed()[1], config.trainer
+    started, trainer = _placement()[1], config.trainer
     if started > 1 and sweep:
         raise UserError("a sweep starts the processes of each run itself: start it once, without torchrun or srun")
     if started == 1 and trainer.num_nodes > 1:
@@ -68,9 +68,9 @@ def check(config: DictConfig, sweep: bool = False) -> None:
 
 
 def run(config: DictConfig, folder: Path, asked: dict) -> dict:
-    """The same as bagnet_lightning.training.run.run, by `config.trainer.devices` processes on this machine.
+    """Calls bagnet_lightning.training.run.run in `config.trainer.devices` processes on this machine.
 
-    Once one has failed the others are killed, a rank that dies makes the run a failed one, and none outlives this
+    After one has failed the others are killed, a rank that dies makes the run a failed one, and none outlives this
     process.
     """
     with socket.socket() as free:
@@ -78,11 +78,11 @@ def run(config: DictConfig, folder: Path, asked: dict) -> dict:
         port = free.getsockname()[1]
     ranks: list[tuple[Connection, subprocess.Popen]] = []
     try:
-        with _passed_on(ranks) as received:
+        with _signals_forwarded(ranks) as received:
             for number in range(count(config)):
                 ranks.append(_start(number, count(config), port))
                 ranks[-1][0].send((plain(config), str(folder), asked))
-            end = _end(ranks)
+            end = _wait_for_end(ranks)
     finally:
         for connection, process in ranks:
             process.kill()
@@ -98,10 +98,10 @@ def run(config: DictConfig, folder: Path, asked: dict) -> dict:
 
 
 def serve(descriptor: int) -> None:
-    """What a rank's process does: receives a run, and sends its log records and its result, or a signal's number."""
+    """Runs in a rank's process: receives a run, and sends its log records and its result, or a signal's number."""
     connection = Connection(descriptor)
     config, folder, asked = connection.recv()
-    threading.Thread(target=_die_with, args=(connection,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(connection,), daemon=True).start()
     to_parent = QueueHandler(None)
     to_parent.enqueue = connection.send
     to_parent.setLevel(logging.WARNING if int(os.environ["RANK"]) else logging.INFO)
@@ -115,22 +115,22 @@ def serve(descriptor: int) -> None:
         connection.send(stop.exit_code - 128)
 
 
-def _placed() -> tuple[int, int]:
-    """(rank, number of ranks) as torchrun or srun set them; (0, 1) where neither started this process."""
+def _placement() -> tuple[int, int]:
+    """Returns (rank, number of ranks) as set by torchrun or srun; (0, 1) if neither started this process."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     return int(os.environ.get("SLURM_PROCID", 0)), int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
 
 
 def _start(number: int, ranks: int, port: int) -> tuple[Connection, subprocess.Popen]:
-    """A rank's process, placed as torchrun would, in a session of its own: Ctrl-C reaches it through its parent."""
+    """Starts a rank with the variables that torchrun sets, in its own session: Ctrl-C reaches it through its parent."""
     ours, theirs = Pipe()
-    place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "GROUP_RANK": 0}
-    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "bagnet_lightning"}
+    variables = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "GROUP_RANK": 0}
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "bagnet_lightning"}
     with theirs:
         process = subprocess.Popen(
             [sys.executable, "-c", SERVE.format(path=sys.path, descriptor=theirs.fileno())],
-            env={**os.environ, **{name: str(value) for name, value in place.items()}},
+            env={**os.environ, **{name: str(value) for name, value in variables.items()}},
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             start_new_session=True,
@@ -138,16 +138,16 @@ def _start(number: int, ranks: int, port: int) -> tuple[Connection, subprocess.P
     return ours, process
 
 
-def _end(ranks: list[tuple[Connection, subprocess.Popen]]) -> dict | int | str:
-    """How the run ended: with rank 0's result, or with what the first rank that failed has to say.
+def _wait_for_end(ranks: list[tuple[Connection, subprocess.Popen]]) -> dict | int | str:
+    """Waits until the run has ended, and returns rank 0's result or the message of the first rank that failed.
 
-    A result, the number of a signal that stopped it, or, before all others, what became of a rank that died.
+    The message is a result, the number of a signal that stopped the rank, or, first of all, how a rank died.
     """
     ends, died, deadline = [], [], None
     running = {connection: number for number, (connection, _) in enumerate(ranks)}
     while running:
         ready = wait(running, timeout=deadline and max(0, deadline - time.monotonic()))
-        if not ready:  # they wait for ever for one that has ended
+        if not ready:  # the others wait forever for a rank that has ended
             break
         for connection in ready:
             number = running[connection]
@@ -174,11 +174,11 @@ def _end(ranks: list[tuple[Connection, subprocess.Popen]]) -> dict | int | str:
 
 
 @contextmanager
-def _passed_on(ranks: list[tuple[Connection, subprocess.Popen]]) -> Iterator[list[int]]:
-    """A signal becomes SIGTERM for every rank, a second Ctrl-C kills them; yields the signals received."""
+def _signals_forwarded(ranks: list[tuple[Connection, subprocess.Popen]]) -> Iterator[list[int]]:
+    """Forwards signals to every rank as SIGTERM, a second Ctrl-C as SIGKILL; yields the signals received."""
     received = []
 
-    def pass_on(signum: int, frame: object) -> None:
+    def forward(signum: int, frame: object) -> None:
         for _, process in ranks:
             process.send_signal(signal.SIGKILL if received and signum == signal.SIGINT else signal.SIGTERM)
         received.append(signum)
@@ -186,16 +186,16 @@ def _passed_on(ranks: list[tuple[Connection, subprocess.Popen]]) -> Iterator[lis
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    before = {signum: signal.signal(signum, pass_on) for signum in SIGNALS}
+    old_handlers = {signum: signal.signal(signum, forward) for signum in SIGNALS}
     try:
         yield received
     finally:
-        for signum, handler in before.items():
+        for signum, handler in old_handlers.items():
             signal.signal(signum, handler)
 
 
-def _die_with(connection: Connection) -> None:
-    """Ends this process when its parent is gone, whatever it is waiting for."""
+def _exit_with_parent(connection: Connection) -> None:
+    """Ends this process when its parent has ended, whatever it is waiting for."""
     try:
         connection.recv()
     except (EOFError, OSError):

@@ -1,4 +1,4 @@
-"""One run, whatever becomes of it: its result says so, and is written to its folder."""
+"""One run, finished or failed: its result is written to its folder."""
 
 import logging
 import sys
@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 
 
 def run(config: DictConfig, folder: Path, asked: dict, fit: Callable[..., dict]) -> dict:
-    """Trains in `folder`, and returns and writes the result: `asked`, what was measured, status and error.
+    """Trains in `folder`, and returns and writes the result: `asked`, the measurements, status and error.
 
-    fit: of training or of pretraining.
-    Raises Interrupted after a signal. Of ranks that train together each returns a result, and rank 0 writes it.
+    fit: the function of that name of training or of pretraining.
+    Raises Interrupted after a signal. With several ranks each returns a result, and only rank 0 writes it.
     """
     logger: RunLogger | None = None
 
@@ -47,7 +47,7 @@ def run(config: DictConfig, folder: Path, asked: dict, fit: Callable[..., dict])
 
 
 def _close(logger: RunLogger | None, result: dict) -> None:
-    """Whatever becomes of a logger at the end, the run is what it is."""
+    """Closes the logger; an error of the logger is logged, and does not change the run's result."""
     try:
         if logger:
             logger.close(result)

@@ -1,4 +1,4 @@
-"""Lightning's Trainer as every training here uses it: with what makes a run repeatable, stoppable and measured."""
+"""Lightning's Trainer with the settings and callbacks that make a run repeatable, interruptible and measured."""
 
 import inspect
 import logging
@@ -33,35 +33,35 @@ from bagnet_lightning.training.progress import Progress
 
 log = logging.getLogger(__name__)
 EXPECTED_WARNINGS = (
-    "The `srun` command is available on your system but is not used",  # one process needs none
+    "The `srun` command is available on your system but is not used",  # one process does not need it
     "Checkpoint directory .* exists and is not empty",  # it is the run's folder
-    "You're resuming from a checkpoint that ended before the epoch ended",  # ShuffledBatches goes on where it was
-    "The '.*_dataloader' does not have many workers",  # gathering from the store needs none
-    "Grad strides do not match bucket view strides",  # those of 1x1 kernels mean nothing
-    "It is recommended to use `self.log.*sync_dist=True",  # what is logged is of all ranks already
-    "The number of training batches .* is smaller than the logging interval",  # of steps, which nobody logs
+    "You're resuming from a checkpoint that ended before the epoch ended",  # ShuffledBatches continues where it stopped
+    "The '.*_dataloader' does not have many workers",  # gathering from the store does not need them
+    "Grad strides do not match bucket view strides",  # strides of 1x1 kernels have no meaning
+    "It is recommended to use `self.log.*sync_dist=True",  # logged values are of all ranks already
+    "The number of training batches .* is smaller than the logging interval",  # of steps, which are not logged
     ".*treespec, LeafSpec.* is deprecated",
     "You have overridden `.*transfer_batch_to_device` .* but have passed in a `LightningDataModule`",
 )
 
 
 def prepare(config: DictConfig, folder: Path) -> dict:
-    """Before anything of a run is made. Returns the versions and the commit, as they are before it can take hours.
+    """Prepares a run before anything of it is created. Returns the versions and the commit of its start.
 
-    Raises UserError if the device cannot be had.
+    Raises UserError if the device is not available.
     """
     check_device(config.trainer.accelerator)
     for harmless in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", harmless)
     folder.mkdir(parents=True, exist_ok=True)
-    for library in ("pytorch_lightning", "lightning_fabric"):  # what they tell of every run is in its line and result
+    for library in ("pytorch_lightning", "lightning_fabric"):  # their messages are in a run's line and result
         logging.getLogger(library).setLevel(logging.WARNING)
     seed_everything(config.seed)
     return {"versions": versions(), "commit": commit()}
 
 
 def schedule(config: DictConfig) -> dict:
-    """Learner's arguments of a configuration's groups optim and scheduler."""
+    """Returns Learner's arguments from the configuration groups optim and scheduler."""
     return {
         "optimizer": instantiate(config.optim),
         "scheduler": instantiate({key: value for key, value in config.scheduler.items() if key != "interval"}),
@@ -76,18 +76,18 @@ def train(
     data: ImageData,
     callbacks: Sequence[Callback],
     logger: RunLogger | None,
-    words: str,
+    description: str,
 ) -> tuple[list[dict], dict]:
-    """Fits `module` to `data` in `folder`, from last.ckpt if it is there: the rows of metrics.csv, and measurements.
+    """Fits `module` to `data` in `folder`, from last.ckpt if it exists; returns rows of metrics.csv and measurements.
 
-    callbacks: besides those that every training has. words: what is about to be trained, in one line.
+    callbacks: added to those that every training has. description: one line on what is trained.
     Raises UserError for what the user can fix.
     """
     last = folder / "last.ckpt"
     history = History(folder / "metrics.csv", module.logged, partial(compile_seconds, module, data))
     stopping = StopOnSignal(last)
     callbacks = [
-        StopOnDivergence(last),  # first, since it waits for the device: the others then see the time of what is done
+        StopOnDivergence(last),  # first, since it waits for the device: the others then time finished work
         history,
         Progress(folder),
         *callbacks,
@@ -100,17 +100,17 @@ def train(
     accelerate(module, data, trainer, **{key: config.trainer[key] for key in SWITCHES})
     if trainer.precision == "64-true":
         module.double()  # Lightning does so, but only after it has loaded a checkpoint
-    trainer.strategy.setup_environment()  # from here on several ranks know and hear each other
-    begun = trainer.strategy.broadcast(last.exists())  # rank 0 has the say
+    trainer.strategy.setup_environment()  # from here on ranks can communicate
+    resumed = trainer.strategy.broadcast(last.exists())  # rank 0 decides
     device = trainer.strategy.root_device
     if trainer.is_global_zero:
-        print(f"{os.path.relpath(folder)}: {words}; {device_name(device)}, {trainer.precision}", flush=True)
-        if begun:
+        print(f"{os.path.relpath(folder)}: {description}; {device_name(device)}, {trainer.precision}", flush=True)
+        if resumed:
             log.info("continues from %s", last)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     try:
-        trainer.fit(module, data, ckpt_path=last if begun else None)
+        trainer.fit(module, data, ckpt_path=last if resumed else None)
     except RuntimeError as error:
         if not is_oom_error(error):
             raise
@@ -118,17 +118,17 @@ def train(
     except UserError as error:
         if stopping.received is None:
             raise
-        log.error("%s", error)  # as of a checkpoint that cannot be written: it is a sweep's end nevertheless
+        log.error("%s", error)  # such as an unwritable checkpoint: the signal ends a sweep all the same
         raise Interrupted(stopping.received) from error
-    except SystemExit as end:  # what newer Lightning makes of Ctrl-C before the first step
+    except SystemExit as end:  # newer Lightning raises this after Ctrl-C before the first step
         raise Interrupted(signal.SIGINT) from end
-    if trainer.interrupted:  # and older Lightning
+    if trainer.interrupted:  # older Lightning sets this instead
         raise Interrupted(signal.SIGINT)
     images_per_epoch = min(len(data.train_images), trainer.num_training_batches * data.batch_size)
     return history.rows, {
         **history.timing(images_per_epoch),
         **accelerated(module, data),
-        "checkpoint_seconds": trainer.strategy.checkpoint_io.seconds,  # waited for in this process
+        "checkpoint_seconds": trainer.strategy.checkpoint_io.seconds,  # that this process has waited
         "train_images": len(data.train_images),
         "val_images": len(data.val_images),
         "validated_on": "holdout" if data.holdout else "val",
@@ -151,13 +151,13 @@ def _trainer(config: DictConfig, callbacks: list[Callback], logger: RunLogger | 
         raise UserError(f"Lightning's Trainer takes no {min(unknown)}: leave trainer.{min(unknown)} out")
     plugins = [CheckpointWriter(), *([SyncBatchNorm()] if config.trainer.sync_batchnorm else [])]
     if config.trainer.devices == config.trainer.num_nodes == 1:
-        plugins.append(LightningEnvironment())  # whatever SLURM has allocated; and requeueing is the launcher's
-    shown = sys.stdout.isatty()
+        plugins.append(LightningEnvironment())  # whatever SLURM has allocated; the launcher requeues jobs
+    on_terminal = sys.stdout.isatty()
     return Trainer(
         **options,
         logger=logger or False,
-        callbacks=[*callbacks, *([RichProgressBar()] if shown else [])],
-        enable_progress_bar=shown,
+        callbacks=[*callbacks, *([RichProgressBar()] if on_terminal else [])],
+        enable_progress_bar=on_terminal,
         plugins=plugins,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -175,10 +175,10 @@ def _out_of_memory(module: Learner, data: ImageData) -> UserError:
         )
     half, odd = divmod(data.batch_size, 2)
     twice = 2 * module.trainer.accumulate_grad_batches
-    ways = f"ask for data.batch_size={max(1, half)}, which trains differently"
+    advice = f"ask for data.batch_size={max(1, half)}, which trains differently"
     if not odd:
-        ways += (
+        advice += (
             f", or for that with trainer.accumulate_grad_batches={twice}, which differs only in its batch statistics "
             f"(of {half} images)"
         )
-    return UserError(f"out of memory at data.batch_size={data.batch_size}; {ways}")
+    return UserError(f"out of memory at data.batch_size={data.batch_size}; {advice}")

@@ -1,4 +1,4 @@
-"""A run on Weights & Biases: curves by epoch, evidence of a few images, at its end the result and what was confused."""
+"""Logging to Weights & Biases: curves by epoch, evidence for a few images; at the end the result and confusions."""
 
 import sys
 from collections.abc import Callable
@@ -24,17 +24,17 @@ from bagnet_lightning.predictions import Predictions, most_confused, read_predic
 from bagnet_lightning.training.loggers import RunLogger
 
 SHOWN = 6  # validation images whose evidence is logged, the same ones in every run on the same data
-ZOOM = 4  # screen pixels a pixel
+ZOOM = 4  # screen pixels per image pixel
 CONFUSIONS = 50  # most confused pairs of classes in the table
 
 
 class WandbRun(RunLogger):
-    """Grouped by sweep, named by its folder. Its id is kept there: continued, it is the same run, begun anew another.
+    """A W&B run, grouped by sweep and named by its folder, which keeps its id: the same if continued, new if restarted.
 
     project: of W&B. evidence_every_n_epochs: how often a BagNet's evidence for a few validation images is logged, and
     after the last epoch; null: never. checkpoint: whether best.ckpt is uploaded as an artifact.
-    Online where a key is configured (WANDB_API_KEY or `wandb login`) unless WANDB_MODE says otherwise; offline, under
-    `folder`, without a key and where W&B cannot be reached; it never asks. Only what rank zero knows is logged.
+    Online if a key is configured (WANDB_API_KEY or `wandb login`) unless WANDB_MODE says otherwise; offline, under
+    `folder`, without a key or if W&B cannot be reached; it never prompts. Only rank 0 logs.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class WandbRun(RunLogger):
         return self.settings["id"]
 
     def log_hyperparams(self, *args, **kwargs) -> None:
-        """The whole configuration is there from the start."""
+        """Does nothing: the whole configuration is logged from the start."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.log({**metrics, "epoch": metrics["epoch"] + 1, "step": step})  # epochs counted as in metrics.csv
 
     @rank_zero_only
     def log_graph(self, *args, **kwargs) -> None:
-        """Lightning's first call, when the training starts."""
+        """Starts the W&B run: Lightning calls this first, when training starts."""
         write_text(self.id_file, self.settings["id"])
         try:
             self.run = wandb.init(**self.settings)
@@ -93,12 +93,12 @@ class WandbRun(RunLogger):
 
     @rank_zero_only
     def log(self, values: dict[str, Any]) -> None:
-        """values: by name, one of them "epoch", which is the x axis of all."""
+        """Logs values by name; one of them is "epoch", the x axis of all."""
         self.run.log(values)
 
     @rank_zero_only
     def close(self, result: dict) -> None:
-        if self.run is None:  # it failed before its training started
+        if self.run is None:  # the run failed before its training started
             return
         run, self.run = self.run, None
         try:
@@ -110,7 +110,7 @@ class WandbRun(RunLogger):
                 run.log_artifact(artifact, aliases=["best", self.settings["group"]])
             if predictions := read_predictions(self.folder):
                 run.log(confusions(predictions))
-        finally:  # else the next run of a sweep would go on with this one
+        finally:  # otherwise the next run of a sweep would log to this one
             run.finish(exit_code=0 if result["status"] == "finished" else 1)
 
 
@@ -123,15 +123,15 @@ class WandbEvidence(Callback):
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         network, data = module.network, trainer.datamodule
-        if not isinstance(network, BagNet) or not isinstance(network.fc, nn.Linear):  # which a pretraining has not
+        if not isinstance(network, BagNet) or not isinstance(network.fc, nn.Linear):  # a pretraining has no such layer
             return
         if epoch % self.every and epoch != trainer.max_epochs:
             return
         if not trainer.is_global_zero:
             return
         count = min(SHOWN, len(data.val_images))
-        places = torch.arange(count) * len(data.val_images) // count
-        pixels, labels, _ = data.val_images[places]
+        indices = torch.arange(count) * len(data.val_images) // count
+        pixels, labels, _ = data.val_images[indices]
         images = normalize(pixels.to(module.device), data.mean, data.std).to(module.dtype)
         pictures = []
         for number, label in enumerate(labels.tolist()):
@@ -147,20 +147,23 @@ class WandbEvidence(Callback):
 
 
 def choices(asked: dict) -> dict[str, str]:
-    """What runs are grouped by on a dashboard."""
+    """Returns the values that runs are grouped by on a dashboard."""
     return {"model": asked["model"], "optimizer": asked["optimizer"], "cell": f"{asked['model']} {asked['optimizer']}"}
 
 
 def tags(asked: dict) -> list[str]:
-    """Row of Table 1, model and optimizer."""
+    """Returns the row of Table 1, model, optimizer, and "pretrained" for a pretrained network."""
     row = [f"row {asked['row']}"] if asked["row"] else []
     return [*row, asked["model"], asked["optimizer"], *(["pretrained"] if asked["pretrained"] else [])]
 
 
 def confusions(predictions: Predictions) -> dict[str, Any]:
-    """The confusion matrix as a picture, the most confused pairs and the classes' own accuracies as tables."""
+    """Returns the confusion matrix as a picture, the most confused pairs and per-class accuracies as tables."""
     matrix, names = predictions.confusion(), predictions.class_names
-    pairs = [[names[true], names[said], int(matrix[true, said])] for true, said in most_confused(matrix, CONFUSIONS)]
+    pairs = [
+        [names[true], names[predicted], int(matrix[true, predicted])]
+        for true, predicted in most_confused(matrix, CONFUSIONS)
+    ]
     per_class = [
         [name, int(row.sum()), int(row[index]), row[index] / row.sum()]
         for index, (name, row) in enumerate(zip(names, matrix, strict=True))
@@ -174,8 +177,8 @@ def confusions(predictions: Predictions) -> dict[str, Any]:
 
 
 def _strip(pixels: np.ndarray, maps: torch.Tensor, end: float) -> np.ndarray:
-    """An image (H, W, 3) and it under each of its maps (H, W, n) on one scale, side by side and large enough to see."""
-    parts = [pixels, *(overlay(pixels, one.numpy(), end) for one in maps.unbind(-1))]
+    """Joins an image (H, W, 3) and its overlays with each of its maps (H, W, n), on one scale, and enlarges them."""
+    parts = [pixels, *(overlay(pixels, evidence.numpy(), end) for evidence in maps.unbind(-1))]
     return np.concatenate(parts, 1).repeat(ZOOM, 0).repeat(ZOOM, 1)
 
 

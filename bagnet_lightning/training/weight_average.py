@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights: what is validated, and kept as best.ckpt."""
+"""The exponential moving average of the weights, which is validated and kept as best.ckpt."""
 
 from collections.abc import Iterable
 
@@ -10,24 +10,24 @@ from bagnet_lightning.training.checkpoints import gradients_pending
 
 
 class WeightAverage(Callback):
-    """After every optimizer step average <- decay * average + (1 - decay) * weights, batch norm's statistics included.
+    """Averages weights and batch norm statistics after every step: average <- decay * average + (1 - decay) * weights.
 
     Early steps have a smaller decay, (1 + step) / (10 + step), so that the average does not hold the initial weights
     for long (as in TensorFlow's ExponentialMovingAverage). From the start of a validation to the next step the averages
-    stand in the weights' own places: what reads the network or saves it alone then has them. A checkpoint to go on from
-    always holds the weights, and the averages beside them.
+    replace the weights in place: code that reads the network or saves it alone then has them. A checkpoint to continue
+    from always holds the weights, and the averages beside them.
     """
 
     def __init__(self, decay: float):
         self.decay = decay
         self.averages: dict[str, Tensor] = {}
-        self.weights: list[Tensor] | None = None  # while the averages stand in their places
+        self.weights: list[Tensor] | None = None  # while the averages replace them
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        # The tensors themselves, which stay where they are: a step has no time to look for them.
-        places = {name: place for name, place in module.state_dict().items() if place.is_floating_point()}
-        self.places, kept = [*places.values()], self.averages or places
-        self.averages = {name: kept[name].to(place.device, copy=True) for name, place in places.items()}
+        # The tensors themselves, which keep their addresses: looking them up at every step takes too long.
+        tensors = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+        self.tensors, source = [*tensors.values()], self.averages or tensors
+        self.averages = {name: source[name].to(tensor.device, copy=True) for name, tensor in tensors.items()}
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *args) -> None:
         self._put_back()
@@ -41,18 +41,18 @@ class WeightAverage(Callback):
         decay = min(self.decay, (1 + trainer.global_step) / (10 + trainer.global_step))
         averages = [*self.averages.values()]
         torch._foreach_mul_(averages, decay)
-        torch._foreach_add_(averages, self.places, alpha=1 - decay)
+        torch._foreach_add_(averages, self.tensors, alpha=1 - decay)
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         if self.weights is None:
-            self.weights = [place.clone() for place in self.places]
+            self.weights = [tensor.clone() for tensor in self.tensors]
             self._write(self.averages.values())
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._put_back()
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict) -> None:
-        if self.weights is not None:  # Lightning does not ask for best.ckpt, which has no state of callbacks
+        if self.weights is not None:  # not called for best.ckpt, which has no callback state
             checkpoint["state_dict"].update(zip(self.averages, self.weights, strict=True))
 
     def state_dict(self) -> dict:
@@ -68,5 +68,5 @@ class WeightAverage(Callback):
 
     @torch.no_grad()
     def _write(self, values: Iterable[Tensor]) -> None:
-        for place, value in zip(self.places, values, strict=True):
-            place.copy_(value)  # a CUDA graph reads and writes there
+        for tensor, value in zip(self.tensors, values, strict=True):
+            tensor.copy_(value)  # in place, where a CUDA graph reads and writes

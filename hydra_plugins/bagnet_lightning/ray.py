@@ -1,4 +1,4 @@
-"""hydra/launcher=ray: the jobs of a sweep over the GPUs, or the CPU cores, of one machine or of a Ray cluster."""
+"""hydra/launcher=ray: runs the jobs of a sweep on the GPUs or CPU cores of one machine or of a Ray cluster."""
 
 import logging
 import os
@@ -16,19 +16,19 @@ from omegaconf import DictConfig
 from bagnet_lightning.errors import UserError, in_one_line
 from bagnet_lightning.launching import GOES_ON, ParallelLauncher, devices, failed, folder, on_cpu, run
 
-_ENVIRONMENT = ("BAGNET_", "WANDB_")  # what jobs on other nodes are given of the command's environment
-_TIME_TO_SAVE = 60  # s; a job that is told to stop finishes its step first
+_ENVIRONMENT = ("BAGNET_", "WANDB_")  # variables that jobs on other nodes get from the command
+_TIME_TO_SAVE = 60  # s; a job that is stopped finishes its step first
 
 
 @dataclass
 class _Task:
     job: DictConfig
     share: dict[str, float]  # num_gpus, num_cpus
-    fitted: float  # when there last was a node that could hold it
+    fitted: float  # the last time that a node could hold it
 
 
 class RayLauncher(ParallelLauncher):
-    """Every job in a process of its own with its share of the cluster; those that find no room wait."""
+    """A launcher that runs every job in a process of its own with its share of the cluster; jobs without room wait."""
 
     def __init__(self, gpus_per_job: float | None, cpus_per_job: int | None, node_wait: float, ray: dict):
         self.gpus_per_job, self.cpus_per_job, self.node_wait, self.init = gpus_per_job, cpus_per_job, node_wait, ray
@@ -56,11 +56,11 @@ class RayLauncher(ParallelLauncher):
 
     def results(self, jobs: list[DictConfig]) -> Iterator[tuple[DictConfig, dict]]:
         ray = self._cluster()
-        # A fresh process a job, so that none inherits anything; one that died is not tried again behind our back.
+        # A new process per job, so that none inherits state; Ray must not run a job again whose process died.
         worker = ray.remote(max_calls=1, max_retries=0)(_work)
         environment = {name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)}
         state = ray.put(Singleton.get_state())
-        waits = 0 if self.init["address"] == "local" else self.node_wait
+        node_wait = 0 if self.init["address"] == "local" else self.node_wait
         tasks = {}
         try:
             for job in jobs:
@@ -77,10 +77,10 @@ class RayLauncher(ParallelLauncher):
                         task.fitted = now
                     if ref in ended:
                         yield task.job, _result(ray, tasks.pop(ref), ref)
-                    elif now - task.fitted > waits:
+                    elif now - task.fitted > node_wait:
                         ray.cancel(ref)
-                        wanted = "{num_gpus:g} GPU and {num_cpus:g} CPU".format(**tasks.pop(ref).share)
-                        yield task.job, failed(task.job, f"it asks for {wanted}, and no node of the cluster has them")
+                        needs = "{num_gpus:g} GPU and {num_cpus:g} CPU".format(**tasks.pop(ref).share)
+                        yield task.job, failed(task.job, f"it asks for {needs}, and no node of the cluster has them")
         finally:
             for ref in tasks:
                 ray.cancel(ref)
@@ -97,22 +97,22 @@ class RayLauncher(ParallelLauncher):
         if port.isdigit():
             try:
                 socket.create_connection((host, int(port)), timeout=10).close()
-            except OSError as error:  # which Ray would try for half an hour
+            except OSError as error:  # Ray would try for half an hour
                 raise UserError(
                     f"no Ray cluster answers at hydra.launcher.ray.address={host}:{port}: {error}"
                 ) from error
-        ray._private.worker._worker_logs_enabled = False  # of what Ray would print, our lines tell what matters
-        ours = signal.getsignal(signal.SIGTERM)
+        ray._private.worker._worker_logs_enabled = False  # the sweep's own lines replace Ray's output
+        old_handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**self.init, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"hydra.launcher.ray: {' '.join(str(error).split())}") from error
         finally:
-            signal.signal(signal.SIGTERM, ours)  # Ray's exits without stopping the jobs
+            signal.signal(signal.SIGTERM, old_handler)  # Ray's handler exits without stopping the jobs
         return ray
 
     def _share(self, job: DictConfig, nodes: list[dict]) -> dict[str, float]:
-        """What of a cluster of these nodes the job is given: as asked, or a GPU and its part of the node's cores."""
+        """Returns the job's share of these nodes: as set, or a GPU per device and its part of the node's cores."""
         gpus, cpus = self.gpus_per_job, self.cpus_per_job
         if gpus is None:
             has_gpus = any(node.get("GPU") for node in nodes) and not on_cpu(job)
@@ -126,7 +126,7 @@ class RayLauncher(ParallelLauncher):
 def _work(
     job: DictConfig, task_function: TaskFunction, state: dict, cwd: str, environment: dict[str, str], share: dict
 ) -> dict:
-    """In the worker: the job's result. What it prints goes to train.log in its folder."""
+    """Runs the job in the worker and returns its result. Its output goes to train.log in its folder."""
     os.chdir(cwd)
     os.environ.update(environment)
     os.environ["OMP_NUM_THREADS"] = str(max(1, int(share["num_cpus"]) // devices(job)))
@@ -141,7 +141,7 @@ def _work(
 
 
 def _result(ray: ModuleType, task: _Task, ref: object) -> dict:
-    """What the job returned, or a failed result that says what became of it."""
+    """Returns the job's result, or a failed one that says how the job ended."""
     try:
         return ray.get(ref)
     except ray.exceptions.NodeDiedError:
@@ -158,7 +158,7 @@ def _result(ray: ModuleType, task: _Task, ref: object) -> dict:
 
 
 def _nodes(ray: ModuleType) -> list[dict]:
-    """The resources of every node that is alive."""
+    """Returns the resources of every node that is alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 

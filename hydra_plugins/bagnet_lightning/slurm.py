@@ -1,6 +1,6 @@
 """hydra/launcher=slurm: every job of a sweep is a job of SLURM, submitted by submitit.
 
-The settings are hydra-submitit-launcher's. Waiting for the jobs is ours: that loses all results when one job dies.
+The settings are hydra-submitit-launcher's. It loses all results when one job dies, so this waits for them itself.
 """
 
 import os
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 _ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 _ENDED |= {"REVOKED", "TIMEOUT"}
-_ASK_SLURM = 10  # s between questions; an ended job's result has as long to appear in the shared folder
+_POLL_SECONDS = 10  # s between calls of squeue; an ended job's result may take as long to appear in the shared folder
 
 
 class SlurmLauncher(ParallelLauncher):
-    """Submits the jobs and waits for them; those that are still in SLURM from an earlier command are only waited for.
+    """A launcher that submits the jobs, unless an earlier command did and they are still in SLURM, and waits for them.
 
     When this command is ended, the jobs go on.
     """
@@ -106,7 +106,7 @@ class SlurmLauncher(ParallelLauncher):
 
 @dataclass(frozen=True)
 class _Task:
-    """What submitit pickles and runs in the job."""
+    """The function that submitit pickles and runs in the job."""
 
     function: TaskFunction
     state: dict
@@ -120,23 +120,23 @@ class _Task:
             return run_until_stopped(job, self.function)
         except SystemExit as stop:
             if stop.code != 128 + signal.SIGUSR1:
-                raise  # SLURM knows why
+                raise  # SLURM reports why
         from submitit.core.utils import UncompletedJobError
 
         try:
-            signal.raise_signal(signal.SIGUSR1)  # all is saved, and submitit's handler is back: requeues and exits
+            signal.raise_signal(signal.SIGUSR1)  # all is saved, and submitit's own handler requeues and exits
         except UncompletedJobError:
             return failed(job, f"its time was over more often than hydra.launcher.max_num_timeout; {GOES_ON}")
 
     def checkpoint(self, job: DictConfig):
-        """The job to requeue."""
+        """Returns the job to requeue."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, job)
 
 
 def _still_there(executor: "AutoExecutor") -> dict[Path, "Job"]:
-    """The jobs that earlier commands submitted and that wait or work in SLURM, by the folders of their runs."""
+    """Returns the jobs of earlier commands that wait or run in SLURM, by the folders of their runs."""
     from submitit import SlurmJob
 
     states = _states("--me")
@@ -147,15 +147,15 @@ def _still_there(executor: "AutoExecutor") -> dict[Path, "Job"]:
 
 
 def _ended(waiting: dict["Job", DictConfig]) -> Iterator[tuple[DictConfig, dict]]:
-    """The results as the jobs end, also of those that die."""
-    asked, dead = time.monotonic(), set()
+    """Yields (job, result) as the jobs end, also for those that die."""
+    polled, dead = time.monotonic(), set()
     while waiting:
         time.sleep(1)
         for job in [job for job in waiting if job.paths.result_pickle.exists()]:
             yield waiting[job], _result(job, waiting.pop(job))
-        if not waiting or time.monotonic() - asked < _ASK_SLURM:
+        if not waiting or time.monotonic() - polled < _POLL_SECONDS:
             continue
-        asked, states = time.monotonic(), _states(f"--jobs={','.join(job.job_id for job in waiting)}")
+        polled, states = time.monotonic(), _states(f"--jobs={','.join(job.job_id for job in waiting)}")
         for job in list(waiting):
             state, status = (states or {}).get(job.job_id, ("forgotten by SLURM", 0))
             if states is None or state not in _ENDED | {"forgotten by SLURM"}:
@@ -164,8 +164,8 @@ def _ended(waiting: dict["Job", DictConfig]) -> Iterator[tuple[DictConfig, dict]
                 dead.add(job)
             else:
                 config, code = waiting.pop(job), os.waitstatus_to_exitcode(status)
-                how = ending(code) if state == "FAILED" and code > 128 else state
-                error = f"SLURM job {job.job_id} ended without a result: {how}; {GOES_ON}"
+                reason = ending(code) if state == "FAILED" and code > 128 else state
+                error = f"SLURM job {job.job_id} ended without a result: {reason}; {GOES_ON}"
                 yield config, failed(config, f"{error}; see {os.path.relpath(job.paths.stderr)}")
 
 
@@ -174,15 +174,15 @@ def _result(job: "Job", config: DictConfig) -> dict:
 
     try:
         return job.result()
-    except UncompletedJobError:  # what the run itself raises is its result
+    except UncompletedJobError:  # an error of the run itself is in its result
         return failed(config, f"SLURM job {job.job_id} could not start; see {os.path.relpath(job.paths.stderr)}")
 
 
-def _states(*which: str) -> dict[str, tuple[str, int]] | None:
-    """State and wait status of jobs, by their numbers; None if SLURM does not answer. It forgets those that ended."""
-    words = ["squeue", "--noheader", "--array", "--states=all", "--Format=JobArrayID:|,State:|,exit_code:|", *which]
-    asked = subprocess.run(words, capture_output=True, text=True)
-    if asked.returncode and "Invalid job id" not in asked.stderr:
+def _states(*options: str) -> dict[str, tuple[str, int]] | None:
+    """Returns state and wait status of jobs by number; None if SLURM does not answer. It forgets ended jobs."""
+    command = ["squeue", "--noheader", "--array", "--states=all", "--Format=JobArrayID:|,State:|,exit_code:|", *options]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    if answer.returncode and "Invalid job id" not in answer.stderr:
         return None
-    lines = [line.split("|") for line in asked.stdout.splitlines()]
+    lines = [line.split("|") for line in answer.stdout.splitlines()]
     return {number: (state, int(status)) for number, state, status, *_ in lines}

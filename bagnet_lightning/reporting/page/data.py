@@ -1,4 +1,4 @@
-"""Tables of one sweep or several -> all that the page shows, as plain data."""
+"""All data that the page shows, from the tables of one sweep or several."""
 
 from collections import Counter
 from datetime import datetime
@@ -19,7 +19,10 @@ from bagnet_lightning.results import finite, read_jobs
 
 
 def page_data(tables: list[Table], pictures: dict[str, str], with_gallery: bool, live: bool) -> dict:
-    """pictures: name -> data URI of what `report` draws. live: the page asks its server for newer data."""
+    """Returns everything that the page shows, as JSON-compatible data.
+
+    pictures: name -> data URI of what `report` draws. live: whether the page asks its server for newer data.
+    """
     names = _sweep_names(tables)
     prefixes = [f"{name}/" if len(tables) > 1 else "" for name in names]
     runs, classes = {}, []
@@ -28,7 +31,7 @@ def page_data(tables: list[Table], pictures: dict[str, str], with_gallery: bool,
     settings = list(dict.fromkeys(setting for table in tables for setting in table.settings))
     rows = rows_of(tables, prefixes)
     with_gallery = with_gallery and any(table.lines for table in tables)
-    gallery, why = _gallery(tables, prefixes) if with_gallery else (None, None)
+    gallery, reason = _gallery(tables, prefixes) if with_gallery else (None, None)
     models = sorted({row["model"] for row in rows}, key=model_order)
     data = {
         "title": " and ".join(names),
@@ -50,20 +53,20 @@ def page_data(tables: list[Table], pictures: dict[str, str], with_gallery: bool,
         "classes": classes,
         "runs": runs,
         "gallery": gallery,
-        "without_gallery": why,
+        "without_gallery": reason,
         "pictures": pictures,
     }
     return finite(data)
 
 
 def _sweep_names(tables: list[Table]) -> list[str]:
-    """Their folders' names; whole paths where two are the same."""
+    """Returns the names of the tables' folders, or whole paths if two are the same."""
     names = [table.folder.resolve().name for table in tables]
     return names if len({*names}) == len(names) else [str(table.folder) for table in tables]
 
 
 def _runs_of(table: Table, prefix: str, classes: list[list[str]]) -> dict[str, dict]:
-    """Name on the page -> run. Lists of class names are collected in `classes`, where runs have their place."""
+    """Returns the runs by name on the page. Adds lists of class names to `classes`; runs hold the index of theirs."""
     jobs = read_jobs(table.folder)
     runs = {}
     for part in told_apart(table):
@@ -86,33 +89,33 @@ def _runs_of(table: Table, prefix: str, classes: list[list[str]]) -> dict[str, d
 
 
 def _notes(table: Table) -> list[str]:
-    """The table's, but for those on single runs, and a warning where runs were made by different code."""
-    told_elsewhere = problems(table)
-    told = [note for note in notes(table) if note not in told_elsewhere]
+    """Returns the table's notes except those on single runs, and a warning if the runs' versions differ."""
+    on_single_runs = problems(table)
+    general = [note for note in notes(table) if note not in on_single_runs]
     finished = [run for run in table.runs if run["status"] == "finished"]
-    said = {
+    versions = {
         name: sorted({str((run.get("versions") or {}).get(name, "unknown")) for run in finished})
         for name in ("bagnet_lightning", "torch")
     }
-    mixed = [f"{name} {', '.join(values)}" for name, values in said.items() if len(values) > 1]
-    return told + ([f"Runs were made by different versions: {'; '.join(mixed)}."] if mixed else [])
+    mixed = [f"{name} {', '.join(values)}" for name, values in versions.items() if len(values) > 1]
+    return general + ([f"Runs were made by different versions: {'; '.join(mixed)}."] if mixed else [])
 
 
 def _between(tables: list[Table]) -> list[list[str]]:
-    """[key, value in each sweep], for what is one value within every sweep and not the same in all."""
+    """Returns [key, value in each sweep] of the settings that are constant in each sweep and differ between them."""
     if len(tables) < 2:
         return []
     sides = [[run for line in table.lines for run in line.runs if run["config"]] for table in tables]
     between = []
     for key in differing_settings([run for side in sides for run in side]):
         values = [{clipped(leaves(run["config"]).get(key, "none")) for run in side} for side in sides]
-        if all(len(said) == 1 for said in values) and key != "sweep":
-            between.append([key, *(next(iter(said)) for said in values)])
+        if all(len(distinct) == 1 for distinct in values) and key != "sweep":
+            between.append([key, *(next(iter(distinct)) for distinct in values)])
     return between
 
 
 def _gallery(tables: list[Table], prefixes: list[str]) -> tuple[dict | None, str | None]:
-    """Evidence of the best BagNet, or why there is none."""
+    """Returns (evidence of the best BagNet, None), or (None, why there is none)."""
     finished = [
         (run["best_val_accuracy"], prefix, table, run)
         for prefix, table in zip(prefixes, tables, strict=True)
@@ -127,12 +130,12 @@ def _gallery(tables: list[Table], prefixes: list[str]) -> tuple[dict | None, str
     try:
         predictions = read_predictions(run["folder"])
         if not checkpoint.exists() or predictions is None:
-            gone = "predictions.npz" if checkpoint.exists() else "best.ckpt"
-            return None, f"{gone} of the best BagNet, {name}, is missing."
+            missing = "predictions.npz" if checkpoint.exists() else "best.ckpt"
+            return None, f"{missing} of the best BagNet, {name}, is missing."
         from bagnet_lightning.reporting.page.gallery import gallery
 
         items = gallery(checkpoint, predictions)
-    except (UserError, ValueError, RuntimeError) as error:  # the last is a GPU that others use, too
+    except (UserError, ValueError, RuntimeError) as error:  # the last when others use the GPU, too
         return None, f"The best BagNet, {name}: {str(error).partition(chr(10))[0]}."
     command = f"python -m bagnet_lightning.explain checkpoint={Path(checkpoint).as_posix()} split=val"
     return {"run": name, "items": items, "command": command}, None

@@ -1,4 +1,4 @@
-"""Exact evidence of a sweep's best BagNet on the validation images that its run kept; needs torch, but no data."""
+"""Exact evidence of a sweep's best BagNet on the validation images that its run kept; needs torch, but no data set."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ COUNT = 6
 
 
 def gallery(checkpoint: Path, predictions: Predictions) -> list[dict]:
-    """[{"image", "label", "right", "maps": [{"class", "logit", "png"}]}], PNGs as data URIs.
+    """Returns [{"image", "label", "right", "maps": [{"class", "logit", "png"}]}], PNGs as data URIs.
 
-    Maps are of the predicted class, and of the true one if it is another. Raises UserError if the checkpoint cannot
+    Maps are for the predicted class, and for the true one if it differs. Raises UserError if the checkpoint cannot
     be read.
     """
     model = load_model(checkpoint, exact_only=True)

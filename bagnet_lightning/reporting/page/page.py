@@ -1,4 +1,4 @@
-"""The page's data -> one HTML file; the charts are drawn by Chart.js (MIT), whose script is in it once."""
+"""The page as one HTML file, from its data; Chart.js (MIT), which draws the charts, is embedded once."""
 
 from html import escape
 from pathlib import Path
@@ -10,7 +10,7 @@ SCRIPTS = ("table.js", "charts.js", "run.js", "page.js")
 
 
 def page(data: dict) -> str:
-    """data: of page_data."""
+    """Returns the HTML of the page. data: from page_data."""
 
     def text(path: Path) -> str:
         return path.read_text(encoding="utf-8")

@@ -10,22 +10,22 @@ from bagnet_lightning.reporting.table import Line, Table
 
 
 def run_name(run: dict, table: Table) -> str:
-    """Its folder's path below the table's."""
+    """Returns the path of a run's folder below the table's, or the folder's name if it is the table's."""
     name = run["folder"].relative_to(table.folder).as_posix()
     return table.folder.resolve().name if name == "." else name
 
 
 def rows_of(tables: list[Table], prefixes: list[str]) -> list[dict]:
-    """The lines of all tables, side by side where they are of the same cell: "entries" has one a sweep, or None.
+    """Returns the lines of all tables, side by side if of the same cell: "entries" has one per sweep, or None.
 
-    prefixes: of the names of each table's runs on the page.
+    prefixes: for each table, the prefix of its runs' names on the page.
     """
     settings = list(dict.fromkeys(setting for table in tables for setting in table.settings))
     cells: dict[tuple, list[list[Line]]] = {}
-    for place, table in enumerate(tables):
+    for side, table in enumerate(tables):
         for line in table.lines:
             key = (line.model, line.optimizer, line.pretrained, line.epochs)
-            cells.setdefault(key, [[] for _ in tables])[place].append(line)
+            cells.setdefault(key, [[] for _ in tables])[side].append(line)
     paired = [lines for sides in cells.values() for lines in _side_by_side(sides, settings)]
     order = {id(line): number for table in tables for number, line in enumerate(table.lines)}
     paired.sort(key=lambda lines: [order[id(line)] for line in lines if line])
@@ -35,7 +35,7 @@ def rows_of(tables: list[Table], prefixes: list[str]) -> list[dict]:
 
 
 def related_rows(tables: list[Table], names: list[str], prefixes: list[str]) -> list[dict]:
-    """The related systems of all sweeps, one sweep's after the other's. names: of the sweeps."""
+    """Returns the related systems of all sweeps, sweep by sweep. names: the sweeps' names."""
     return [
         {
             "sweep": name,
@@ -58,7 +58,7 @@ def related_rows(tables: list[Table], names: list[str], prefixes: list[str]) -> 
 
 
 def pretraining_rows(tables: list[Table], names: list[str], prefixes: list[str]) -> list[dict]:
-    """The runs of all sweeps that left a backbone."""
+    """Returns the pretraining runs of all sweeps, sweep by sweep."""
     return [
         {
             "sweep": name,
@@ -78,17 +78,17 @@ def pretraining_rows(tables: list[Table], names: list[str], prefixes: list[str])
 
 
 def _side_by_side(sides: list[list[Line]], settings: list[str]) -> list[list[Line | None]]:
-    """Lines of one cell of the grid, paired by their settings; what is left is a pair too if there is one a side."""
-    places = range(len(sides))
+    """Pairs the lines of one cell of the grid by their settings; the rest is a pair if there is at most one a side."""
+    indices = range(len(sides))
     groups: dict[tuple, list[list[Line]]] = {}
-    for place, lines in enumerate(sides):
+    for side, lines in enumerate(sides):
         for line in lines:
-            groups.setdefault(_values(line, settings), [[] for _ in sides])[place].append(line)
+            groups.setdefault(_values(line, settings), [[] for _ in sides])[side].append(line)
     pairs = [list(lines) for group in groups.values() if all(group) for lines in zip_longest(*group)]
-    left = [[line for group in groups.values() if not all(group) for line in group[place]] for place in places]
+    left = [[line for group in groups.values() if not all(group) for line in group[side]] for side in indices]
     if all(len(lines) <= 1 for lines in left):
         return pairs + ([[lines[0] if lines else None for lines in left]] if any(left) else [])
-    return pairs + [[line if place == own else None for place in places] for own in places for line in left[own]]
+    return pairs + [[line if side == own else None for side in indices] for own in indices for line in left[own]]
 
 
 def _values(line: Line, settings: list[str]) -> tuple[str | None, ...]:
@@ -99,7 +99,7 @@ def _values(line: Line, settings: list[str]) -> tuple[str | None, ...]:
 def _row(lines: list[Line | None], tables: list[Table], prefixes: list[str], settings: list[str]) -> dict:
     first = next(line for line in lines if line)
     values = [_values(line, settings) for line in lines if line]
-    said = {name: [*dict.fromkeys(v[i] for v in values if v[i] is not None)] for i, name in enumerate(settings)}
+    distinct = {name: [*dict.fromkeys(v[i] for v in values if v[i] is not None)] for i, name in enumerate(settings)}
     return {
         "row": first.row,
         "model": first.model,
@@ -108,7 +108,7 @@ def _row(lines: list[Line | None], tables: list[Table], prefixes: list[str], set
         "optimizer_name": optimizer_name(first.optimizer),
         "pretrained": first.pretrained,
         "epochs": first.epochs,
-        "settings": {name: _number(" / ".join(words)) for name, words in said.items() if words},
+        "settings": {name: _number(" / ".join(texts)) for name, texts in distinct.items() if texts},
         "paper": first.paper and first.paper.accuracy,
         "comparable": any(line and line.difference is not None for line in lines),
         "entries": [
@@ -118,7 +118,7 @@ def _row(lines: list[Line | None], tables: list[Table], prefixes: list[str], set
 
 
 def _number(text: str) -> float | str:
-    """What sorts as a number should be one."""
+    """Converts the text of a finite number, so that it is sorted as one."""
     try:
         return float(text) if isfinite(float(text)) else text
     except ValueError:

@@ -1,4 +1,4 @@
-"""One run as its section of the page shows it, as plain data; reads nothing but the run's folder."""
+"""The data of one run's section of the page, read from the run's folder alone."""
 
 import shlex
 import time
@@ -13,13 +13,13 @@ from bagnet_lightning.reporting.columns import cell, duration, size, without_key
 from bagnet_lightning.results import read_metrics
 from bagnet_lightning.standalone import data_uri
 
-LOG_BYTES, LOG_LINES = 8000, 40  # of train.log's end, for a run that did not finish
+LOG_BYTES, LOG_LINES = 8000, 40  # shown of train.log's end for a run that did not finish
 COMMANDS = {"related": "classical", "pretraining": "pretrain"}  # by a run's kind
 EXPLAINS = {
     "keypoints": "which keypoint spoke for which class",
     "patches": "which patch spoke for which class",
 }
-# What a finished run of each kind leaves beside its result, and what is not there without it.
+# Files that a finished run of each kind leaves beside its result, and what is lost without them.
 LEFT = {
     None: {
         "best.ckpt": "this network cannot be evaluated or explained any more",
@@ -33,7 +33,7 @@ CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
 
 
 def state(run: dict) -> str:
-    """ "finished", "running", "stopped", "failed", "diverged" or "unreadable"."""
+    """Returns "finished", "running", "stopped", "failed", "diverged" or "unreadable"."""
     if run["status"] != "unfinished":
         return run["status"]
     if run["progress"]:
@@ -46,29 +46,29 @@ def state(run: dict) -> str:
 
 
 def describe(run: dict, overrides: list[str] | None) -> dict:
-    """Everything of a run but its neighbours; overrides: what sweep.json says was asked."""
+    """Returns all of a run's data except its neighbours; overrides: those of the run in sweep.json."""
     metrics = read_metrics(run["folder"])
-    now = state(run)
-    asked = run.get("overrides") or overrides
-    own = ["--config-dir", run["config_dir"]] if run.get("config_dir") else []
+    run_state = state(run)
+    requested = run.get("overrides") or overrides
+    options = ["--config-dir", run["config_dir"]] if run.get("config_dir") else []
     kind, folder = run.get("kind"), run["folder"]
     described = {
         "kind": kind,
-        "state": now,
+        "state": run_state,
         "error": run.get("error"),
         "epochs": run.get("epochs"),
         "done": metrics[-1]["epoch"] if metrics else 0,
         "best": run.get("best_val_accuracy"),
         "progress": run.get("progress"),
-        "command": asked
-        and shlex.join(["python", "-m", f"bagnet_lightning.{COMMANDS.get(kind, 'train')}", *own, *asked]),
+        "command": requested
+        and shlex.join(["python", "-m", f"bagnet_lightning.{COMMANDS.get(kind, 'train')}", *options, *requested]),
         "explain": None,
         "config": leaves(run["config"]),
         "curves": {"epoch": [row["epoch"] for row in metrics]}
         | {name: [_rounded(row.get(name)) for row in metrics] for name in CURVES},
         "facts": _facts(run),
-        "log": None if now in ("finished", "running") else _log_tail(run["folder"]),
-        "missing": _missing(folder, kind, now),
+        "log": None if run_state in ("finished", "running") else _log_tail(run["folder"]),
+        "missing": _missing(folder, kind, run_state),
     }
     if run.get("explains") and (folder / "model.safetensors").exists():
         path = (folder / "model.safetensors").as_posix()
@@ -94,7 +94,7 @@ def _missing(folder: Path, kind: str | None, state: str) -> list[str]:
 
 
 def common_config(runs: list[dict]) -> dict:
-    """Takes from each run's "config" what most runs say too, and returns that; the page puts it together again."""
+    """Removes values that most runs share from each run's "config" and returns them; the page merges them again."""
     keys = dict.fromkeys(key for run in runs for key in run["config"])
     common = {}
     for key in keys:
@@ -110,7 +110,7 @@ def common_config(runs: list[dict]) -> dict:
 
 
 def _facts(run: dict) -> list[list[str]]:
-    """[what, how much], for what is known."""
+    """Returns [name, value] of each known fact on a run."""
     seconds, devices = run.get("train_seconds"), (run.get("devices") or 1) * (run.get("num_nodes") or 1)
     versions = run.get("versions") or {}
     facts = {
@@ -138,7 +138,7 @@ def _facts(run: dict) -> list[list[str]]:
         "Versions": ", ".join(f"{name} {versions[name]}" for name in ("bagnet_lightning", "torch") if name in versions),
         "Commit": cell(run.get("commit")),
     }
-    if run.get("kind") == "related":  # by a computer's cores, not by devices that are rented by the hour
+    if run.get("kind") == "related":  # these ran on CPU cores, not on devices that are rented by the hour
         facts |= {"Cost": "", "Device": cell(run.get("device"))}
     return [[name, value] for name, value in facts.items() if value]
 
@@ -154,7 +154,7 @@ def _confusion(folder: Path) -> dict | None:
         "classes": predictions.class_names,
         "right": matrix.diagonal().tolist(),
         "images": matrix.sum(1).tolist(),
-        "pairs": [[true, said, int(matrix[true, said])] for true, said in pairs],
+        "pairs": [[true, predicted, int(matrix[true, predicted])] for true, predicted in pairs],
         "among": classes,
         "matrix": matrix[np.ix_(classes, classes)].tolist(),
         "sheet": data_uri(predictions.sheet, "image/jpeg"),

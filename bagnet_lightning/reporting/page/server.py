@@ -1,4 +1,4 @@
-"""The page of a sweep that goes on, on this machine only: asks the folders again whenever the page asks."""
+"""A local server of the page of a sweep that goes on: reads the folders again when the page asks for data."""
 
 import json
 import sys
@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.reporting.page.page import page
 
-FRESH = 2  # s for which data are not read again, however many pages ask
-SHARE = 0.1  # of a core, at most: what is trained needs the rest
+FRESH = 2  # s for which data are not read again, whatever the number of requests
+SHARE = 0.1  # of a core, at most, for reading: training needs the rest
 
 
 class Server(ThreadingHTTPServer):
@@ -33,18 +33,18 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A browser that goes away while it is answered is no error."""
+        """Ignores the error of a browser that disconnects during a response."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
     def data(self) -> dict:
-        """What was read, and a tag that changes when any of it but the time does."""
+        """Returns the data with a tag that changes when anything in them but the time does."""
         with self._lock:
             if time.monotonic() > self._until:
                 started = time.monotonic()
                 data = self._read()
-                unchanged = {name: value for name, value in data.items() if name != "made"}
-                self._data = data | {"tag": f'"{sha256(json.dumps(unchanged).encode()).hexdigest()[:16]}"'}
+                tagged = {name: value for name, value in data.items() if name != "made"}
+                self._data = data | {"tag": f'"{sha256(json.dumps(tagged).encode()).hexdigest()[:16]}"'}
                 now = time.monotonic()
                 self._until = now + max(FRESH, (now - started) / SHARE)
             return self._data
@@ -52,13 +52,13 @@ class Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        # Only by the names of this machine: another site's name that is made to point here gets nothing.
+        # Only requests to this machine's own names: not to another site's name that points here (DNS rebinding).
         if self.headers.get("Host", "").partition(":")[0] not in ("127.0.0.1", "localhost"):
             self.send_error(403)
             return
         try:
             self._answer()
-        except UserError as error:  # the folder is gone, for now or for good
+        except UserError as error:  # the folder was removed
             self.send_error(503, explain=str(error))
 
     def _answer(self) -> None:
@@ -85,4 +85,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *args) -> None:
-        """Says nothing: a page asks every few seconds."""
+        """Logs nothing: a page sends a request every few seconds."""
