@@ -87,18 +87,18 @@ def load_backbone(path: str | Path) -> Trained:
     path = weights_file(path)
     if path.suffix in (".onnx", ".pt2"):
         raise UserError(f"checkpoint {path} is for other programs; give best.ckpt, or what format=safetensors exported")
-    about, weights = _read(path)
-    options = {key: value for key, value in about["config"]["model"].items() if key != "pretrained"}
-    make = _network(options.pop("_target_"), path)
     try:
+        about, weights = _read(path)
+        options = {key: value for key, value in about["config"]["model"].items() if key != "pretrained"}
+        make = _network(options.pop("_target_"), path)
         network = make(num_classes=max(1, len(about["classes"])), **options)
         if not about["classes"]:
             network.fc = nn.Identity()
         network.load_state_dict({key: weights[key] for key in network.state_dict()})
+        return Trained(network.eval(), **about)
     except (KeyError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"checkpoint {path} does not fit the network it names: {reason}") from error
-    return Trained(network.eval(), **about)
 
 
 def _network(target: str, path: Path) -> Callable[..., nn.Module]:

@@ -146,6 +146,8 @@ def test_other_files_are_refused_in_one_line(tmp_path):
     (tmp_path / "text").write_text("not a checkpoint")
     torch.save({"weights": torch.zeros(2)}, tmp_path / "foreign")
     torch.save([1, 2], tmp_path / "list")
+    torch.save({"bagnet_lightning": {"config": {}}, "state_dict": {}}, tmp_path / "no_model")
+    torch.save({"bagnet_lightning": {}}, tmp_path / "no_weights")
     torch.save(checkpoint(bagnet9(3, width=0.25)), tmp_path / "whole")
     (tmp_path / "config.yaml").write_text("seed: 0\nsweep: s\n")  # which torch tries to unpickle
     (tmp_path / "folder").mkdir()
@@ -156,6 +158,8 @@ def test_other_files_are_refused_in_one_line(tmp_path):
         "text": "",
         "foreign": "not of a",
         "list": "not of a",
+        "no_model": "does not fit .* 'model'",
+        "no_weights": "does not fit .* 'state_dict'",
         "config.yaml": "cannot be read",
         "folder": "is a folder: give .*folder/best.ckpt",
         "cut": "",

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import bagnet9
-from bagnet_lightning.training.classifier import Classifier, totals
+from bagnet_lightning.training.classifier import Classifier, top5, totals
 
 BATCHES = 5
 
@@ -121,8 +121,20 @@ def test_a_share_of_the_loss_is_of_every_patchs_own_logits():
 def test_totals_are_of_losses_hits_and_images():
     logits, labels = torch.eye(7)[[0, 1, 2, 2]], torch.tensor([0, 1, 2, 3])
     logits[3] = torch.arange(7.0)  # label 3 is the fourth of seven
-    assert totals(logits, labels, torch.tensor(0.5)).tolist() == [2.0, 3.0, 4.0, 4.0]
-    assert totals(logits[:, :3], torch.tensor([1, 1, 2, 0]), torch.tensor(1.0)).tolist() == [4.0, 2.0, 4.0, 4.0]
+    assert totals(top5(logits), labels, torch.tensor(0.5)).tolist() == [2.0, 3.0, 4.0, 4.0]
+    few = top5(logits[:, :3])
+    assert totals(few, torch.tensor([1, 1, 2, 0]), torch.tensor(1.0)).tolist() == [4.0, 2.0, 4.0, 4.0]
+
+
+def test_the_classes_that_are_kept_are_those_that_count_as_hits():
+    class Equal(nn.Module):  # logits
+        def forward(self, images):
+            return torch.zeros(len(images), 200)
+
+    module = Classifier(Equal(), torch.optim.SGD, StepLR, "epoch", 0.0, {})
+    labels = torch.arange(200)
+    predicted = module.validation_step((torch.randn(200, 4), labels, labels))
+    assert (predicted == labels).sum() == module.val_totals[1] == 1
 
 
 def test_checkpoints_carry_what_the_epoch_has_come_to():

@@ -126,6 +126,9 @@ def test_a_file_that_is_not_the_network_is_refused(checkpoints):
     other.mean += 0.001
     with pytest.raises(UserError, match="differs from the network"):
         difference(trained, other)
+    other.mean[:] = torch.nan
+    with pytest.raises(UserError, match="differs from the network by nan"):
+        difference(trained, other)
 
 
 def test_what_is_written_stays_as_it_was_if_it_cannot_be_checked(checkpoints, tmp_path, monkeypatch):

@@ -118,9 +118,11 @@ def compile_seconds(module: Learner, data: ImageData) -> float:
 
 def accelerated(module: Learner, data: ImageData) -> dict[str, bool]:
     """Returns whether training in this process ran compiled, and whether from CUDA graphs, none of which failed."""
-    forward, graphs = module.forward_pass, (data.augmented, module.gradients, module.recorded_update)
+    graphs = (data.augmented, module.gradients, module.recorded_update)
+    augmented = data.augmented.function if isinstance(data.augmented, Graphed) else data.augmented
+    functions = [function for function in (module.forward_pass, augmented) if isinstance(function, Compiled)]
     return {
-        "compiled": isinstance(forward, Compiled) and forward.compiled is not None and forward.seconds > 0,
+        "compiled": bool(functions) and all(f.compiled is not None and f.seconds > 0 for f in functions),
         "cuda_graph": isinstance(module.gradients, Graphed)
         and module.gradients.graph is not None
         and not any(graph.failed for graph in graphs),

@@ -50,7 +50,7 @@ class Classifier(Learner):
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Returns the loss of a training batch, and adds the batch to the epoch's totals."""
         logits, loss = self.cross_entropy(images, labels)
-        self.train_totals += totals(logits.detach(), labels, loss.detach())
+        self.train_totals += totals(top5(logits.detach()), labels, loss.detach())
         return loss
 
     def cross_entropy(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,8 +71,9 @@ class Classifier(Learner):
         """Returns the predicted classes, (B,)."""
         images, labels, _ = batch
         logits = self.network(images.to(self.dtype))
-        self.val_totals += totals(logits, labels, F.cross_entropy(logits, labels))
-        return logits.argmax(1)
+        classes = top5(logits)
+        self.val_totals += totals(classes, labels, F.cross_entropy(logits, labels))
+        return classes[:, 0]  # not argmax, which may choose another of equal logits, as are many in 16 bits
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:  # only in a user's own Trainer
@@ -94,8 +95,13 @@ class Classifier(Learner):
         return share * self.trainer.world_size / total
 
 
-def totals(logits: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
-    """Returns a batch's sum of losses, top-1 hits, top-5 hits and number of images: (4,) float32."""
-    hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (B, 5)
+def top5(logits: Tensor) -> Tensor:
+    """Returns the five classes of the highest logits, or all if there are fewer, the highest first: (B, 5)."""
+    return logits.topk(min(5, logits.shape[1])).indices
+
+
+def totals(classes: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
+    """Returns a batch's sum of losses, top-1 hits, top-5 hits and number of images: (4,) float32. classes: of top5."""
+    hits = classes == labels[:, None]  # (B, 5)
     images = torch.full_like(loss, len(labels))
     return torch.stack([loss * images, hits[:, 0].sum(), hits.sum(), images])

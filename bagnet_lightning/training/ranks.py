@@ -170,7 +170,7 @@ def _wait_for_end(ranks: list[tuple[Connection, subprocess.Popen]]) -> dict | in
                 ends.append(message)
                 if isinstance(message, dict) or number == 0:
                     deadline = deadline or time.monotonic() + GRACE_S
-    return [*died, *ends][0]
+    return [*died, *ends, "all ranks ended without a result"][0]
 
 
 @contextmanager

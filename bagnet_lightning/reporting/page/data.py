@@ -1,8 +1,8 @@
 """All data that the page shows, from the tables of one sweep or several."""
 
+import shlex
 from collections import Counter
 from datetime import datetime
-from pathlib import Path
 
 from bagnet_lightning.config import leaves
 from bagnet_lightning.errors import UserError
@@ -137,5 +137,5 @@ def _gallery(tables: list[Table], prefixes: list[str]) -> tuple[dict | None, str
         items = gallery(checkpoint, predictions)
     except (UserError, ValueError, RuntimeError) as error:  # the last when others use the GPU, too
         return None, f"The best BagNet, {name}: {str(error).partition(chr(10))[0]}."
-    command = f"python -m bagnet_lightning.explain checkpoint={Path(checkpoint).as_posix()} split=val"
-    return {"run": name, "items": items, "command": command}, None
+    command = ["python", "-m", "bagnet_lightning.explain", f"checkpoint={checkpoint.as_posix()}", "split=val"]
+    return {"run": name, "items": items, "command": shlex.join(command)}, None
