@@ -170,7 +170,7 @@ def write_backbone(network: nn.Module, about: dict, path: Path) -> None:
     write_bytes(path, save(weights, {"format": "pt", "bagnet_lightning": json.dumps(metadata)}))
 
 
-def beside_tensors(path: str | Path) -> object:
+def read_metadata(path: str | Path) -> object:
     """Returns this package's metadata in a safetensors file, or None. Raises UserError if it cannot be read."""
     try:
         with safe_open(path, "np") as file:
@@ -196,7 +196,7 @@ def _read_run(path: Path) -> tuple[dict, dict[str, Tensor]]:
 
 
 def _read_safetensors(path: Path) -> tuple[dict, dict[str, Tensor]]:
-    metadata = beside_tensors(path)
+    metadata = read_metadata(path)
     if not isinstance(metadata, dict):
         raise UserError(f"checkpoint {path} was not exported by bagnet_lightning; give it as model.pretrained=PATH")
     if "mean" not in metadata:

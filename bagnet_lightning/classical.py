@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from bagnet_lightning.cli import command
 from bagnet_lightning.results import progress_file, write_progress, write_result
-from bagnet_lightning.runs import in_its_folder, outcome
+from bagnet_lightning.runs import outcome, run_in_folder
 
 RUN_FILES = ("config.yaml", "model.safetensors", "predictions.npz", "em", "result.json")
 
@@ -25,15 +25,15 @@ def main(config: DictConfig) -> dict:
     from bagnet_lightning.local_features.model import check_installed
 
     check_installed()
-    return in_its_folder(config, RUN_FILES, partial(classical, config))
+    return run_in_folder(config, RUN_FILES, partial(classical, config))
 
 
-def classical(config: DictConfig, folder: Path, asked: dict) -> dict:
+def classical(config: DictConfig, folder: Path, requested: dict) -> dict:
     from bagnet_lightning.local_features.pipeline import run
 
     write_progress(folder)  # that it goes on; how far, it cannot know
     try:
-        result = outcome(asked, folder, partial(run, config, folder))
+        result = outcome(requested, folder, partial(run, config, folder))
     finally:
         progress_file(folder).unlink(missing_ok=True)
     write_result(folder, result)

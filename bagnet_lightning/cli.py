@@ -57,7 +57,7 @@ def command(
         def main() -> None:
             _check_form(sys.argv[1:])
             # argparse takes settings only without options between them, and users write them in any order.
-            sys.argv[1:] = sorted(map(_as_hydra_reads_it, sys.argv[1:]), key=_is_setting)
+            sys.argv[1:] = sorted(map(_quoted_for_hydra, sys.argv[1:]), key=_is_setting)
             if data_of_run:  # its keys are known only when the run's config has been read
                 sys.argv = [f"++{argument}" if argument.startswith("data.") else argument for argument in sys.argv]
             for key in lists:
@@ -115,7 +115,7 @@ def _is_setting(argument: str) -> bool:
     return argument.startswith("~") or (not argument.startswith("-") and "=" in argument)
 
 
-def _as_hydra_reads_it(argument: str) -> str:
+def _quoted_for_hydra(argument: str) -> str:
     """Rewrites an argument for Hydra: expands ~/x, in data.root=~/x too, and quotes paths like 2024, ü.jpg, a (1).png.
 
     Quotes a number as the choice of a group, too: names of choices are text.

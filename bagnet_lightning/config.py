@@ -60,7 +60,7 @@ def kind(config: Mapping) -> str | None:
     return "pretraining" if "method" in config else None
 
 
-def asked_for(config: DictConfig) -> dict[str, object]:
+def training_settings(config: DictConfig) -> dict[str, object]:
     """Returns the leaves of a configuration that determine what is trained: not where, how fast, or by which name."""
     ignored = (*NOT_IN_DIGEST, *_REDUNDANT)
     all_leaves = leaves(plain(config), modules=True)
@@ -82,7 +82,7 @@ def image_size(config: Mapping) -> int:
 
 def digest(config: DictConfig) -> str:
     """Returns twelve hex digits that are equal for two configurations exactly if they ask for the same training."""
-    return hashlib.sha256(json.dumps(asked_for(config), sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(training_settings(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def sha256(path: object) -> str | None:

@@ -80,7 +80,9 @@ def writable(out: Path) -> Path:
     return out
 
 
-def made_once(folder: Path, opened: Callable[[dict], Made], make: Callable[[Path], dict], if_unwritable: str) -> Made:
+def open_or_make(
+    folder: Path, opened: Callable[[dict], Made], make: Callable[[Path], dict], if_unwritable: str
+) -> Made:
     """Returns `opened(manifest)` of `folder`, which `make` first fills if it is incomplete or refused by `opened`.
 
     opened: raises ValueError for a manifest that is not the requested one. make: fills an empty folder and returns the

@@ -101,7 +101,7 @@ def run(job: DictConfig, task_function: TaskFunction) -> dict:
     try:
         return run_until_stopped(job, task_function)
     except SystemExit as stop:
-        return failed(job, f"{ending(stop.code)}; {GOES_ON}")
+        return failed(job, f"{describe_exit_code(stop.code)}; {GOES_ON}")
 
 
 def run_until_stopped(job: DictConfig, task_function: TaskFunction) -> dict:
@@ -120,7 +120,7 @@ def run_until_stopped(job: DictConfig, task_function: TaskFunction) -> dict:
     return result
 
 
-def ending(code: int) -> str:
+def describe_exit_code(code: int) -> str:
     """Describes an exit code above 128."""
     try:
         return f"stopped by {signal.Signals(code - 128).name}"

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from bagnet_lightning.files import write_bytes
 
 NAME = "predictions.npz"
-PAIRS, EACH = 6, 3  # most confused pairs of classes with thumbnails, and misclassified images of each
+PAIRS, IMAGES_PER_PAIR = 6, 3  # most confused pairs of classes with thumbnails, and misclassified images of each
 SIDE = 48  # px of a thumbnail; a multiple of JPEG's blocks of 16, so that neighbours do not bleed into each other
 EXAMPLES = 8  # validation images kept whole, for the evidence gallery
 
@@ -26,7 +26,7 @@ class Predictions:
 
     labels, predicted: (N,) class indices of the validation images, in their order.
     examples: (E, H, W, 3) uint8, spread evenly over the split; example_labels: (E,).
-    sheet: a JPEG with a row of EACH thumbnails for each of the first PAIRS pairs of most_confused.
+    sheet: a JPEG with a row of IMAGES_PER_PAIR thumbnails for each of the first PAIRS pairs of most_confused.
     """
 
     class_names: list[str]
@@ -93,9 +93,9 @@ def read_predictions(folder: Path) -> Predictions | None:
 
 def _sheet(labels: np.ndarray, predicted: np.ndarray, classes: int, images: Callable) -> bytes:
     pairs = most_confused(confusion(labels, predicted, classes), PAIRS)
-    sheet = Image.new("RGB", (EACH * SIDE, max(1, len(pairs)) * SIDE))
+    sheet = Image.new("RGB", (IMAGES_PER_PAIR * SIDE, max(1, len(pairs)) * SIDE))
     for row, (true, mistake) in enumerate(pairs):
-        mistaken = np.flatnonzero((labels == true) & (predicted == mistake))[:EACH].tolist()
+        mistaken = np.flatnonzero((labels == true) & (predicted == mistake))[:IMAGES_PER_PAIR].tolist()
         for column, pixels in enumerate(images(mistaken)):
             sheet.paste(ImageOps.fit(Image.fromarray(pixels), (SIDE, SIDE)), (column * SIDE, row * SIDE))
     stream = BytesIO()

@@ -11,7 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from bagnet_lightning.cli import command
-from bagnet_lightning.runs import in_its_folder
+from bagnet_lightning.runs import run_in_folder
 
 RUN_FILES = (
     "config.yaml",
@@ -26,7 +26,7 @@ RUN_FILES = (
 
 @command("pretrain")
 def main(config: DictConfig) -> dict:
-    return in_its_folder(config, RUN_FILES, partial(pretrain, config))
+    return run_in_folder(config, RUN_FILES, partial(pretrain, config))
 
 
 def pretrain(config: DictConfig, folder: Path, requested: dict) -> dict:

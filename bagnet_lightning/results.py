@@ -66,7 +66,7 @@ def describe(config: DictConfig, overrides: list[str]) -> dict:
     return {"row": row and row.row, **fields, "scheduler": _class(config.scheduler), **shared, "paper": paper}
 
 
-def asked_system(config: Mapping) -> str:
+def system_name(config: Mapping) -> str:
     """Returns a related system's name, "SIFT, 1,000 words, linear SVM". Empty labels are left out."""
     labels = (config.get(part, {}).get("label") for part in PARTS)
     return ", ".join(str(label) for label in labels if label)
@@ -77,7 +77,7 @@ def _fields(config: Mapping) -> dict:
     if kind(config) == "related":
         parts = {part: config.get(part, {}).get("name") for part in PARTS}
         names = {"model": parts["features"], "optimizer": parts["classifier"]}
-        return {"kind": "related", "system": asked_system(config), **parts, **names, "seed": config.get("seed")}
+        return {"kind": "related", "system": system_name(config), **parts, **names, "seed": config.get("seed")}
     model, epochs = config.get("model", {}), config.get("trainer", {}).get("max_epochs")
     optimizer = _class(config.get("optim", {}))
     return {

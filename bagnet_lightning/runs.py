@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from bagnet_lightning.config import asked_for, digest, plain
+from bagnet_lightning.config import digest, plain, training_settings
 from bagnet_lightning.errors import Diverged, Interrupted, UserError, in_one_line
 from bagnet_lightning.files import locked, write_text
 from bagnet_lightning.results import describe, read_run
@@ -20,7 +20,7 @@ from bagnet_lightning.results import describe, read_run
 log = logging.getLogger(__name__)
 
 
-def in_its_folder(
+def run_in_folder(
     config: DictConfig, files: Sequence[str], run: Callable[[Path, dict], dict], lead: bool = True
 ) -> dict:
     """Returns the result of the run of Hydra's current job: an earlier one's if it is finished, else `run`'s.
@@ -100,7 +100,7 @@ def skip_or_refuse(config: DictConfig, folder: Path, requested: dict, lead: bool
     earlier = {} if config.fresh else read_run(folder)
     earlier_config = OmegaConf.create(earlier.get("config") or {})
     if earlier_config and digest(earlier_config) != requested["config_digest"] and not nothing_to_lose(earlier):
-        before, now = asked_for(earlier_config), asked_for(config)
+        before, now = training_settings(earlier_config), training_settings(config)
         changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
         changed = ["the images under data.root" if key == "image_files" else key for key in changed]
         error = (

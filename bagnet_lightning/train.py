@@ -13,7 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from bagnet_lightning.cli import command
-from bagnet_lightning.runs import in_its_folder
+from bagnet_lightning.runs import run_in_folder
 from bagnet_lightning.training import ranks
 
 RUN_FILES = (
@@ -27,7 +27,7 @@ def main(config: DictConfig) -> dict:
     lead = ranks.rank(config) == 0
     if not lead:
         logging.disable(logging.INFO)  # rank 0 alone logs what all ranks do
-    return in_its_folder(config, RUN_FILES, partial(train, config), lead)
+    return run_in_folder(config, RUN_FILES, partial(train, config), lead)
 
 
 def train(config: DictConfig, folder: Path, requested: dict) -> dict:

@@ -147,8 +147,8 @@ for optimizer, count in (("adam", 2), ("muon", 3)):
         values = [row[loss] for row in rows]
         factor = max(values) / min(values)
         fault |= not factor <= most
-        told = ", ".join(f"{folder.parent.name} {value:.4f}" for folder, value in zip(folders, values))
-        print(f"{optimizer}, {loss}: {told}; they differ by a factor of {factor:.3f}, and more than {most} is a fault")
+        named = ", ".join(f"{folder.parent.name} {value:.4f}" for folder, value in zip(folders, values))
+        print(f"{optimizer}, {loss}: {named}; they differ by a factor of {factor:.3f}, and more than {most} is a fault")
 raise SystemExit(fault)
 CHECK
     return $code
@@ -205,19 +205,19 @@ table1() {
     local started=$SECONDS
     train table1_paper "table1=$ROWS" || return
     echo "these rows took $((SECONDS - started)) s, all included (target: 600 s for all 14 on one H200)"
-    told table1_paper
+    show table1_paper
 }
 
-told() { # SWEEP: how fast each run was, and whether it was compiled and recorded
-    "$PYTHON" - "$1" <<'TOLD'
+show() { # SWEEP: how fast each run was, and whether it was compiled and recorded
+    "$PYTHON" - "$1" <<'SHOW'
 import sys
 from pathlib import Path
 from bagnet_lightning.results import read_runs
 for run in read_runs(Path("multirun_outputs", sys.argv[1])):
-    told = [f"{key} {run.get(key)}" for key in ("best_val_accuracy", "images_per_second", "train_seconds",
-                                                "compile_seconds", "compiled", "cuda_graph", "peak_memory_mib")]
-    print(f"{run['folder'].name}: {run['status']}, {', '.join(told)}")
-TOLD
+    values = [f"{key} {run.get(key)}" for key in ("best_val_accuracy", "images_per_second", "train_seconds",
+                                                  "compile_seconds", "compiled", "cuda_graph", "peak_memory_mib")]
+    print(f"{run['folder'].name}: {run['status']}, {', '.join(values)}")
+SHOW
 }
 
 seeds() { train table1_paper table1=resnet18_sgd_15,bagnet9_adam_15,bagnet17_adam_15,bagnet33_adam_15 seed=1,2; }
@@ -243,7 +243,7 @@ modern() { # its own settings, which were chosen on small held-out parts (result
     local code=0
     train modern recipe=modern model=bagnet33,resnet18,bagnet17,bagnet9 || code=1
     train modern recipe=modern model=resnet18 model.stem=small || code=1
-    told modern
+    show modern
     return $code
 }
 
@@ -261,7 +261,7 @@ measure_tuned() { # SEEDS: on val, with the settings that were chosen when it fi
         # shellcheck disable=SC2086
         train tuned recipe=modern $settings "seed=$1" || code=1
     done 3<"$RESULTS/measured.txt"
-    told tuned
+    show tuned
     return $code
 }
 

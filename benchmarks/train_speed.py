@@ -113,7 +113,7 @@ def measurements(config: DictConfig, plain_steps: int, profile: Path | None) -> 
     yield {**{key: result[key] for key in kept}, "epoch_seconds": statistics.median(epochs[1:] or epochs)}
 
     parts = StepParts(config)
-    tflop = step_tflop(parts.network, parts.image_size) / 1e12  # an image
+    tflop = step_flop(parts.network, parts.image_size) / 1e12  # an image
     peak = matmul_tflops(DTYPES.get(result["precision"], torch.float32))
     split = parts.split(1000 * parts.data.batch_size / result["images_per_second"] - checkpoint_ms)
     yield {
@@ -161,7 +161,7 @@ def matmul_tflops(dtype: torch.dtype) -> float:
     return 2 * size**3 / 1e12 / min(seconds(lambda: a @ b) for _ in range(6))
 
 
-def step_tflop(network: nn.Module, side: int) -> float:
+def step_flop(network: nn.Module, side: int) -> float:
     """Returns the operations of a training step per image, a multiplication and an addition being two."""
     with FlopCounterMode(display=False) as counter:
         network(next(network.parameters()).new_empty(2, 3, side, side).normal_()).sum().backward()

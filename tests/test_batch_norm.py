@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bagnet_lightning.training.batch_norm import WrittenOutBatchNorm2d, replaced
+from bagnet_lightning.training.batch_norm import WrittenOutBatchNorm2d, replace_batch_norms
 
 COMPILER = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 
@@ -24,7 +24,7 @@ def test_two_steps_and_an_evaluation_are_those_of_torch(compiled, dtype, toleran
         torch.manual_seed(1)
         norm = nn.BatchNorm2d(8, momentum=0.3, dtype=dtype if dtype == torch.float64 else None)
         nn.init.normal_(norm.weight)
-        network = replaced(nn.Sequential(norm, nn.ReLU()), nn.BatchNorm2d, kind)
+        network = replace_batch_norms(nn.Sequential(norm, nn.ReLU()), nn.BatchNorm2d, kind)
         assert type(norm) is kind
         function = torch.compile(network) if compiled and kind is WrittenOutBatchNorm2d else network
         for batch in batches[:2]:
@@ -42,7 +42,9 @@ def test_two_steps_and_an_evaluation_are_those_of_torch(compiled, dtype, toleran
 def test_norms_of_another_kind_stay_as_they_are():
     kinds = ({"affine": False}, {"track_running_stats": False}, {"momentum": None})
     network = nn.Sequential(*(nn.BatchNorm2d(3, **kind) for kind in kinds))
-    assert {type(norm) for norm in replaced(network, nn.BatchNorm2d, WrittenOutBatchNorm2d)} == {nn.BatchNorm2d}
+    assert {type(norm) for norm in replace_batch_norms(network, nn.BatchNorm2d, WrittenOutBatchNorm2d)} == {
+        nn.BatchNorm2d
+    }
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e-3, 1.0])

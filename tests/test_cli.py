@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from bagnet_lightning.cli import _as_hydra_reads_it, command
+from bagnet_lightning.cli import _quoted_for_hydra, command
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ from bagnet_lightning.cli import _as_hydra_reads_it, command
 )
 def test_paths_may_be_typed_as_they_are(typed, read, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    assert _as_hydra_reads_it(typed) == read
+    assert _quoted_for_hydra(typed) == read
 
 
 def test_a_terminal_that_lacks_a_letter_gets_it_spelt_out(monkeypatch):

@@ -6,7 +6,7 @@ from conftest import composed
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from bagnet_lightning.config import asked_for, digest, folder, leaves, plain
+from bagnet_lightning.config import digest, folder, leaves, plain, training_settings
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.paths import CONF
 from bagnet_lightning.rules import RULES, check
@@ -214,10 +214,10 @@ def test_digest_is_of_what_is_trained():
         "trainer.compile=true",
     ):
         assert digest(composed(same)) == asked
-        assert asked_for(composed(same)) == asked_for(composed())
+        assert training_settings(composed(same)) == training_settings(composed())
     assert digest(composed("trainer=ddp", "trainer.num_nodes=2")) == asked
     config = composed("data.holdout=0.1", "weight_average=0.9")
-    assert leaves(plain(config)).keys() - asked_for(config).keys() == {
+    assert leaves(plain(config)).keys() - training_settings(config).keys() == {
         *("sweep", "fresh", "dry_run", "paper", "checkpoint.every_n_minutes", "checkpoint.every_n_steps"),
         *("data.root", "data.url", "data.device_resident", "data.eval_batch_size"),
         *("trainer.devices", "trainer.num_nodes", "trainer.compile", "trainer.fused_norm", "trainer.cuda_graph"),
@@ -244,7 +244,7 @@ def test_digest_is_of_what_is_trained():
     assert digest(composed("model=resnet18", "bagnet.pad=1")) == digest(composed("model=resnet18"))
     own = composed("optim._target_=mine.SGD")
     assert digest(own) != asked
-    assert asked_for(own).items() - asked_for(composed()).items() == {("optim._target_", "mine.SGD")}
+    assert training_settings(own).items() - training_settings(composed()).items() == {("optim._target_", "mine.SGD")}
     tiles = [digest(composed(f"data.eval_batch_size={n}", "method=tile2vec", name="pretrain")) for n in (6, 7)]
     assert tiles[0] != tiles[1]  # distant ones are drawn from the batch
 

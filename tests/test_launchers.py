@@ -9,7 +9,7 @@ from conftest import SMALL, composed, wait_for
 from hydra import compose, initialize_config_dir
 
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.launching import ending, failed, folder, run
+from bagnet_lightning.launching import describe_exit_code, failed, folder, run
 from bagnet_lightning.paths import CONF
 from bagnet_lightning.results import read_run, write_result
 from hydra_plugins.bagnet_lightning.ray import RayLauncher
@@ -85,7 +85,7 @@ def test_what_a_job_raises_is_a_failed_result_in_its_folder(job, raised, words):
     [(143, "stopped by SIGTERM"), (138, "stopped by SIGUSR1"), (255, "ended with exit code 255")],
 )
 def test_what_an_exit_code_says(code, words):
-    assert ending(code) == words
+    assert describe_exit_code(code) == words
 
 
 def test_a_finished_result_is_not_overwritten_by_the_news_of_a_dead_worker(job):

@@ -32,7 +32,7 @@ def test_tensorboard_writes_curves_and_result_into_the_runs_folder(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = composed(*SMALL, "logger=tensorboard", "trainer.max_epochs=1")
-    logger = instantiate(config.logger, _partial_=True)(folder=tmp_path, composed={}, asked=ASKED)
+    logger = instantiate(config.logger, _partial_=True)(folder=tmp_path, config={}, requested=ASKED)
     result = {**ASKED, **fit(config, tmp_path, logger), "status": "finished"}
     logger.close(result)
     written = EventAccumulator(str(tmp_path / "tensorboard")).Reload()

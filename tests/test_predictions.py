@@ -14,7 +14,14 @@ from bagnet_lightning.checkpoint import load_trained
 from bagnet_lightning.data.module import Textures
 from bagnet_lightning.errors import Interrupted
 from bagnet_lightning.inference import batches, predict
-from bagnet_lightning.predictions import EACH, SIDE, confusion, most_confused, read_predictions, write_predictions
+from bagnet_lightning.predictions import (
+    IMAGES_PER_PAIR,
+    SIDE,
+    confusion,
+    most_confused,
+    read_predictions,
+    write_predictions,
+)
 from bagnet_lightning.results import read_metrics
 from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.fit import fit
@@ -59,7 +66,7 @@ def test_the_sheet_has_the_most_confused_pairs_in_rows(written):
     assert most_confused(read.confusion(), 6) == [(2, 0), (1, 0)]
     (written[0] / "sheet.jpg").write_bytes(read.sheet)
     sheet = np.asarray(Image.open(written[0] / "sheet.jpg"))
-    assert sheet.shape == (2 * SIDE, EACH * SIDE, 3)
+    assert sheet.shape == (2 * SIDE, IMAGES_PER_PAIR * SIDE, 3)
     middles = sheet[SIDE // 2 :: SIDE, SIDE // 2 :: SIDE].astype(int)
     assert (middles[0].argmax(1) == 2).tolist()[:2] == [True, True]  # blue, blue, nothing
     assert middles[0, 2].max() < 20

@@ -14,7 +14,7 @@ from bagnet_lightning.checkpoint import load_backbone, read_checkpoint
 from bagnet_lightning.errors import Interrupted, UserError
 from bagnet_lightning.models.bagnet import bagnet9
 from bagnet_lightning.pretraining.fit import fit
-from bagnet_lightning.pretraining.pretrainer import Pretrainer, nearer
+from bagnet_lightning.pretraining.pretrainer import Pretrainer, neighbour_is_nearer
 from bagnet_lightning.pretraining.simclr import SimCLR
 from bagnet_lightning.pretraining.tile2vec import Tile2Vec
 from bagnet_lightning.results import read_metrics
@@ -46,7 +46,7 @@ def test_tile2vecs_loss_by_hand():
     assert Tile2Vec("", margin=10, l2=0).loss(embeddings).item() == pytest.approx((14 + 0) / 2)
     lengths = (0 + 5 + 1) + (5 + 5 + math.hypot(3, 16))
     assert Tile2Vec("", margin=10, l2=0.01).loss(embeddings).item() == pytest.approx(7 + 0.01 * lengths / 2)
-    assert nearer(embeddings).tolist() == [False, True]
+    assert neighbour_is_nearer(embeddings).tolist() == [False, True]
 
 
 def test_tile2vecs_gradient_is_finite_where_two_tiles_are_the_same():

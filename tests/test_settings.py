@@ -3,7 +3,7 @@
 from sweep_folders import write_run
 
 from bagnet_lightning.reporting.columns import table1, table1_short
-from bagnet_lightning.reporting.settings import COLUMNS, differing_settings, in_words, short
+from bagnet_lightning.reporting.settings import COLUMNS, differing_settings, format_settings, short
 from bagnet_lightning.reporting.table import read_table
 from bagnet_lightning.results import read_runs
 
@@ -79,6 +79,6 @@ def test_settings_in_words():
     assert short(["scheduler._target_", "data.name"]) == {"scheduler._target_": "scheduler", "data.name": "data"}
     alike = ["scheduler.epochs", "model.name", "optim.eps", "model.eps"]  # as columns, and as each other
     assert short(alike) == {name: name for name in alike}
-    assert in_words({"model.width": 0.25, "optim.lr": None, "data.classes": "n01443537, n01629819, n01641577"}) == (
-        "width 0.25, classes n01443537, n016…"
-    )
+    assert format_settings(
+        {"model.width": 0.25, "optim.lr": None, "data.classes": "n01443537, n01629819, n01641577"}
+    ) == ("width 0.25, classes n01443537, n016…")

@@ -100,8 +100,8 @@ def test_the_peak_is_that_of_the_runs_own_precision_and_the_targets_stand_beside
 
 def test_operations_are_counted_on_the_networks_own_device(train_speed):
     network = instantiate(composed(*SMALL).model, num_classes=4)
-    on_cpu = train_speed["step_tflop"](network, 33)
-    assert train_speed["step_tflop"](network.to("meta"), 33) == on_cpu > 0
+    on_cpu = train_speed["step_flop"](network, 33)
+    assert train_speed["step_flop"](network.to("meta"), 33) == on_cpu > 0
 
 
 def test_a_second_call_measures_only_what_the_first_has_not(train_speed, monkeypatch, tmp_path):

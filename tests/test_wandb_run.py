@@ -34,7 +34,7 @@ def offline(monkeypatch, tmp_path):
 
 
 def logger_of(config, folder) -> WandbRun:
-    return instantiate(config.logger, _partial_=True)(folder=folder, composed=plain(config), asked=ASKED)
+    return instantiate(config.logger, _partial_=True)(folder=folder, config=plain(config), requested=ASKED)
 
 
 def test_an_offline_run_holds_all_that_a_team_looks_at(tmp_path):

@@ -50,7 +50,7 @@ class ImageData(LightningDataModule, ABC):
         self.crop_padding, self.flip, self.normalize, self.seed = crop_padding, flip, normalize, seed
         self.device_resident = device_resident
         self.resident: tuple[Images, Images] | None = None  # copies of train_images and val_images on the device
-        self.keys_of: int | None = None
+        self.keys_epoch: int | None = None
 
     @abstractmethod
     def open_store(self) -> Store:
@@ -168,8 +168,8 @@ class ImageData(LightningDataModule, ABC):
     def _keys(self) -> Tensor:
         """Returns draw_keys of this epoch, on the device."""
         epoch = self.trainer.current_epoch
-        if self.keys_of != epoch:
-            self.keys_of, self.keys = epoch, torch.tensor(draw_keys(self.seed, epoch), device=self.scale.device)
+        if self.keys_epoch != epoch:
+            self.keys_epoch, self.keys = epoch, torch.tensor(draw_keys(self.seed, epoch), device=self.scale.device)
         return self.keys
 
     def _share(self, smallest: int) -> slice:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bagnet_lightning.data.pack import FORMAT, Source, chunk_length, digest, pack, sha256
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.files import made_once
+from bagnet_lightning.files import open_or_make
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def packed_store(
     workers: processes that decode; by default one per core. if_unwritable: what the user can do if `folder` cannot be
     written, for the UserError that is raised then.
     """
-    return made_once(
+    return open_or_make(
         folder,
         partial(_open, folder, fingerprint),
         lambda new: pack(new, find_source(), workers),

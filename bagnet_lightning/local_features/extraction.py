@@ -17,7 +17,7 @@ import numpy as np
 
 from bagnet_lightning.data.batches import Images
 from bagnet_lightning.data.workers import in_processes
-from bagnet_lightning.files import made_once
+from bagnet_lightning.files import open_or_make
 from bagnet_lightning.local_features.bag import Bag
 from bagnet_lightning.local_features.detectors import Detector
 from bagnet_lightning.progress_bar import progress_bar
@@ -75,7 +75,7 @@ def extracted(detector: Detector, images: Images, cache: Path, workers: int | No
         offsets = np.load(folder / "offsets.npy")
         return Extracted(folder, detector.binary, offsets, detector.descriptor_bytes, manifest["seconds"])
 
-    return made_once(
+    return open_or_make(
         folder,
         opened,
         lambda new: _compute(detector, images, new, settings, workers),

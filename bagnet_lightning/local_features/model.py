@@ -11,13 +11,13 @@ import numpy as np
 import safetensors.numpy
 from hydra.utils import instantiate
 
-from bagnet_lightning.checkpoint import beside_tensors
+from bagnet_lightning.checkpoint import read_metadata
 from bagnet_lightning.config import PARTS
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import write_bytes
 from bagnet_lightning.local_features.bag import Bag
 from bagnet_lightning.names import model_name
-from bagnet_lightning.results import asked_system
+from bagnet_lightning.results import system_name
 
 
 def check_installed() -> None:
@@ -49,7 +49,7 @@ class LocalModel:
 
 def system(config: Mapping, features: object) -> str:
     """What it is, in words: "SIFT, 1000 words, linear SVM"; of a BagNet's patches, with its receptive field."""
-    words = asked_system(config)
+    words = system_name(config)
     return words.replace("BagNet", model_name(features.model)) if hasattr(features, "model") else words
 
 
@@ -128,7 +128,7 @@ def is_local_model(path: str | Path) -> bool:
 
 def _about(path: str | Path) -> dict | None:
     """What the file says of itself; None if it is of something else, such as an exported network."""
-    about = beside_tensors(path)
+    about = read_metadata(path)
     config = about.get("config") if isinstance(about, dict) else None
     is_ours = isinstance(config, dict) and all(isinstance(config.get(part), dict) for part in PARTS)
     return about if is_ours else None

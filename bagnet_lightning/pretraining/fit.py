@@ -17,7 +17,7 @@ from bagnet_lightning.data.of_config import data_of
 from bagnet_lightning.data.store import Split
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import BagNet
-from bagnet_lightning.pretraining.pretrainer import Method, Pretrainer, nearer
+from bagnet_lightning.pretraining.pretrainer import Method, Pretrainer, neighbour_is_nearer
 from bagnet_lightning.pretraining.tiles import Tiles
 from bagnet_lightning.training.loggers import RunLogger
 from bagnet_lightning.training.trainer import prepare, schedule, train
@@ -70,7 +70,7 @@ def _colour_triplet_accuracy(data: ImageData) -> float:
     """Returns the held-out triplet accuracy of the tiles' mean colours: the baseline without learning."""
     device = data.scale.device  # the images may be on another
     batches = [data.unaugmented(images.to(device), indices.to(device)) for images, _, indices in data.val_dataloader()]
-    return torch.cat([nearer(tiles.mean((2, 3))) for tiles in batches]).double().mean().item()
+    return torch.cat([neighbour_is_nearer(tiles.mean((2, 3))) for tiles in batches]).double().mean().item()
 
 
 def _add_test_images(data: ImageData) -> None:

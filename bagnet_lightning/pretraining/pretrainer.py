@@ -70,7 +70,7 @@ class Pretrainer(Learner):
         features = self.network(tiles.to(self.dtype))
         loss = self.compared(self.head(features[: self.method.kinds * len(labels)]))
         images = torch.full_like(loss, len(labels))
-        self.val_totals += torch.stack([loss * images, nearer(features.float()).sum(), images])
+        self.val_totals += torch.stack([loss * images, neighbour_is_nearer(features.float()).sum(), images])
 
     def on_validation_epoch_end(self) -> None:
         (train_loss, _, trained), (loss, hits, held_out) = self.totals()
@@ -80,7 +80,7 @@ class Pretrainer(Learner):
         self.log("learning_rate", self.rate)
 
 
-def nearer(features: Tensor) -> Tensor:
+def neighbour_is_nearer(features: Tensor) -> Tensor:
     """Whether each triplet's anchor is nearer to its neighbour than to the distant tile. (3 B, D) -> (B,) bool."""
     kinds = features.chunk(3)
     to_neighbour, to_distant = ((kinds[ANCHOR] - kinds[other]).norm(dim=1) for other in (NEIGHBOUR, DISTANT))

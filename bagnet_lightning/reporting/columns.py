@@ -8,7 +8,7 @@ from bagnet_lightning.reporting.settings import short
 from bagnet_lightning.reporting.table import Line, Table
 
 #: Text columns; the others hold numbers.
-WORDS = ("model", "optimizer", "optim.", "pretrained", "status", "system", "explains", "method", "backbone")
+TEXT_COLUMNS = ("model", "optimizer", "optim.", "pretrained", "status", "system", "explains", "method", "backbone")
 
 
 def table1(table: Table) -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from bagnet_lightning.names import OPTIMIZERS, model_name, model_order, optimizer_name
-from bagnet_lightning.reporting.settings import in_words
+from bagnet_lightning.reporting.settings import format_settings
 from bagnet_lightning.reporting.table import Line, Table
 from bagnet_lightning.results import read_metrics
 
@@ -125,7 +125,7 @@ def _title(line: Line) -> str:
 
 def _variant(line: Line) -> str:
     """Describes pretraining and settings; empty for a run from scratch without settings."""
-    parts = ["" if line.pretrained == "no" else f"pretrained ({line.pretrained})", in_words(line.settings)]
+    parts = ["" if line.pretrained == "no" else f"pretrained ({line.pretrained})", format_settings(line.settings)]
     return ", ".join(filter(None, parts))
 
 

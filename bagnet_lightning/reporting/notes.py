@@ -1,7 +1,7 @@
 """The notes below a sweep's table: runs that did not finish, values that cannot be compared, data and versions."""
 
 from bagnet_lightning.config import NAMING, NOT_IN_DIGEST, within
-from bagnet_lightning.reporting.seeds import problem, told
+from bagnet_lightning.reporting.seeds import problem, result_field
 from bagnet_lightning.reporting.table import Table, pretraining_name
 from bagnet_lightning.results import read_jobs
 
@@ -73,7 +73,7 @@ def _provenance(table: Table) -> list[str]:
 
 def _describe(finished: list[dict]) -> str:
     def all_values(name: str) -> str:
-        values = [told(run, name) for run in finished]
+        values = [result_field(run, name) for run in finished]
         return " / ".join(dict.fromkeys(f"{v:,}" if isinstance(v, int) else str(v or "unknown") for v in values))
 
     precisions = dict.fromkeys(run["precision"] for run in finished if run.get("precision"))  # only networks have one

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bagnet_lightning.config import NOT_IN_DIGEST, leaves, within
 from bagnet_lightning.reporting.seeds import SeedsLine, mean, over_seeds, values
-from bagnet_lightning.reporting.settings import in_words
+from bagnet_lightning.reporting.settings import format_settings
 
 FEATURES = ("sift", "fast_brief", "orb", "dense_sift", "bagnet")  # in the table's order
 _NOT_SHOWN = "features.sha256"  # distinguishes two runs, but a digest tells a reader nothing
@@ -35,7 +35,7 @@ class RelatedLine(SeedsLine):
 
     @property
     def name(self) -> str:
-        return ", ".join(filter(None, [self.system, in_words(self.settings)]))
+        return ", ".join(filter(None, [self.system, format_settings(self.settings)]))
 
 
 def related_lines(runs: list[dict]) -> list[RelatedLine]:

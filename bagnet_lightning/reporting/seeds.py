@@ -45,7 +45,7 @@ def values(runs: Iterable[dict], name: str) -> list[float]:
     return [run[name] for run in runs if run.get(name) is not None]
 
 
-def told(run: dict, name: str) -> object:
+def result_field(run: dict, name: str) -> object:
     """Returns a field of result.json, or of its versions; None if it is not known."""
     return run.get(name, (run.get("versions") or {}).get(name))
 

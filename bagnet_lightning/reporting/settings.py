@@ -50,7 +50,7 @@ def short(settings: Iterable[str]) -> dict[str, str]:
     return {setting: name if taken.count(name) == 1 else setting for setting, name in names.items()}
 
 
-def in_words(values: dict[str, object]) -> str:
+def format_settings(values: dict[str, object]) -> str:
     """Formats {"model.width": 0.25, "optim.lr": 0.1} as "width 0.25, lr 0.1"."""
     texts = {name: clipped(value) for name, value in values.items() if value is not None}
     return ", ".join(f"{label} {texts[name]}" for name, label in short(texts).items())

@@ -12,7 +12,7 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.names import OPTIMIZERS, model_name, model_order, optimizer_name
 from bagnet_lightning.reporting.related import RelatedLine, related_lines
 from bagnet_lightning.reporting.seeds import SeedsLine, mean, over_seeds, values
-from bagnet_lightning.reporting.settings import differing_settings, in_words
+from bagnet_lightning.reporting.settings import differing_settings, format_settings
 from bagnet_lightning.results import read_runs
 from bagnet_lightning.table1 import PaperRow, departures, paper_row, paper_rows
 
@@ -42,7 +42,7 @@ class Line(SeedsLine):
         parts = [model_name(self.model), optimizer_name(self.optimizer)]
         parts += [] if self.pretrained == "no" else [f"pretrained ({self.pretrained})"]
         parts += [f"{self.epochs} epochs"] if self.epochs else []
-        return ", ".join([*parts, in_words(self.settings)] if self.settings else parts)
+        return ", ".join([*parts, format_settings(self.settings)] if self.settings else parts)
 
     @property
     def row(self) -> int | None:

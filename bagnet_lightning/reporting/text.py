@@ -10,10 +10,10 @@ from rich.table import Table as RichTable
 
 from bagnet_lightning.config import leaves
 from bagnet_lightning.reporting import columns
-from bagnet_lightning.reporting.columns import WORDS, one_cell
+from bagnet_lightning.reporting.columns import TEXT_COLUMNS, one_cell
 from bagnet_lightning.reporting.notes import notes
 from bagnet_lightning.reporting.related import RelatedLine
-from bagnet_lightning.reporting.seeds import told
+from bagnet_lightning.reporting.seeds import result_field
 from bagnet_lightning.reporting.table import Line, Table
 
 PLAIN_WIDTH = 120  # characters, if the output is not a terminal
@@ -60,7 +60,7 @@ def _print_part(
     view = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     fits = _width(cells) <= console.width
     for name in cells:
-        view.add_column(name, justify="left" if name in WORDS else "right", overflow="fold", no_wrap=fits)
+        view.add_column(name, justify="left" if name in TEXT_COLUMNS else "right", overflow="fold", no_wrap=fits)
     for state, line in zip(states, zip(*cells.values(), strict=True), strict=True):
         style = None if state == "finished" else "yellow" if state == "unfinished" else "red"
         view.add_row(*map(escape, line), style=style)
@@ -84,7 +84,7 @@ def markdown(table: Table) -> str:
 def _markdown_part(cells: dict[str, list[str]]) -> list[str]:
     width = {name: max(len(name), 4, *map(len, column)) for name, column in cells.items()}
     padded = {name: [_pad(name, cell, width[name]) for cell in column] for name, column in cells.items()}
-    rule = {name: "-" * width[name] if name in WORDS else "-" * (width[name] - 1) + ":" for name in cells}
+    rule = {name: "-" * width[name] if name in TEXT_COLUMNS else "-" * (width[name] - 1) + ":" for name in cells}
     rows = [[_pad(name, name, width[name]) for name in cells], rule.values(), *zip(*padded.values(), strict=True)]
     return [f"| {' | '.join(row)} |" for row in rows]
 
@@ -156,7 +156,7 @@ def _related_record(line: RelatedLine, table: Table, settings: list[str]) -> dic
 
 def _end_of_record(line: Line | RelatedLine, table: Table) -> dict:
     def all_values(name: str) -> str:
-        values = (told(run, name) for run in line.runs)
+        values = (result_field(run, name) for run in line.runs)
         return "; ".join(dict.fromkeys(str(value) for value in values if value is not None))
 
     return {
@@ -173,4 +173,4 @@ def _width(cells: dict[str, list[str]]) -> int:
 
 
 def _pad(column: str, text: str, width: int) -> str:
-    return text.ljust(width) if column in WORDS else text.rjust(width)
+    return text.ljust(width) if column in TEXT_COLUMNS else text.rjust(width)

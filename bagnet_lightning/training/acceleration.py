@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import UserError, in_one_line
-from bagnet_lightning.training.batch_norm import WrittenOutBatchNorm2d, replaced
+from bagnet_lightning.training.batch_norm import WrittenOutBatchNorm2d, replace_batch_norms
 from bagnet_lightning.training.cuda_graphs import GradientsGraphed, Graphed, UpdateGraphed
 from bagnet_lightning.training.learner import Learner
 
@@ -92,7 +92,7 @@ def accelerate(
     inputs = size * module.inputs_per_image
     compiling = _enabled("compile", compile, _no_compiling(trainer, compile))
     if _enabled("fused_norm", fused_norm, _no_fusing(trainer, fused_norm, compiling)):
-        replaced(module, nn.BatchNorm2d, WrittenOutBatchNorm2d)
+        replace_batch_norms(module, nn.BatchNorm2d, WrittenOutBatchNorm2d)
     if compiling:
         # A sweep compiles many models, batch sizes and precisions in one process. (recompile_limit in newer torch.)
         torch._dynamo.config.cache_size_limit = 64
@@ -116,7 +116,7 @@ def compile_seconds(module: Learner, data: ImageData) -> float:
     return sum(getattr(part, "seconds", 0.0) for part in parts)
 
 
-def accelerated(module: Learner, data: ImageData) -> dict[str, bool]:
+def acceleration_used(module: Learner, data: ImageData) -> dict[str, bool]:
     """Returns whether training in this process ran compiled, and whether from CUDA graphs, none of which failed."""
     graphs = (data.augmented, module.gradients, module.recorded_update)
     augmented = data.augmented.function if isinstance(data.augmented, Graphed) else data.augmented

@@ -54,13 +54,13 @@ class SyncBatchNorm(TorchSyncBatchNorm):
     def apply(self, model: LightningModule) -> LightningModule:
         if model.trainer.strategy.root_device.type != "cpu":
             return super().apply(model)
-        return replaced(model, nn.BatchNorm2d, _CrossRankBatchNorm2d)
+        return replace_batch_norms(model, nn.BatchNorm2d, _CrossRankBatchNorm2d)
 
     def revert(self, model: LightningModule) -> LightningModule:
-        return super().revert(replaced(model, _CrossRankBatchNorm2d, nn.BatchNorm2d))
+        return super().revert(replace_batch_norms(model, _CrossRankBatchNorm2d, nn.BatchNorm2d))
 
 
-def replaced(model: nn.Module, old: type[nn.BatchNorm2d], new: type[nn.BatchNorm2d]) -> nn.Module:
+def replace_batch_norms(model: nn.Module, old: type[nn.BatchNorm2d], new: type[nn.BatchNorm2d]) -> nn.Module:
     """Turns batch norms of class `old` in `model` into class `new`, keeping parameters and buffers; returns `model`.
 
     Those of a user's network that lack parameters, running statistics or a momentum stay as they are.

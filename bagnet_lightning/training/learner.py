@@ -45,7 +45,7 @@ class Learner(LightningModule, ABC):
         # Sums over the images of an epoch so far: on the device, and read once an epoch. Not buffers: those would be
         # part of the weights, and DDP would give every rank those of rank 0.
         self.train_totals, self.val_totals = torch.zeros(figures), torch.zeros(figures)
-        self.totals_of: int | None = None  # the epoch of train_totals
+        self.totals_epoch: int | None = None  # the epoch of train_totals
         self.rate: float | None = None  # learning rate at the epoch's latest step
 
     @abstractmethod
@@ -69,8 +69,8 @@ class Learner(LightningModule, ABC):
         self.train_totals, self.val_totals = self.train_totals.to(self.device), self.val_totals.to(self.device)
 
     def on_train_epoch_start(self) -> None:
-        if self.totals_of != self.trainer.current_epoch:  # older Lightning also calls this in the middle of an epoch
-            self.totals_of = self.trainer.current_epoch
+        if self.totals_epoch != self.trainer.current_epoch:  # older Lightning also calls this in the middle of an epoch
+            self.totals_epoch = self.trainer.current_epoch
             self.train_totals.zero_()
 
     def on_validation_epoch_start(self) -> None:
@@ -124,9 +124,9 @@ class Learner(LightningModule, ABC):
         for state in checkpoint.get("lr_schedulers", []):
             state.pop("anneal_func", None)  # a method of OneCycleLR in torch 2.0, which read_checkpoint would refuse
         so_far = self.trainer.strategy.reduce(self.train_totals.clone(), reduce_op="sum")
-        checkpoint["epoch_so_far"] = {"epoch": self.totals_of, "totals": so_far, "rate": self.rate}
+        checkpoint["epoch_so_far"] = {"epoch": self.totals_epoch, "totals": so_far, "rate": self.rate}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.totals_of, self.rate = checkpoint["epoch_so_far"]["epoch"], checkpoint["epoch_so_far"]["rate"]
+        self.totals_epoch, self.rate = checkpoint["epoch_so_far"]["epoch"], checkpoint["epoch_so_far"]["rate"]
         if self.trainer.is_global_zero:  # it continues from the sum over all ranks
             self.train_totals = checkpoint["epoch_so_far"]["totals"]

@@ -11,7 +11,7 @@ from bagnet_lightning.errors import UserError
 class RunLogger(Logger):
     """A Lightning logger that may also add callbacks to the training, and logs its result.
 
-    Made by `instantiate(config.logger)(folder=..., composed=..., asked=...)`: the run's folder, its whole
+    Made by `instantiate(config.logger)(folder=..., config=..., requested=...)`: the run's folder, its whole
     configuration, and the dict that results.describe makes from it.
     """
 
@@ -24,7 +24,7 @@ class RunLogger(Logger):
 class TensorBoard(TensorBoardLogger, RunLogger):
     """TensorBoard files in `folder`/tensorboard; the result is under HPARAMS."""
 
-    def __init__(self, folder: Path, composed: dict, asked: dict):
+    def __init__(self, folder: Path, config: dict, requested: dict):
         try:
             super().__init__(folder, name="tensorboard", version="", default_hp_metric=False)
         except ModuleNotFoundError as error:

@@ -67,7 +67,7 @@ def check(config: DictConfig, sweep: bool = False) -> None:
         )
 
 
-def run(config: DictConfig, folder: Path, asked: dict) -> dict:
+def run(config: DictConfig, folder: Path, requested: dict) -> dict:
     """Calls bagnet_lightning.training.run.run in `config.trainer.devices` processes on this machine.
 
     After one has failed the others are killed, a rank that dies makes the run a failed one, and none outlives this
@@ -81,7 +81,7 @@ def run(config: DictConfig, folder: Path, asked: dict) -> dict:
         with _signals_forwarded(ranks) as received:
             for number in range(count(config)):
                 ranks.append(_start(number, count(config), port))
-                ranks[-1][0].send((plain(config), str(folder), asked))
+                ranks[-1][0].send((plain(config), str(folder), requested))
             end = _wait_for_end(ranks)
     finally:
         for connection, process in ranks:
@@ -92,7 +92,7 @@ def run(config: DictConfig, folder: Path, asked: dict) -> dict:
         return end
     if isinstance(end, int) or (received and not isinstance(end, dict)):
         raise Interrupted(received[0] if received else end)
-    result = end if isinstance(end, dict) else {**asked, "status": "failed", "error": end}
+    result = end if isinstance(end, dict) else {**requested, "status": "failed", "error": end}
     write_result(folder, result)
     return result
 
@@ -100,7 +100,7 @@ def run(config: DictConfig, folder: Path, asked: dict) -> dict:
 def serve(descriptor: int) -> None:
     """Runs in a rank's process: receives a run, and sends its log records and its result, or a signal's number."""
     connection = Connection(descriptor)
-    config, folder, asked = connection.recv()
+    config, folder, requested = connection.recv()
     threading.Thread(target=_exit_with_parent, args=(connection,), daemon=True).start()
     to_parent = QueueHandler(None)
     to_parent.enqueue = connection.send
@@ -110,7 +110,7 @@ def serve(descriptor: int) -> None:
     from bagnet_lightning.training.run import run
 
     try:
-        connection.send(run(OmegaConf.create(config), Path(folder), asked, fit))
+        connection.send(run(OmegaConf.create(config), Path(folder), requested, fit))
     except Interrupted as stop:
         connection.send(stop.exit_code - 128)
 

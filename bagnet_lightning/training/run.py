@@ -18,8 +18,8 @@ from bagnet_lightning.training.ranks import rank
 log = logging.getLogger(__name__)
 
 
-def run(config: DictConfig, folder: Path, asked: dict, fit: Callable[..., dict]) -> dict:
-    """Trains in `folder`, and returns and writes the result: `asked`, the measurements, status and error.
+def run(config: DictConfig, folder: Path, requested: dict, fit: Callable[..., dict]) -> dict:
+    """Trains in `folder`, and returns and writes the result: `requested`, the measurements, status and error.
 
     fit: the function of that name of training or of pretraining.
     Raises Interrupted after a signal. With several ranks each returns a result, and only rank 0 writes it.
@@ -29,16 +29,18 @@ def run(config: DictConfig, folder: Path, asked: dict, fit: Callable[..., dict])
     def work() -> dict:
         nonlocal logger
         if config.logger:
-            logger = instantiate(config.logger, _partial_=True)(folder=folder, composed=plain(config), asked=asked)
+            logger = instantiate(config.logger, _partial_=True)(
+                folder=folder, config=plain(config), requested=requested
+            )
         return fit(config, folder, logger)
 
     try:
-        result = outcome(asked, folder, work)
+        result = outcome(requested, folder, work)
     except Interrupted as stop:
         log.info(stopped := f"stopped by {stop}; the same command again goes on")
         if rank(config) == 0:
             print(stopped, file=sys.stderr)
-        _close(logger, {**asked, "status": "unfinished"})
+        _close(logger, {**requested, "status": "unfinished"})
         raise
     if rank(config) == 0:
         write_result(folder, result)

@@ -21,7 +21,7 @@ from pytorch_lightning.utilities.memory import is_oom_error
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import Interrupted, UserError
 from bagnet_lightning.machine import check_device, chosen_precision, commit, device_name, peak_memory_mib, versions
-from bagnet_lightning.training.acceleration import SWITCHES, NoProfiler, accelerate, accelerated, compile_seconds
+from bagnet_lightning.training.acceleration import SWITCHES, NoProfiler, accelerate, acceleration_used, compile_seconds
 from bagnet_lightning.training.batch_norm import SyncBatchNorm
 from bagnet_lightning.training.checkpoints import CheckpointWriter, LastCheckpoint
 from bagnet_lightning.training.divergence import StopOnDivergence
@@ -127,7 +127,7 @@ def train(
     images_per_epoch = min(len(data.train_images), trainer.num_training_batches * data.batch_size)
     return history.rows, {
         **history.timing(images_per_epoch),
-        **accelerated(module, data),
+        **acceleration_used(module, data),
         "checkpoint_seconds": trainer.strategy.checkpoint_io.seconds,  # that this process has waited
         "train_images": len(data.train_images),
         "val_images": len(data.val_images),

@@ -43,20 +43,20 @@ class WandbRun(RunLogger):
         evidence_every_n_epochs: int | None,
         checkpoint: bool,
         folder: Path,
-        composed: dict,
-        asked: dict,
+        config: dict,
+        requested: dict,
     ):
         super().__init__()
         self.folder, self.checkpoint, self.id_file = folder, checkpoint, folder / "wandb_id"
         self.settings = {
             "project": project,
             "name": folder.name,
-            "group": composed["sweep"],
+            "group": config["sweep"],
             "job_type": "train",
-            "tags": tags(asked),
+            "tags": tags(requested),
             "id": self.id_file.read_text() if self.id_file.exists() else token_hex(8),
             "resume": "allow",
-            "config": {**composed, "choices": choices(asked)},
+            "config": {**config, "choices": choices(requested)},
             "dir": folder,
             "mode": wandb_mode(),
             "settings": wandb.Settings(quiet=True),  # the sweep has its own lines and table
@@ -146,15 +146,19 @@ class WandbEvidence(Callback):
         self.write({"evidence": pictures, "epoch": epoch})
 
 
-def choices(asked: dict) -> dict[str, str]:
+def choices(requested: dict) -> dict[str, str]:
     """Returns the values that runs are grouped by on a dashboard."""
-    return {"model": asked["model"], "optimizer": asked["optimizer"], "cell": f"{asked['model']} {asked['optimizer']}"}
+    return {
+        "model": requested["model"],
+        "optimizer": requested["optimizer"],
+        "cell": f"{requested['model']} {requested['optimizer']}",
+    }
 
 
-def tags(asked: dict) -> list[str]:
+def tags(requested: dict) -> list[str]:
     """Returns the row of Table 1, model, optimizer, and "pretrained" for a pretrained network."""
-    row = [f"row {asked['row']}"] if asked["row"] else []
-    return [*row, asked["model"], asked["optimizer"], *(["pretrained"] if asked["pretrained"] else [])]
+    row = [f"row {requested['row']}"] if requested["row"] else []
+    return [*row, requested["model"], requested["optimizer"], *(["pretrained"] if requested["pretrained"] else [])]
 
 
 def confusions(predictions: Predictions) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.launching import (
     GOES_ON,
     ParallelLauncher,
+    describe_exit_code,
     devices,
-    ending,
     failed,
     folder,
     on_cpu,
@@ -164,7 +164,7 @@ def _ended(waiting: dict["Job", DictConfig]) -> Iterator[tuple[DictConfig, dict]
                 dead.add(job)
             else:
                 config, code = waiting.pop(job), os.waitstatus_to_exitcode(status)
-                reason = ending(code) if state == "FAILED" and code > 128 else state
+                reason = describe_exit_code(code) if state == "FAILED" and code > 128 else state
                 error = f"SLURM job {job.job_id} ended without a result: {reason}; {GOES_ON}"
                 yield config, failed(config, f"{error}; see {os.path.relpath(job.paths.stderr)}")
 

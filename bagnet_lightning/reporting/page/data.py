@@ -10,7 +10,7 @@ from bagnet_lightning.names import clipped, model_name, model_order
 from bagnet_lightning.predictions import read_predictions
 from bagnet_lightning.reporting.figures import optimizer_colour
 from bagnet_lightning.reporting.notes import notes, problems
-from bagnet_lightning.reporting.page.neighbours import neighbours, told_apart
+from bagnet_lightning.reporting.page.neighbours import distinguished, neighbours
 from bagnet_lightning.reporting.page.rows import pretraining_rows, related_rows, rows_of, run_name
 from bagnet_lightning.reporting.page.runs import common_config, describe
 from bagnet_lightning.reporting.settings import differing_settings, short
@@ -69,7 +69,7 @@ def _runs_of(table: Table, prefix: str, classes: list[list[str]]) -> dict[str, d
     """Returns the runs by name on the page. Adds lists of class names to `classes`; runs hold the index of theirs."""
     jobs = read_jobs(table.folder)
     runs = {}
-    for part in told_apart(table):
+    for part in distinguished(table):
         cells = {prefix + run_name(run, table): cell for run, _, cell in part}
         accuracies = {prefix + run_name(run, table): run.get("best_val_accuracy") for run, *_ in part}
         for name, (run, title, _) in zip(cells, part, strict=True):

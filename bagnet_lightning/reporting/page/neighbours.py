@@ -10,7 +10,7 @@ NEIGHBOURS = 8
 Cell = dict[str, str]  # {"model": "BagNet-17", ..., "seed": "0"}
 
 
-def told_apart(table: Table) -> list[list[tuple[dict, str, Cell]]]:
+def distinguished(table: Table) -> list[list[tuple[dict, str, Cell]]]:
     """Returns (run, title, distinguishing settings) of the networks, of the related systems and of the pretrainings."""
     networks = [(run, _network(run, table.settings)) for line in table.lines for run in line.runs]
     systems = [(run, line.name, _system(run, line)) for line in table.related for run in line.runs]

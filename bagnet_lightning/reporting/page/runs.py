@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bagnet_lightning.config import leaves
-from bagnet_lightning.predictions import EACH, PAIRS, SIDE, most_confused, read_predictions
+from bagnet_lightning.predictions import IMAGES_PER_PAIR, PAIRS, SIDE, most_confused, read_predictions
 from bagnet_lightning.reporting.columns import cell, duration, size, without_keypoints
 from bagnet_lightning.results import read_metrics
 from bagnet_lightning.standalone import data_uri
@@ -159,7 +159,7 @@ def _confusion(folder: Path) -> dict | None:
         "matrix": matrix[np.ix_(classes, classes)].tolist(),
         "sheet": data_uri(predictions.sheet, "image/jpeg"),
         "side": SIDE,
-        "each": EACH,
+        "each": IMAGES_PER_PAIR,
     }
 
 
