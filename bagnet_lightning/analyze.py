@@ -1,4 +1,4 @@
-"""What a network's decisions rest on, and how well attribution maps say so, as numbers and figures.
+"""Measures what a network's decisions depend on, and how well attribution maps show it: numbers and figures.
 
 python -m bagnet_lightning.analyze checkpoint=multirun_outputs/SWEEP/RUN/best.ckpt compare=ANOTHER/best.ckpt
 """

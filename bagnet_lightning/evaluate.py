@@ -1,4 +1,4 @@
-"""Top-1, top-5, per-class accuracy and confusion of a trained network.
+"""Measures top-1, top-5, per-class accuracy and confusion of a trained network.
 
 python -m bagnet_lightning.evaluate checkpoint=multirun_outputs/SWEEP/RUN/best.ckpt
 """

@@ -1,4 +1,4 @@
-"""Which patch, or which keypoint, of an image spoke for which class: pictures, numbers and a page.
+"""Shows which patches, or keypoints, of an image are evidence for which class: pictures, arrays and a page.
 
 python -m bagnet_lightning.explain checkpoint=multirun_outputs/SWEEP/RUN/best.ckpt images=FILE_OR_FOLDER
 python -m bagnet_lightning.explain checkpoint=multirun_outputs/SWEEP/RUN/model.safetensors images=FILE_OR_FOLDER
@@ -73,7 +73,7 @@ def main(config: DictConfig) -> None:
 
 
 def _load(paths: list[str], asked: str | None, exact: bool) -> "Keypoints | Networks":
-    """The networks, or the system of local features, whose files these are; asked, exact: of Networks."""
+    """Loads networks, or a system of local features, from their files. asked, exact: as for Networks."""
     from bagnet_lightning.local_features.model import check_installed, is_local_model
 
     if not any(is_local_model(path) for path in paths):

@@ -1,6 +1,6 @@
-"""The figures of an analysis: one function a measurement, from the plain numbers that measure.py returns.
+"""The figures of an analysis: one function per measurement, from the plain numbers that measure.py returns.
 
-`networks` are one such dict for each network, with its "name". None is returned where nobody measured the subject.
+`networks` are one such dict for each network, with its "name". None is returned if the subject was not measured.
 """
 
 import textwrap
@@ -15,7 +15,7 @@ from bagnet_lightning.names import clipped
 
 DPI = 150
 GREY = "#666666"
-# Okabe & Ito's colours: told apart with any colour vision, and in grey.
+# Okabe & Ito's colours: distinguishable with any colour vision, and in greyscale.
 METHODS = {
     "evidence": ("exact evidence", "#0072B2"),
     "contributions": ("exact contributions", "#56B4E9"),
@@ -31,12 +31,12 @@ KEPT_BY = {
 }
 NETWORKS = ("#0072B2", "#D55E00")
 CLASSES_SHOWN = 10
-ROW = 1.36  # of pictures, in widths of a patch
-OUTSIDE = 217  # grey, where a patch reaches beyond the image
+ROW = 1.36  # height of a row of patches, in widths of a patch
+OUTSIDE = 217  # grey value where a patch reaches beyond the image
 
 
 def draw_patches(network: dict, class_names: dict[str, str], pixels: np.ndarray) -> Figure:
-    """The most informative patches of some classes: correct ones on the left, misleading ones on the right.
+    """Draws the most informative patches of some classes: correct ones on the left, misleading ones on the right.
 
     class_names: by identifier. pixels: (N, H, W, 3) uint8, all images of the split.
     """
@@ -68,7 +68,7 @@ def draw_patches(network: dict, class_names: dict[str, str], pixels: np.ndarray)
 
 
 def draw_kept(networks: list[dict]) -> Figure | None:
-    """Accuracy as a function of the number of patches kept, a panel a network."""
+    """Draws accuracy by the number of patches kept, one panel per network."""
     networks = [network for network in networks if "strongest" in network]
     if not networks:
         return None
@@ -89,7 +89,7 @@ def draw_kept(networks: list[dict]) -> Figure | None:
 
 
 def draw_masked(networks: list[dict]) -> Figure:
-    """Deletion and insertion curves, a row for each and each fill, a column a network."""
+    """Draws deletion and insertion curves, one row for each of them and each fill, one column per network."""
     rows = [(fill, kind) for fill in FILL_NAMES for kind in ("deletion", "insertion")]
     done = {"deletion": "masked", "insertion": "shown"}
     figure, panels = _panels(len(rows), len(networks), sharey="row")
@@ -110,7 +110,7 @@ def draw_masked(networks: list[dict]) -> Figure:
 
 
 def draw_pointing(networks: list[dict]) -> Figure | None:
-    """Pointing game: hits and mass inside the box, for each network and method, against chance."""
+    """Draws the pointing game: hits and mass inside the box, for each network and method, against chance."""
     networks = [network for network in networks if "pointing" in network]
     if not networks:
         return None
@@ -148,7 +148,7 @@ def draw_pointing(networks: list[dict]) -> Figure | None:
 
 
 def draw_shuffled(networks: list[dict]) -> Figure:
-    """Accuracy, and share of unchanged predictions, by the size of the shuffled tiles, a line a network."""
+    """Draws accuracy and the share of unchanged predictions by the size of the shuffled tiles, one line per network."""
     figure, panels = _panels(1, 2)
     sizes = networks[0]["shuffled"]["tile"]
     for axes, key, words in zip(
@@ -188,7 +188,7 @@ def _panels(rows: int, columns: int, height: float = 2.7, sharey: bool | str = F
 
 
 def _line(axes: Axes, x: list, values: list[dict], label: str, colour: str) -> None:
-    """The means in % in a band of one standard error on either side."""
+    """Draws the means in % in a band of one standard error on either side."""
     means = np.array([100 * (value["mean"] or 0) for value in values])
     errors = np.array([_error(value) for value in values])
     axes.plot(x, means, color=colour, marker="o", markersize=3, lw=1.6, label=label)
@@ -201,5 +201,5 @@ def _legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
 
 
 def _error(value: dict) -> float:
-    """One standard error, in %; none drawn where there is none."""
+    """Draws one standard error, in %, if there is one."""
     return 100 * (value["se"] or 0)

@@ -35,13 +35,13 @@ from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.progress_bar import progress_bar
 
 MASKING_STEPS = 16  # from the whole image to none of it
-FILLS: dict[str, Callable[[Tensor], Tensor]] = {  # what stands where images (B, 3, H, W) are masked
-    "zero": torch.zeros_like,  # with which evidence.py surrounds images, and from which integrated gradients start
+FILLS: dict[str, Callable[[Tensor], Tensor]] = {  # replacements for masked parts of images (B, 3, H, W)
+    "zero": torch.zeros_like,  # as evidence.py pads images, and integrated gradients start
     "blur": lambda images: gaussian_blur(images, 17, 8),  # px; in the manner of RISE
 }
 SHUFFLED_TILES = (8, 16, 32)  # px
-PATCHES_A_CLASS = 6  # of the most informative ones, correct and misleading each
-BATCH, MAP_BATCH = 50, 10  # images; fewer where one takes hundreds of passes, so that the progress bar moves
+PATCHES_A_CLASS = 6  # most informative patches, correct and misleading ones each
+BATCH, MAP_BATCH = 50, 10  # images; fewer if each takes hundreds of passes, so that the progress bar moves
 
 Maps = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of a network, images and a class for each, as in attribution.py
 
@@ -51,7 +51,7 @@ class Sample:
     """Images to measure on.
 
     pixels: (N, H, W, 3) uint8. labels: (N,) int64, positions in the network's classes. boxes: (N, 4) int16, x0 y0 x1 y1
-    of the labelled object in pixels, both ends inside; -1 where there is none. indices: (N,), where in the split it is.
+    of the labelled object in pixels, both ends inside; -1 if there is none. indices: (N,), their indices in the split.
     """
 
     pixels: Tensor
@@ -64,11 +64,11 @@ class Sample:
 
 
 def measure(trained: Trained, sample: Sample, map_count: int, seed: int, tile: int = 8) -> dict:
-    """All measurements of one network; maps and masks, which cost most, on the first `map_count` images alone.
+    """Takes all measurements of one network; maps and masks, which take longest, on the first `map_count` images.
 
-    tile: px, side of the squares that are masked; by default the distance of a BagNet's patches.
-    Returns plain numbers, strings, lists and dicts. What cannot be measured is left out and "notes" says why. Float32
-    throughout, TF32 off: a rounding of 1e-3 would be mistaken for an error of the evidence.
+    tile: px, side of the squares that are masked; by default the stride of a BagNet's patches.
+    Returns plain numbers, strings, lists and dicts. Measurements that are not possible are left out, and "notes" says
+    why. Float32 throughout, TF32 off: a rounding of 1e-3 would be mistaken for an error of the evidence.
     Raises UserError if the images are smaller than a BagNet's patches.
     """
     network = trained.network.to(best_device(), memory_format=torch.channels_last).eval()
@@ -115,7 +115,7 @@ def _measure_patches(trained: Trained, sample: Sample, seed: int) -> dict:
 
 @torch.no_grad()
 def _measure_shuffles(trained: Trained, sample: Sample, seed: int, notes: list[str]) -> dict:
-    """Accuracy, and share of predictions that stay, with shuffled tiles; a tile size of null is the whole image."""
+    """Measures accuracy and the share of unchanged predictions with shuffled tiles; tile size null: unshuffled."""
     height, width = sample.pixels.shape[1:3]
     sizes = [size for size in SHUFFLED_TILES if height % size == width % size == 0 and size < max(height, width)]
     if left_out := [str(size) for size in SHUFFLED_TILES if size not in sizes]:
@@ -137,7 +137,7 @@ def _measure_shuffles(trained: Trained, sample: Sample, seed: int, notes: list[s
 
 
 def _measure_maps(trained: Trained, sample: Sample, seed: int, tile: int, notes: list[str]) -> dict:
-    """Deletion, insertion and the pointing game for every method that gives maps of this network."""
+    """Measures deletion, insertion and the pointing game for every method that gives maps of this network."""
     methods: dict[str, Maps] = {}
     if isinstance(trained.network, BagNet):
         methods = {"evidence": evidence_maps, "contributions": contribution_maps}
@@ -187,7 +187,7 @@ def _measure_maps(trained: Trained, sample: Sample, seed: int, tile: int, notes:
 
 
 def _summarised_curves(curves: dict[str, dict[str, list[Tensor]]]) -> dict:
-    """Mean curve and area of each method; and how much larger its area is than the first method's, image by image."""
+    """Returns each method's mean curve, mean area, and mean difference of its area and the first method's per image."""
     summary: dict = {}
     first = {kind: area_under(torch.cat(values)) for kind, values in next(iter(curves.values())).items()}
     for name, followed in curves.items():
@@ -204,7 +204,7 @@ def _summarised_curves(curves: dict[str, dict[str, list[Tensor]]]) -> dict:
 
 
 def _batches(trained: Trained, sample: Sample, what: str, size: int = BATCH) -> Iterator[tuple[Tensor, slice]]:
-    """Normalised images (B, 3, H, W) on the network's device, and which of the sample they are."""
+    """Yields normalised images (B, 3, H, W) on the network's device, and their slice of the sample."""
     with progress_bar(f"{trained.name}: {what}", len(sample.pixels)) as advance:
         for start in range(0, len(sample.pixels), size):
             at = slice(start, start + size)

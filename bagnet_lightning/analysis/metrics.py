@@ -1,4 +1,4 @@
-"""What a network's decisions rest on, and how well attribution maps say so: measurements as functions of tensors.
+"""Measures what a network's decisions depend on, and how well attribution maps show it, as functions of tensors.
 
 measure.py runs them on trained networks. Numbers over images come as {"mean", "se", "n"} from mean_and_error.
 """
@@ -20,20 +20,20 @@ CHUNK = 50  # images whose patch logits are sorted at a time
 
 
 def additivity_error(logits: Tensor, patch_logits: Tensor) -> float:
-    """max |logit - sum of the patches' contributions|, in multiples of the largest |logit|.
+    """Computes max |logit - sum of the patches' contributions|, in multiples of the largest |logit|.
 
-    logits: (N, C), as the network gives them. patch_logits: (N, h, w, C); a patch contributes its logit / (h w).
-    Brendel & Bethge 2019, section 3: the sum is exact, so what is left is the rounding of floats.
+    logits: (N, C), the network's. patch_logits: (N, h, w, C); a patch contributes its logit / (h w).
+    Brendel & Bethge 2019, section 3: the sum is exact up to the rounding of floats.
     """
     contributed = (patch_logits / patch_logits[0, ..., 0].numel()).sum((1, 2))
     return ((logits - contributed).abs().max() / logits.abs().max()).item()
 
 
 def informative_patches(patch_logits: Tensor, labels: Tensor, count: int) -> list[dict[str, list[dict]]]:
-    """For every class the patches with the highest logit for it: Brendel & Bethge 2019, section 4.2 (figure 5).
+    """Finds the patches with the highest logit for each class: Brendel & Bethge 2019, section 4.2 (figure 5).
 
-    patch_logits: (N, h, w, C). labels: (N,). Of each image only its strongest patch takes part, since its neighbours
-    show the same. Returns, a class, {"correct": in images of the class, "misleading": in images of other classes}, each
+    patch_logits: (N, h, w, C). labels: (N,). Only the strongest patch of each image counts, since its neighbours show
+    the same. Returns for each class {"correct": in images of the class, "misleading": in images of other classes}, each
     up to `count` of {"image": 0 to N - 1, "row", "column": 0 to h - 1 and w - 1, "logit"}, the highest first.
     """
     columns = patch_logits.shape[2]
@@ -58,11 +58,11 @@ def informative_patches(patch_logits: Tensor, labels: Tensor, count: int) -> lis
 
 
 def accuracy_of_strongest(patch_logits: Tensor, labels: Tensor, seed: int) -> dict:
-    """Accuracy if only k patches of each image are kept, and their logits averaged.
+    """Computes the accuracy if only k patches of each image are kept, and their logits averaged.
 
     patch_logits: (N, h, w, C). labels: (N,). No rule looks at the label:
-        strongest   the k patches with the largest logit less the mean of their logits over the classes (what adding a
-                    constant to all logits of a patch, which changes no decision, leaves alone)
+        strongest   the k patches with the largest logit minus the mean of their logits over the classes (invariant to a
+                    constant added to all logits of a patch, which changes no decision)
         by_class    each class averages its own k strongest patches: top-k pooling, k = 1 being max pooling
         random      k patches at random
     Returns {"kept": [1, 2, 4, ..., h w], and for each rule a list with the accuracy at each}. At k = h w all are the
@@ -93,12 +93,12 @@ def accuracy_of_strongest(patch_logits: Tensor, labels: Tensor, seed: int) -> di
 
 
 def evidence_maps(network: BagNet, images: Tensor, classes: Tensor) -> Tensor:
-    """For each pixel the logit of the patch centred on it: (B, 3, H, W), (B,) -> (B, H, W). See dense_evidence."""
+    """Computes the logit of the patch centred on each pixel: (B, 3, H, W), (B,) -> (B, H, W). See dense_evidence."""
     return _of_own_class(dense_evidence, network, images, classes)
 
 
 def contribution_maps(network: BagNet, images: Tensor, classes: Tensor) -> Tensor:
-    """What the patches add to the logit, evenly over their pixels, likewise. See pixel_contributions."""
+    """Computes the patches' shares of the logit, spread over their pixels: same shapes. See pixel_contributions."""
     return _of_own_class(pixel_contributions, network, images, classes)
 
 
@@ -117,15 +117,15 @@ def masking_curves(
     tile: int,
     steps: int,
 ) -> dict[str, Tensor]:
-    """Deletion and insertion curves: Petsiuk et al., RISE, BMVC 2018, with tiles for pixels.
+    """Computes deletion and insertion curves: Petsiuk et al., RISE, BMVC 2018, with tiles for pixels.
 
-    images: (B, 3, H, W), normalised. fill: (B, 3, H, W), what is masked shows this instead. classes: (B,) whose
-    probability is followed. maps: (B, H, W); tiles of tile x tile px are ordered by its mean in them, the highest
-    first. deletion: the first s / steps of the tiles are masked; insertion: all others are. Returns both
-    (B, steps + 1), at s = 0 ... steps.
+    images: (B, 3, H, W), normalised. fill: (B, 3, H, W), replaces masked pixels. classes: (B,), whose probability
+    is followed. maps: (B, H, W); tiles of tile x tile px are ordered by the map's mean in them, the highest first.
+    deletion: the first s / steps of the tiles are masked; insertion: all others are. Returns both (B, steps + 1), at
+    s = 0 ... steps.
     """
     height, width = images.shape[2:]
-    strength = F.avg_pool2d(maps[:, None].double(), tile, ceil_mode=True)  # smaller tiles at the border, if need be
+    strength = F.avg_pool2d(maps[:, None].double(), tile, ceil_mode=True)  # tiles at the border may be smaller
     rank = strength.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1).view_as(strength)
     rank = rank.repeat_interleave(tile, 2).repeat_interleave(tile, 3)[:, :, :height, :width]
     curves = {"deletion": [], "insertion": []}
@@ -138,24 +138,24 @@ def masking_curves(
 
 
 def area_under(curves: Tensor) -> Tensor:
-    """Mean height of each curve, by the trapezoidal rule: (B, points) -> (B,)."""
+    """Computes the mean height of each curve, by the trapezoidal rule: (B, points) -> (B,)."""
     return torch.trapezoid(curves, dx=1 / (curves.shape[1] - 1))
 
 
 def inside_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Which pixels lie in each box, x0 y0 x1 y1 with both ends inside: (B, 4) -> (B, height, width) bool."""
+    """Computes which pixels lie in each box, x0 y0 x1 y1 with both ends inside: (B, 4) -> (B, height, width) bool."""
     x0, y0, x1, y1 = boxes.long()[:, :, None, None].unbind(1)  # (B, 1, 1) each
     rows, columns = torch.arange(height)[:, None], torch.arange(width)
     return (y0 <= rows) & (rows <= y1) & (x0 <= columns) & (columns <= x1)
 
 
 def pointing_game(maps: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether maps point into the boxes. maps: (B, H, W). inside: (B, H, W) bool. Returns two (B,):
+    """Measures whether maps point into the boxes. maps: (B, H, W). inside: (B, H, W) bool. Returns two (B,):
 
     hits: 1 where the strongest pixel lies in the box (Zhang et al., Excitation Backprop, ECCV 2016, without their
         tolerance, which is large beside these images); of several equally strong ones, the share that does.
     mass: share of the positive part of the map that lies in the box (the energy-based pointing game: Wang et al.,
-        Score-CAM, CVPR workshops 2020); nan where no pixel is positive.
+        Score-CAM, CVPR workshops 2020); nan if no pixel is positive.
     """
     strongest = maps == maps.amax((1, 2), keepdim=True)
     hits = (strongest & inside).sum((1, 2)) / strongest.sum((1, 2))
@@ -164,9 +164,9 @@ def pointing_game(maps: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def shuffle_tiles(images: Tensor, tile: int, generator: torch.Generator) -> Tensor:
-    """Puts the tile x tile px tiles of each image in an order of its own.
+    """Shuffles the tile x tile px tiles of each image.
 
-    images: (B, C, H, W); H and W are multiples of `tile`. Returns the same form.
+    images: (B, C, H, W); H and W are multiples of `tile`. Returns the same shape.
     In the manner of the scrambled images of Brendel & Bethge 2019, section 4.3, who synthesise textures instead; tiles
     as in Zhang & Zhu, ICML 2019.
     """
@@ -180,7 +180,7 @@ def shuffle_tiles(images: Tensor, tile: int, generator: torch.Generator) -> Tens
 
 
 def mean_and_error(values: Tensor) -> dict:
-    """Mean of (n,) values, nan ones left out, with its standard error; for hits and misses that is the binomial one."""
+    """Returns the mean of (n,) values without nan, and its standard error (for hits and misses the binomial one)."""
     values = values.double()
     values = values[~values.isnan()]
     count = len(values)

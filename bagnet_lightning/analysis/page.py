@@ -17,7 +17,7 @@ td + td { font-variant-numeric: tabular-nums }
 .quiet, figcaption { overflow-wrap: anywhere } figure { margin: .5rem 0 }
 """
 
-# Of each figure: heading, what it shows, where it comes from.
+# For each figure: heading, description, source.
 SECTIONS = {
     "patches": (
         "Most informative patches of {name}",
@@ -55,7 +55,7 @@ SECTIONS = {
 
 
 def summary(networks: list[dict]) -> list[list[str]]:
-    """The main numbers as rows of cells: a heading row, then what was measured and its value for each network."""
+    """Returns the main numbers as rows of cells: a heading row, then measurements with their value for each network."""
     rows = {
         "accuracy": [value(network["shuffled"]["accuracy"][-1]) for network in networks],
         "additivity error": [
@@ -88,7 +88,7 @@ def summary(networks: list[dict]) -> list[list[str]]:
 
 
 def value(number: dict) -> str:
-    """{"mean", "se", "n"} as text."""
+    """Formats {"mean", "se", "n"}."""
     if number["mean"] is None:
         return ""
     return f"{number['mean']:.3f}" + (f" ± {number['se']:.3f}" if number["se"] is not None else "")
@@ -101,7 +101,7 @@ def as_text(rows: list[list[str]]) -> str:
 
 
 def page(analysis: dict, pictures: dict[str, bytes]) -> str:
-    """The whole analysis as HTML that needs nothing else. pictures: PNGs by name, "patches_2" being a second one."""
+    """Returns the whole analysis as one HTML file. pictures: PNGs by name; "patches_2" is the second of "patches"."""
     networks = analysis["networks"]
     head, *body = summary(networks)
     table = f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>" + "".join(

@@ -1,1 +1,1 @@
-"""What `python -m bagnet_lightning.explain` shows: images in, maps of evidence, pictures and a page out."""
+"""Explanations of images for `python -m bagnet_lightning.explain`: maps of evidence, pictures and a page."""

@@ -1,4 +1,4 @@
-"""evidence.npz: what the pictures and the page show, as numbers."""
+"""evidence.npz: the arrays behind the pictures and the page."""
 
 from collections import defaultdict
 from io import BytesIO
@@ -13,7 +13,7 @@ KEYS |= {name: name.lower().replace("-", "_").replace(" ", "_") for name in APPR
 
 
 class Kept:
-    """What explain keeps of networks and systems of local features alike, of all pictures together and of each."""
+    """The arrays that networks and systems of local features have in common: for all pictures together and for each."""
 
     def __init__(self, classes: list[str], class_names: list[str]):
         self._whole = {"classes": np.array(classes), "class_names": np.array(class_names)}
@@ -27,7 +27,7 @@ class Kept:
             self._whole[f"{key}_{number}"] = value
 
     def npz(self, **more: np.ndarray) -> bytes:
-        """The content of the .npz file."""
+        """Returns the content of the .npz file."""
         stream = BytesIO()
         np.savez_compressed(stream, **{key: np.array(rows) for key, rows in self._each.items()}, **self._whole, **more)
         return stream.getvalue()
@@ -39,9 +39,9 @@ class Arrays(Kept):
     images (N,) names; classes, class_names (C,); logits (N, C) float32; predicted, true (N,), -1 where unknown.
     For image i of H x W px, with K shown classes:
     pixels_i (H, W, 3) uint8; shown_i (K,) class indices; evidence_i (K, H, W) float32, the logit of the patch centred
-    on each pixel; contributions_i (K, H, W) float32, what each pixel's patches add to the logit; patch_logits_i
+    on each pixel; contributions_i (K, H, W) float32, each pixel's share of the logit; patch_logits_i
     (h, w, C) float32, of the patches at the native stride, whose mean is the image's logits; grad_cam_i and
-    integrated_gradients_i (K, H, W) float32. What was not computed is not there.
+    integrated_gradients_i (K, H, W) float32. Arrays that were not computed are missing.
     """
 
     def __init__(self, model: Model):

@@ -1,10 +1,10 @@
-"""Approximate attributions for any network, by captum: what exact evidence (evidence.py) is compared with.
+"""Approximate attributions for any network, by captum, to compare exact evidence (evidence.py) with.
 
     grad_cam(network, images, classes)              # (B, H, W)
     integrated_gradients(network, images, classes)  # (B, H, W)
 
-Both keep their sign: positive pixels spoke for the class, negative ones against it. Their unit is not that of logits a
-patch, so maps of different methods are compared by their pattern, not by their numbers. Networks are expected in
+Both keep their sign: positive pixels are evidence for the class, negative ones against it. Their unit is not the logit
+of a patch, so maps of different methods are compared by their pattern, not by their values. Networks are expected in
 evaluation mode; neither their parameters nor their gradients are touched.
 """
 
@@ -18,17 +18,17 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import patch_corners
 from bagnet_lightning.models.bagnet import BagNet
 
-PIXELS_AT_A_TIME = 2**18  # of images in one pass forward and back: 64 images of 64 px
+PIXELS_AT_A_TIME = 2**18  # in a forward and backward pass: 64 images of 64 px
 
 
 def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    """Grad-CAM (Selvaraju et al., ICCV 2017) of the last convolutional stage, without its final ReLU.
+    """Computes Grad-CAM (Selvaraju et al., ICCV 2017) of the last convolutional stage, without its final ReLU.
 
     network: its stage is the last block of `layer4`, which torchvision's ResNets and the BagNets have, or else the
     last convolution. images: (B, 3, H, W), normalised. classes: (B,) int64. Returns (B, H, W): the stage's output
     weighted by the class's mean gradients, upsampled bilinearly, as if its positions tiled the image (as captum does).
 
-    Of a BagNet it is the patches' contributions to the logit but for the bias, upsampled from the patches' centres.
+    For a BagNet these are the patches' contributions to the logit except the bias, upsampled from the patches' centres.
     Raises UserError if captum is not installed.
     """
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
@@ -47,12 +47,12 @@ def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
 
 
 def integrated_gradients(network: nn.Module, images: Tensor, classes: Tensor, steps: int = 32) -> Tensor:
-    """Integrated gradients (Sundararajan et al., ICML 2017), summed over the colour channels.
+    """Computes integrated gradients (Sundararajan et al., ICML 2017), summed over the colour channels.
 
-    The path starts at zeros, with which evidence.py surrounds images too: the mean colour if the images are normalised
-    by it, else black. images: (B, 3, H, W), as the network takes them.
+    The path starts at zeros, which evidence.py pads images with too: the mean colour if the images are normalised by
+    it, else black. images: (B, 3, H, W), as the network takes them.
     classes: (B,) int64. steps: points of the Gauss-Legendre quadrature. Returns (B, H, W); each map's sum approaches
-    the image's logit less that of zeros.
+    the image's logit minus that of zeros.
 
     Raises UserError if captum is not installed.
     """
@@ -69,7 +69,7 @@ def integrated_gradients(network: nn.Module, images: Tensor, classes: Tensor, st
 
 
 def _between_patches(maps: Tensor, network: BagNet, height: int, width: int) -> Tensor:
-    """(B, 1, h, w), a value a patch -> (B, 1, height, width): bilinear between centres, the outermost value beyond."""
+    """Upsamples a value per patch, (B, 1, h, w) -> (B, 1, height, width): bilinear between centres, constant beyond."""
     first = patch_corners(network, height, width)[0, 0] + (network.receptive_field - 1) / 2  # centre, (row, column)
     rows, columns = (
         (2 * (torch.arange(size) - centre) / network.stride + 1) / count - 1  # -1 to 1 from edge to edge of the map

@@ -1,4 +1,4 @@
-"""The picture of one image's explanations: maps over the image on one scale, and the strongest patches cut out."""
+"""Draws the picture of an image's explanations: maps over the image on one scale, and the strongest patches."""
 
 from collections.abc import Sequence
 
@@ -14,20 +14,20 @@ from bagnet_lightning.explanation.maps import CONTRIBUTIONS, EVIDENCE, Explanati
 from bagnet_lightning.names import clipped
 from bagnet_lightning.standalone import png
 
-COLOURS = "RdBu_r"  # red speaks for the class, blue against it
-FOR, AGAINST = "#b2182b", "#2166ac"  # of a score
+COLOURS = "RdBu_r"  # red: evidence for the class, blue: against it
+FOR, AGAINST = "#b2182b", "#2166ac"  # colours of positive and negative scores
 OVERLAY = 0.7  # opacity of a map over its image
-PATCHES = 4  # shown of those for and of those against a class
-CLASS = 24  # characters of its name
+PATCHES = 4  # shown with the highest and with the lowest scores for a class
+CLASS = 24  # characters of a class's name
 PANEL = 2.15  # inches
-LABEL = 1.2  # inches, of a scale's
+LABEL = 1.2  # inches, minimum height of a row for its colour bar's label
 DPI = 130
 GREY = "#666666"
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # of R, G, B
 
 
 def draw(picture: Picture, models: list[Model], explanations: list[Explanation]) -> bytes:
-    """A PNG with a block for each model: a row of maps for each method, a row of patches for each class."""
+    """Returns a PNG with a block for each model: a row of maps for each method, a row of patches for each class."""
     limit = exact_limit(explanations)
     heights = [_height(picture, explanation) for explanation in explanations]
     columns = 1 + len(explanations[0].shown)
@@ -40,7 +40,7 @@ def draw(picture: Picture, models: list[Model], explanations: list[Explanation])
 
 
 def overlay(pixels: np.ndarray, evidence: np.ndarray, end: float) -> np.ndarray:
-    """Evidence (H, W), red for and blue against, over an image in grey. pixels, result: (H, W, 3) uint8.
+    """Draws evidence (H, W), red for and blue against, over an image in grey. pixels, result: (H, W, 3) uint8.
 
     end: the evidence, in logits, where the scale ends on either side.
     """
@@ -50,22 +50,22 @@ def overlay(pixels: np.ndarray, evidence: np.ndarray, end: float) -> np.ndarray:
 
 
 def exact_limit(explanations: list[Explanation]) -> float:
-    """The end of the scale, in logits, that all maps of exact evidence of an image share.
+    """Returns the end of the scale, in logits, that all maps of exact evidence of an image share.
 
-    Of the patches that the network itself looks at: those that reach beyond the image's edge see there what training
-    has never shown, and may say many times as much.
+    It is computed from the network's own patches: patches that reach beyond the image's edge contain what training
+    never showed, and their logits may be many times as large.
     """
     return scale_end([e.patch_logits[..., e.shown] for e in explanations if e.patch_logits is not None])
 
 
 def scale_end(maps: Sequence[ArrayLike]) -> float:
-    """The absolute value that 99 % of all values in `maps` stay below: a few loud ones should not hide the others."""
+    """Returns the absolute value that 99 % of the values in `maps` stay below: outliers must not hide the rest."""
     values = np.concatenate([np.zeros(0), *(np.abs(np.asarray(one)).ravel() for one in maps)])
     return (float(np.quantile(values, 0.99)) if values.size else 0) or 1.0
 
 
 def cut_out(pixels: np.ndarray, top: int, left: int, side: int, beyond: ArrayLike) -> np.ndarray:
-    """The side x side px square of an image, (H, W, 3) uint8, that begins at (top, left); `beyond` outside of it."""
+    """Cuts the side x side px square at (top, left) out of an image, (H, W, 3) uint8; `beyond` fills its outside."""
     square = np.empty((side, side, 3), np.uint8)
     square[:] = beyond
     height, width, _ = pixels.shape
@@ -75,7 +75,7 @@ def cut_out(pixels: np.ndarray, top: int, left: int, side: int, beyond: ArrayLik
 
 
 def _height(picture: Picture, explanation: Explanation) -> float:
-    """Of a block, in inches."""
+    """Returns the height of a model's block in inches."""
     height, width, _ = picture.pixels.shape
     panel = max(LABEL, PANEL * min(2.0, height / width))
     patches = len(explanation.shown) * 1.3 if explanation.dense is not None else 0
@@ -87,10 +87,10 @@ def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: E
     maps, shown = explanation.maps(), explanation.shown
     height = _height(picture, explanation)
     patch_rows = len(shown) if explanation.dense is not None else 0
-    certain = explanation.logits.softmax(0)[explanation.predicted].item()
-    says = f"{names[explanation.predicted]} ({certain:.0%})"
+    probability = explanation.logits.softmax(0)[explanation.predicted].item()
+    prediction = f"{names[explanation.predicted]} ({probability:.0%})"
     truth = "" if picture.label is None else f"; true class: {names[picture.label]}"
-    block.text(0.02, 1 - 0.12 / height, f"{model.name}: {says}{truth}", weight="bold", va="top", fontsize=11)
+    block.text(0.02, 1 - 0.12 / height, f"{model.name}: {prediction}{truth}", weight="bold", va="top", fontsize=11)
     block.text(0.98, 1 - 0.12 / height, picture.name, color=GREY, va="top", ha="right", fontsize=8)
 
     bottom = (patch_rows * 1.3 + 0.1) / height
@@ -138,7 +138,7 @@ def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: E
 def _draw_patches(
     block: SubFigure, picture: Picture, model: Model, explanation: Explanation, index: int, top: float, height: float
 ) -> None:
-    """Two groups of patches, for and against the class, with their scores; `top` as a share of the block."""
+    """Draws the patches with the highest and the lowest scores for a class; `top` as a fraction of the block."""
     width = block.bbox.width / block.figure.dpi
     side = 0.78  # inches
     groups = (("highest", True, 0.02), ("lowest", False, 0.51))

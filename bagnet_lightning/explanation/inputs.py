@@ -1,4 +1,4 @@
-"""Which images to explain, and for which class: files of the user's, or images of a run's own data."""
+"""The images to explain, from the user's files or a run's own data, and the class to explain them for."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -10,36 +10,36 @@ from bagnet_lightning.data.images import find_images, load_image
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import UserError
 
-MOST_PIXELS = 2_000_000  # of an image of its own size
+MOST_PIXELS = 2_000_000  # of an image that is not resized
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as the networks are given it."""
+    """An image as it is passed to the networks."""
 
-    name: str  # where it is from: a path, or "val 17"
+    name: str  # its origin: a path, or "val 17"
     pixels: np.ndarray  # (H, W, 3) uint8
-    label: int | None  # its true class's index, where it is known
+    label: int | None  # index of its true class, if known
 
 
 def find_class(asked: str, classes: list[str], class_names: list[str]) -> int:
-    """Index of the class with this identifier or name. Raises UserError, with the nearest names."""
-    wanted = asked.strip().casefold()
+    """Returns the index of the class with this identifier or name. Raises UserError, with the nearest names."""
+    folded = asked.strip().casefold()
     for known in (classes, class_names):
-        found = [index for index, name in enumerate(known) if name.casefold() == wanted]
+        found = [index for index, name in enumerate(known) if name.casefold() == folded]
         if len(found) == 1:
             return found[0]
         if found:
             several = ", ".join(f"{classes[index]} ({class_names[index]})" for index in found)
             raise UserError(f"class={asked} may be any of {several}; give the identifier")
     names = {name.casefold(): name for name in [*classes, *class_names]}
-    close = get_close_matches(wanted, names, n=3, cutoff=0.5) or sorted(names)[:3]
+    close = get_close_matches(folded, names, n=3, cutoff=0.5) or sorted(names)[:3]
     nearest = ", ".join(names[name] for name in close)
     raise UserError(f"class={asked}: the checkpoint knows no such class; nearest: {nearest}")
 
 
 def pictures_of_split(data: ImageData, split: str, count: int, classes: list[str]) -> list[Picture]:
-    """`count` images of the split of `data` (after setup), spread evenly over it, so over its classes."""
+    """Returns `count` images of a split of `data` (after setup), spread evenly over it and thus over its classes."""
     images = data.labelled_for(classes, split)
     pictures = []
     for place in _spread(len(images), count):
@@ -51,11 +51,10 @@ def pictures_of_split(data: ImageData, split: str, count: int, classes: list[str
 def pictures_of_files(
     path: Path, size: int | None, count: int, classes: list[str], class_names: list[str]
 ) -> tuple[list[Picture], list[str]]:
-    """The image file `path`, or up to `count` images below the folder `path`, spread evenly over their sorted paths.
+    """Returns the image file `path`, or up to `count` images below the folder `path`, spread over their sorted paths.
 
-    size: as of load_image. The true class is known where a file's folder, or the one above that, is named by a class's
-    identifier or name. Images of a folder that cannot be read, or have more than
-    MOST_PIXELS, are skipped.
+    size: as for load_image. The true class is known if a file's folder, or the one above it, is named after a class.
+    Images of a folder that cannot be read, or have more than MOST_PIXELS, are skipped.
     Returns the pictures and notes for the user. Raises UserError if the file is no image, or the folder has none.
     """
     places = {name: i for i, name in enumerate(class_names)} | {name: i for i, name in enumerate(classes)}
@@ -74,7 +73,7 @@ def pictures_of_files(
         return [read(path)], []
     first = _spread(len(files), count)
     pictures, skipped = [], []
-    for place in [*first, *sorted({*range(len(files))} - {*first})]:  # others stand in for those that are no images
+    for place in [*first, *sorted({*range(len(files))} - {*first})]:  # the others replace files that are not images
         if len(pictures) == count:
             break
         try:
@@ -93,6 +92,6 @@ def pictures_of_files(
 
 
 def _spread(total: int, count: int) -> list[int]:
-    """Up to `count` of the numbers below `total`, evenly spaced and each in the middle of its share."""
+    """Returns up to `count` numbers below `total`, evenly spaced, each in the middle of its share."""
     count = min(total, count)
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]

@@ -1,4 +1,4 @@
-"""The picture of one image's keypoints: circles of their size, coloured by their shares, and the strongest cut out."""
+"""Draws the picture of an image's keypoints: circles of their size, coloured by share, and the strongest cut out."""
 
 import math
 
@@ -29,18 +29,18 @@ from bagnet_lightning.explanation.keypoint_maps import KeypointExplanation
 from bagnet_lightning.names import clipped
 from bagnet_lightning.standalone import png
 
-SIDE, GAP = 1.25 * PANEL, 0.15  # inches, of a panel and beside it
-CUT, ROW = 0.78, 1.3  # inches, of a patch cut out and a row of them
-OUTLINED = 16  # keypoints of a panel; more hide each other
+SIDE, GAP = 1.25 * PANEL, 0.15  # inches: side of a panel, and the gap beside it
+CUT, ROW = 0.78, 1.3  # inches: side of a cut-out keypoint, and height of a row of them
+OUTLINED = 16  # keypoints with an outline in a panel; more would hide each other
 CORNERS = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
 
 
 def draw(
     picture: Picture, explanation: KeypointExplanation, system: str, class_names: list[str], patches: bool
 ) -> bytes:
-    """A PNG: the image, a panel for each shown class, and below a row for each of the keypoints that added most.
+    """Returns a PNG: the image, a panel for each shown class, and a row of each one's strongest keypoints.
 
-    patches: the keypoints are square patches.
+    patches: whether the keypoints are square patches.
     """
     shown, shares = explanation.shown, explanation.shares
     height_px, width_px, _ = picture.pixels.shape
@@ -51,10 +51,10 @@ def draw(
     def axes_at(left: float, bottom: float, wide: float, high: float) -> Axes:
         return figure.add_axes((left / width, bottom / height, wide / width, high / height))
 
-    said = class_names[explanation.predicted]
+    predicted = class_names[explanation.predicted]
     truth = "" if picture.label is None else f" ✗ (it is {class_names[picture.label]})"
     right = " ✓" if picture.label == explanation.predicted else truth
-    figure.text(0.2 / width, 1 - 0.12 / height, f"{system}: {said}{right}", weight="bold", va="top", fontsize=11)
+    figure.text(0.2 / width, 1 - 0.12 / height, f"{system}: {predicted}{right}", weight="bold", va="top", fontsize=11)
     figure.text(1 - 0.2 / width, 1 - 0.12 / height, picture.name, color=GREY, va="top", ha="right", fontsize=8)
     axes = axes_at(0.2, below, SIDE, tall)
     axes.imshow(picture.pixels)
@@ -62,11 +62,11 @@ def draw(
     axes.set_title(f"image, {len(shares)} {what}", fontsize=9)
     bare(axes)
     end = scale_end([explanation.shares[:, explanation.shown]])
-    digits = min(5, max(2, 2 - math.floor(math.log10(end))))  # three significant ones at the end of the scale
+    digits = min(5, max(2, 2 - math.floor(math.log10(end))))  # three significant digits at the end of the scale
     scale = ScalarMappable(Normalize(-end, end, clip=True), colormaps[COLOURS])
     for column, index in enumerate(shown, start=1):
         axes = axes_at(0.2 + column * (SIDE + GAP), below, SIDE, tall)
-        axes.imshow(picture.pixels @ LUMINANCE, cmap="gray", vmin=-120, vmax=255)  # pale, for the colours' sake
+        axes.imshow(picture.pixels @ LUMINANCE, cmap="gray", vmin=-120, vmax=255)  # pale, so that the colours stand out
         bare(axes)
         _draw_keypoints(axes, explanation.keypoints, shares[:, index], scale, end, patches)
         score, bias = explanation.scores[index], explanation.bias[index]
@@ -93,10 +93,10 @@ def draw(
 
 
 def strongest(keypoints: np.ndarray, shares: np.ndarray) -> tuple[list[int], list[int]]:
-    """Up to PATCHES keypoints with the largest positive shares, and as many with the largest negative ones.
+    """Returns up to PATCHES keypoints with the largest positive shares, and as many with the largest negative ones.
 
-    keypoints: (M, 4). shares: (M,). Of two whose middles are closer than half the smaller one's size both across and
-    down, only the stronger one is taken: they nearly repeat each other.
+    keypoints: (M, 4). shares: (M,). Of two whose centres are closer than half the smaller one's size both across and
+    down, only the stronger one is taken: they are nearly the same.
     """
     found = []
     for sign in (1, -1):
@@ -112,7 +112,7 @@ def strongest(keypoints: np.ndarray, shares: np.ndarray) -> tuple[list[int], lis
 
 
 def region(keypoint: np.ndarray) -> tuple[int, int, int]:
-    """Top, left and side, px, of the upright square about a keypoint's region."""
+    """Returns top, left and side, px, of the upright square around a keypoint's region."""
     x, y, size, _ = keypoint
     side = max(1, round(float(size)))
     left, top = round(float(x - (side - 1) / 2)), round(float(y - (side - 1) / 2))
@@ -122,14 +122,14 @@ def region(keypoint: np.ndarray) -> tuple[int, int, int]:
 def _draw_keypoints(
     axes: Axes, keypoints: np.ndarray, shares: np.ndarray, scale: ScalarMappable, end: float, patches: bool
 ) -> None:
-    """Dots, and outlines of their size about the OUTLINED strongest; the stronger, the more opaque and nearer."""
+    """Draws dots, and outlines of the OUTLINED strongest keypoints; the stronger, the more opaque and in front."""
     order = np.argsort(np.abs(shares), kind="stable")
     middles, colours = keypoints[order, :2], scale.to_rgba(shares[order])
     axes.scatter(*middles.T, s=14, c=colours, edgecolors="#333333", linewidths=0.3, zorder=3)
     order = order[-OUTLINED:]
     middles, sizes, strength = keypoints[order, :2], keypoints[order, 2], np.minimum(np.abs(shares[order]) / end, 1)
     lines, areas = scale.to_rgba(shares[order]), scale.to_rgba(shares[order])
-    large = sizes / np.ptp(axes.get_xlim())  # what covers half the image must not hide the rest
+    large = sizes / np.ptp(axes.get_xlim())  # a keypoint that covers half the image must not hide the rest
     lines[:, 3], areas[:, 3] = 0.15 + 0.85 * strength, 0.3 * strength**2 * np.minimum(1, (0.25 / large) ** 2)
     style = {"edgecolors": lines, "facecolors": areas, "linewidths": 0.6 + 1.4 * strength}
     if patches:

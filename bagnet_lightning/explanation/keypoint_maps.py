@@ -1,7 +1,7 @@
 """The scores of a system of local features, divided exactly among an image's keypoints.
 
-A score is a bias, the same for all images, and the sum of what every keypoint adds to it (local_features/model.py). Of
-a system on a BagNet's patches the same holds of the patches.
+A score is a bias, the same for all images, plus a share for every keypoint (local_features/model.py). For a system on a
+BagNet's patches the same holds for the patches.
 """
 
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from bagnet_lightning.local_features.model import LocalModel, keypoint_shares
 
 @dataclass(frozen=True)
 class KeypointExplanation:
-    """An image of which a system describes M keypoints, or patches."""
+    """A system's explanation of an image with M keypoints, or patches."""
 
     scores: np.ndarray  # (classes,) float32
     shown: list[int]  # classes that the picture shows: predicted, true, asked
     keypoints: np.ndarray  # (M, 4) float32, as in a Bag: x, y, diameter or side, px; angle, degrees
-    shares: np.ndarray  # (M, classes) float32: what each adds to each class's score
+    shares: np.ndarray  # (M, classes) float32: each keypoint's part of each class's score
     bias: np.ndarray  # (classes,) float32: the score of an image without keypoints
     words: np.ndarray | None  # (M,) the visual word of each; None: the system has no words
 
@@ -31,18 +31,18 @@ class KeypointExplanation:
 
     @property
     def additivity_error(self) -> float:
-        """Largest difference, over the classes, of a score and the bias with the keypoints' shares."""
+        """Largest difference, over the classes, of a score and the sum of its bias and shares."""
         return float(np.abs(self.shares.sum(0) + self.bias - self.scores).max())
 
 
 def explain(model: LocalModel, picture: Picture, asked: int | None) -> KeypointExplanation:
-    """asked: a class to show besides the predicted and the true one."""
+    """Explains `picture` by `model`. asked: a class to show besides the predicted and the true one."""
     bag: Bag = model.features.describe(picture.pixels[None])
     scores = model.scores(bag)[0]
-    wanted = [int(scores.argmax()), picture.label, asked]
+    candidates = [int(scores.argmax()), picture.label, asked]
     return KeypointExplanation(
         scores=scores,
-        shown=list(dict.fromkeys(index for index in wanted if index is not None)),
+        shown=list(dict.fromkeys(index for index in candidates if index is not None)),
         keypoints=bag.keypoints,
         shares=keypoint_shares(model, bag).astype(np.float32),
         bias=model.classifier.arrays["bias"],

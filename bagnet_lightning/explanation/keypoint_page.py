@@ -1,4 +1,4 @@
-"""The page of keypoints: one HTML file, like that of networks, to point at a keypoint and see what it spoke for."""
+"""The page of keypoints: one HTML file, like that of networks, that shows the shares of the keypoint pointed at."""
 
 from dataclasses import dataclass, field
 
@@ -11,22 +11,22 @@ from bagnet_lightning.explanation.keypoint_maps import KeypointExplanation
 from bagnet_lightning.explanation.page import MOST_CLASSES, TOP, write_page
 from bagnet_lightning.standalone import png_uri
 
-DIGITS = 5  # of a share
+DIGITS = 5  # significant digits of a number
 
 
 @dataclass
 class KeypointPage:
-    """Takes explanations as they are made, and keeps of each only what the page shows."""
+    """Collects explanations one by one, and keeps only the data that the page shows."""
 
-    system: str  # in words
-    patches: bool  # keypoints are square patches
+    system: str  # the system's name
+    patches: bool  # whether keypoints are square patches
     classes: list[str]
     class_names: list[str]
     asked: int | None = None  # the class to show at first, instead of the predicted one
     images: list[dict] = field(default_factory=list)
 
     def add(self, picture: Picture, explanation: KeypointExplanation) -> None:
-        """Of the shown classes and those with the highest scores, MOST_CLASSES at most."""
+        """Adds an image, with the shown classes and those of the highest scores, up to MOST_CLASSES."""
         shares = explanation.shares
         ranked = np.argsort(-explanation.scores, kind="stable").tolist()
         offered = [*dict.fromkeys([*explanation.shown, *ranked])][: max(MOST_CLASSES, len(explanation.shown))]
@@ -69,7 +69,7 @@ class KeypointPage:
 
 
 def _rounded(values: np.ndarray) -> list:
-    """As lists, of DIGITS significant digits."""
+    """Converts to nested lists of numbers with DIGITS significant digits."""
     if values.ndim > 1:
         return [_rounded(row) for row in values]
     return [float(f"{value:.{DIGITS}g}") for value in values.tolist()]

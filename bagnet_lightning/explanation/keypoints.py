@@ -1,4 +1,4 @@
-"""What explain makes of pictures with a system of local features: a picture, lines, numbers and a page."""
+"""Explanations of pictures by a system of local features: pictures, lines, arrays and a page."""
 
 from bagnet_lightning.config import image_size
 from bagnet_lightning.errors import UserError
@@ -11,10 +11,10 @@ from bagnet_lightning.local_features.model import load_local_model, system
 
 
 class Keypoints:
-    """What explain writes of pictures, as of networks (networks.py).
+    """Explains pictures by the system in `path`, as Networks does by networks.
 
-    asked: a class to show besides the predicted and the true one. Raises UserError if the file is no system's model,
-    its classifier does not add, or it does not know that class.
+    asked: a class to show besides the predicted and the true one. Raises UserError if the file is not a system's model,
+    its classifier is not additive, or it does not know that class.
     """
 
     def __init__(self, path: str, asked: str | None):
@@ -31,14 +31,14 @@ class Keypoints:
         self.arrays = Kept(self.classes, self.class_names)
 
     def explain(self, picture: Picture) -> tuple[bytes, list[str]]:
-        """A PNG, and lines for the terminal. The numbers are kept for `files`."""
+        """Returns a PNG and lines for the terminal. The arrays are kept for `files`."""
         explanation = explain(self.model, picture, self.asked)
         self.page.add(picture, explanation)
         of_image = {"keypoints": explanation.keypoints, "shares": explanation.shares}
         if explanation.words is not None:
             of_image["words"] = explanation.words
         self.arrays.keep(picture, explanation.predicted, explanation.shown, of_image, scores=explanation.scores)
-        said = self.class_names[explanation.predicted]
+        predicted = self.class_names[explanation.predicted]
         truth = "" if picture.label is None else f", true class {self.class_names[picture.label]}"
         count, what = len(explanation.keypoints), "patches" if self.patches else "keypoints"
         exact = (
@@ -46,15 +46,15 @@ class Keypoints:
         )
         exact = exact if count else f"it has no {what}, and its score is its bias"
         png = draw(picture, explanation, self.name, self.class_names, self.patches)
-        return png, [f"{self.name} says {said}{truth}; {exact}"]
+        return png, [f"{self.name} says {predicted}{truth}; {exact}"]
 
     def files(self) -> dict[str, bytes]:
-        """The page, and evidence.npz by these keys; images are numbered from 0.
+        """Returns the page, and evidence.npz with these keys; images are numbered from 0.
 
         images (N,) names; classes, class_names (C,); scores (N, C) and bias (C,) float32; predicted, true (N,), -1
         where unknown. For image i of H x W px with M keypoints: pixels_i (H, W, 3) uint8; shown_i (K,) class indices;
         keypoints_i (M, 4) float32, x, y, diameter (px) and angle (degrees); shares_i (M, C) float32, which with the
-        bias sum to the scores; words_i (M,) visual words, where the system has some.
+        bias sum to the scores; words_i (M,) visual words, if the system has some.
         """
         evidence = self.arrays.npz(bias=self.model.classifier.arrays["bias"])
         return {"evidence.npz": evidence, "index.html": self.page.html().encode()}

@@ -1,4 +1,4 @@
-"""Networks and one image -> logits, exact evidence, and captum's attributions for the classes that matter there."""
+"""Explains an image by networks: logits, exact evidence, and captum's attributions for the classes to show."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ class Model:
 
     path: Path
     trained: Trained
-    field: int | None  # px; None: it is no BagNet
+    field: int | None  # receptive field, px; None: not a BagNet
 
     @property
     def name(self) -> str:
@@ -37,19 +37,19 @@ class Model:
 
     @property
     def grey(self) -> tuple[int, int, int]:
-        """What surrounds the image, zeros to the network, as RGB of 0..255: the mean colour, or black."""
+        """The colour around the image, zeros to the network, as RGB of 0..255: the mean colour, or black."""
         return tuple(round(255 * value) for value in self.trained.mean)
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """One image as one network sees it. Everything is float32 on the CPU."""
+    """One network's explanation of one image. All tensors are float32 on the CPU."""
 
     logits: Tensor  # (classes,)
     shown: list[int]  # classes that pictures show: predicted (by any of the networks), true, asked
-    dense: Tensor | None  # (H, W, classes): logits of the patch centred on each pixel; None: no BagNet
-    contributed: Tensor | None  # (H, W, classes): what each pixel's patches add to the logits
-    patch_logits: Tensor | None  # (h, w, classes): of the patches at the native stride, whose mean are the logits
+    dense: Tensor | None  # (H, W, classes): logits of the patch centred on each pixel; None: not a BagNet
+    contributed: Tensor | None  # (H, W, classes): each pixel's share of the logits
+    patch_logits: Tensor | None  # (h, w, classes): of the patches at the native stride; their mean is the logits
     approximations: dict[str, Tensor]  # method -> (shown, H, W)
 
     @property
@@ -62,14 +62,14 @@ class Explanation:
         return (self.patch_logits.mean((0, 1)) - self.logits).abs().max().item()
 
     def maps(self) -> dict[str, Tensor]:
-        """Every method's (shown, H, W), the exact ones first."""
+        """Returns the maps of every method, (shown, H, W), the exact ones first."""
         exact = {} if self.dense is None else {EVIDENCE: self.dense, CONTRIBUTIONS: self.contributed}
         exact = {method: values[..., self.shown].permute(2, 0, 1) for method, values in exact.items()}
         return exact | self.approximations
 
 
 def load_model(path: str | Path, exact_only: bool) -> Model:
-    """Raises UserError if the file is no checkpoint, or if exact evidence is asked of what is no BagNet."""
+    """Loads a checkpoint. Raises UserError if it is none, or if `exact_only` and its network is not a BagNet."""
     trained = load_trained(path)
     is_bagnet = isinstance(trained.network, BagNet)
     if exact_only and not is_bagnet:
@@ -79,7 +79,7 @@ def load_model(path: str | Path, exact_only: bool) -> Model:
 
 
 def explain(models: list[Model], picture: Picture, asked: int | None, approximate: bool) -> list[Explanation]:
-    """Each model's explanation of the picture, for the same shown classes.
+    """Returns each model's explanation of the picture, for the same shown classes.
 
     asked: a class to show besides the predicted and the true ones. approximate: whether to run captum's methods.
     Raises UserError if the picture is smaller than a model's receptive field.
@@ -90,8 +90,8 @@ def explain(models: list[Model], picture: Picture, asked: int | None, approximat
     except UserError as error:  # it is too small
         raise UserError(f"{picture.name}: {error} (size=PX enlarges it)") from error
     inputs = [normalize(pixels.to(best_device()), model.trained.mean, model.trained.std) for model in models]
-    wanted = [*(values.argmax().item() for values in logits), picture.label, asked]
-    shown = list(dict.fromkeys(index for index in wanted if index is not None))
+    candidates = [*(values.argmax().item() for values in logits), picture.label, asked]
+    shown = list(dict.fromkeys(index for index in candidates if index is not None))
 
     explanations = []
     for model, image, values in zip(models, inputs, logits, strict=True):
@@ -107,11 +107,11 @@ def explain(models: list[Model], picture: Picture, asked: int | None, approximat
 def strongest(
     model: Model, explanation: Explanation, index: int, count: int, largest: bool = True
 ) -> list[tuple[int, int, float]]:
-    """(row, column, logit) of up to `count` patches with the largest, or smallest, logits for a class, best first.
+    """Returns (row, column, logit) of up to `count` patches with the largest or smallest logits for a class, in order.
 
-    Of the patches that the network itself looks at; row and column are those of the pixel in their middle.
-    Neighbours nearly repeat each other: of two that are at most half the field apart, both in rows and in columns, only
-    the stronger one is taken.
+    They are of the network's own patches; row and column are those of their central pixel. Neighbouring patches are
+    nearly the same: of two that are at most half the field apart, both in rows and in columns, only the stronger one is
+    taken.
     """
     reach = (model.field - 1) // 2
     scores = explanation.patch_logits[..., index].flatten()

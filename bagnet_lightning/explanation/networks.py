@@ -1,4 +1,4 @@
-"""Pictures as one network sees them, or several side by side: what explain writes of each, and at the end."""
+"""Explanations of pictures by one network, or by several side by side: the output of explain."""
 
 from importlib.util import find_spec
 
@@ -11,9 +11,10 @@ from bagnet_lightning.explanation.page import Page
 
 
 class Networks:
-    """asked: a class to show besides the predicted and the true ones. exact: without captum's methods.
+    """Explains pictures by the networks of `paths`.
 
-    Raises UserError if a file is no checkpoint, they do not know the same classes, or none is the one that is asked.
+    asked: a class to show besides the predicted and the true ones. exact: without captum's methods.
+    Raises UserError if a file is no checkpoint, the networks have different classes, or `asked` is not one of them.
     """
 
     def __init__(self, paths: list[str], asked: str | None, exact: bool):
@@ -31,23 +32,23 @@ class Networks:
         self.page, self.arrays = Page(self.models, self.asked), [Arrays(model) for model in self.models]
 
     def explain(self, picture: Picture) -> tuple[bytes, list[str]]:
-        """A PNG, and lines for the terminal. The numbers are kept for `files`."""
+        """Returns a PNG and lines for the terminal. The arrays are kept for `files`."""
         explanations = explain(self.models, picture, self.asked, self.approximate)
         self.page.add(picture, explanations)
         lines = []
         for model, explanation, kept in zip(self.models, explanations, self.arrays, strict=True):
             kept.add(picture, explanation)
-            said = self.class_names[explanation.predicted]
+            predicted = self.class_names[explanation.predicted]
             truth = "" if picture.label is None else f", true class {self.class_names[picture.label]}"
             exact = ""
             if model.field:
                 patches = explanation.patch_logits[..., 0].numel()
                 exact = f"; its logit is the mean of {patches} patches' (off by {explanation.additivity_error:.0e})"
-            lines.append(f"{model.name} says {said}{truth}{exact}")
+            lines.append(f"{model.name} says {predicted}{truth}{exact}")
         return draw(picture, self.models, explanations), lines
 
     def files(self) -> dict[str, bytes]:
-        """The page and the numbers of all pictures."""
+        """Returns the page and the arrays of all pictures: file name -> content."""
         names = (
             ["evidence.npz"] if len(self.models) == 1 else [f"evidence_{i + 1}.npz" for i in range(len(self.models))]
         )

@@ -1,4 +1,4 @@
-"""The page of explanations: one HTML file that holds its pictures, maps, style and script, and loads nothing."""
+"""The page of explanations: one HTML file with its pictures, maps, style and script, which loads nothing."""
 
 import base64
 from collections.abc import Iterable
@@ -17,20 +17,20 @@ from bagnet_lightning.explanation.maps import EVIDENCE, Explanation, Model, stro
 from bagnet_lightning.standalone import STYLE, embedded, fill, png_uri
 
 TEMPLATE = Path(__file__).parent / "template"
-MOST_CLASSES = 12  # whose maps the page holds for an image: those with the highest logits
+MOST_CLASSES = 12  # with maps on the page, for each image: those with the highest logits
 TOP = 5
 
 
 @dataclass
 class Page:
-    """Takes explanations as they are made, and keeps of each only what the page shows."""
+    """Collects explanations one by one, and keeps only the data that the page shows."""
 
     models: list[Model]
     asked: int | None = None  # the class to show at first, instead of the predicted one
     images: list[dict] = field(default_factory=list)
 
     def add(self, picture: Picture, explanations: list[Explanation]) -> None:
-        """Scores are stored as 16-bit multiples of a step of their own for each map: see `fixed_point`."""
+        """Adds an image; scores are stored as 16-bit fixed-point numbers: see `fixed_point`."""
         height, width, _ = picture.pixels.shape
         offered = _offered(explanations)
         self.images.append(
@@ -69,7 +69,7 @@ class Page:
 
 
 def write_page(template: str, title: str, data: dict) -> str:
-    """The page of template/`template`.html and .js: "page", of networks, or "keypoints"."""
+    """Returns the page of template/`template`.html and .js: "page" for networks, or "keypoints"."""
     colours = matplotlib.colormaps[COLOURS](np.linspace(0, 1, 255), bytes=True)[:, :3]
     scripts = [(TEMPLATE / f"{name}.js").read_text(encoding="utf-8") for name in ("shared", template)]
     return fill(
@@ -82,7 +82,7 @@ def write_page(template: str, title: str, data: dict) -> str:
 
 
 def fixed_point(values: Tensor) -> dict:
-    """`values` as int16 multiples of a step: {"step", "data"}, little-endian in base64; off by at most half a step.
+    """Encodes `values` as int16 multiples of a step, {"step", "data"} in little-endian base64; exact to half a step.
 
     The step is the largest absolute value over 32767.
     """
@@ -91,7 +91,7 @@ def fixed_point(values: Tensor) -> dict:
 
 
 def _offered(explanations: list[Explanation]) -> list[int]:
-    """The shown classes, then those with the highest logits of the networks in turn, MOST_CLASSES at most."""
+    """Returns the shown classes, then those of the networks' highest logits in turn, up to MOST_CLASSES in all."""
     ranked: Iterable[tuple[int, ...]] = zip(
         *(explanation.logits.argsort(descending=True).tolist() for explanation in explanations), strict=True
     )
