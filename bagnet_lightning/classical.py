@@ -31,7 +31,7 @@ def main(config: DictConfig) -> dict:
 def classical(config: DictConfig, folder: Path, requested: dict) -> dict:
     from bagnet_lightning.local_features.pipeline import run
 
-    write_progress(folder)  # that it goes on; how far, it cannot know
+    write_progress(folder)  # shows that it runs; how far it is, is not known
     try:
         result = outcome(requested, folder, partial(run, config, folder))
     finally:

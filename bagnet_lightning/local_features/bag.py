@@ -1,4 +1,4 @@
-"""What stands between features and encodings: the local features of some images."""
+"""Local features of images, the interface between features and encodings."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,8 +10,8 @@ import numpy as np
 class Bag:
     """The local features of n images, one image after the other.
 
-    descriptors: (M, D) uint8 or float32. keypoints: (M, 4) float32: x and y of the middle of the described region in
-    px of the image, where 0 is the middle of its first pixel; the region's diameter in px; its angle in degrees.
+    descriptors: (M, D) uint8 or float32. keypoints: (M, 4) float32: x and y of the centre of the described region in
+    px of the image, where 0 is the centre of its first pixel; the region's diameter in px; its angle in degrees.
     offsets: (n + 1,) int64; the features of image i are offsets[i] to offsets[i + 1].
     """
 
@@ -25,7 +25,7 @@ class Bag:
 
     @property
     def images(self) -> np.ndarray:
-        """(M,) which image each feature is of."""
+        """(M,) index of each feature's image."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
 
@@ -33,11 +33,11 @@ class Bags(Protocol):
     """The local features of many images, read some images at a time."""
 
     binary: bool  # descriptors are bits, eight in a byte, and compared by their Hamming distance
-    without_features: int  # images
+    without_features: int  # number of images
     logits: bool  # descriptors are a network's scores of the classes
-    seconds: float  # that describing the images has taken so far, by whichever run
+    seconds: float  # that describing the images has taken so far, in this run or an earlier one
 
     def __len__(self) -> int: ...
 
     def read(self, start: int, stop: int) -> Bag:
-        """Of the images `start` to `stop`."""
+        """Returns the local features of the images `start` to `stop`."""

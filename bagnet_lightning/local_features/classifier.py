@@ -1,7 +1,7 @@
 """Linear classifiers of encoded images, plain or on the explicit map of an additive kernel.
 
 Trained by L-BFGS, all classes at once. The optimum is that of scikit-learn's LogisticRegression, and of its LinearSVC
-but for the bias, which that penalises. 200 classes of 100,000 images take minutes: the work is products of matrices.
+except for the bias, which LinearSVC penalises. 200 classes of 100,000 images take minutes, in matrix products.
 """
 
 import logging
@@ -21,14 +21,14 @@ from bagnet_lightning.progress_bar import progress_bar
 log = logging.getLogger(__name__)
 ROWS = 8192  # images mapped and multiplied at a time
 ITERATIONS = 1000  # at most
-GRADIENT, DECREASE = 1e-6, 1e-6  # the mean loss is at its minimum if no slope is steeper, or a step gains no more of it
+GRADIENT, DECREASE = 1e-6, 1e-6  # converged if no slope is steeper, or a step lowers the mean loss by less
 
 
 class LinearClassifier:
-    """Scores w . map(x) + b of each class.
+    """Scores each class by w . map(x) + b.
 
     loss: "squared_hinge", each class against the rest (a linear SVM), or "logistic", multinomial. C: weight of the sum
-    of losses against |w|^2 / 2, as in scikit-learn; b is free. kernel, order: of KernelMap; None: x itself.
+    of losses against |w|^2 / 2, as in scikit-learn; b is not penalised. kernel, order: see KernelMap; None: x itself.
     """
 
     additive = True  # a score is a sum over the elements of a vector
@@ -41,9 +41,9 @@ class LinearClassifier:
         self.arrays = {}
 
     def learn(self, vectors: np.ndarray, labels: np.ndarray, classes: int) -> None:
-        """vectors: (N, W) float32. labels: (N,) int64, of so many classes.
+        """Fits weight and bias. vectors: (N, W) float32. labels: (N,) int64, of `classes` classes.
 
-        Raises UserError if a kernel of histograms is to be of negative numbers.
+        Raises UserError if a kernel of histograms is given negative numbers.
         """
         if self.map and vectors.min() < 0:
             raise UserError(
@@ -51,10 +51,10 @@ class LinearClassifier:
                 "classifier=linear, or encoding=bow"
             )
         device = best_device()
-        mapped = whole = torch.from_numpy(vectors)
-        if self.map:  # block by block: the map itself needs several times its room
-            mapped = torch.empty(len(whole), self.mapped(whole[:1]).shape[1], device=device)
-            for rows, block in zip(mapped.split(ROWS), whole.split(ROWS), strict=True):
+        mapped = unmapped = torch.from_numpy(vectors)
+        if self.map:  # block by block: computing the map takes several times its memory
+            mapped = torch.empty(len(unmapped), self.mapped(unmapped[:1]).shape[1], device=device)
+            for rows, block in zip(mapped.split(ROWS), unmapped.split(ROWS), strict=True):
                 rows.copy_(self.mapped(block.to(device)))
         mapped = mapped.to(device)  # (N, F)
         truth = torch.from_numpy(labels).to(device)
@@ -62,7 +62,7 @@ class LinearClassifier:
         penalty = 1 / (self.C * count)
 
         def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-            """The mean loss and the penalty of weights with biases as their last column, and their derivative."""
+            """Returns mean loss plus penalty, and its gradient, for weights with biases as their last column."""
             exact = torch.from_numpy(flat).view(shape)
             weights = exact.float().to(device)
             value, gradient = 0.0, torch.zeros(shape, device=device)
@@ -90,13 +90,13 @@ class LinearClassifier:
         self.arrays = {"weight": np.ascontiguousarray(weights[:, :-1]), "bias": np.ascontiguousarray(weights[:, -1])}
 
     def scores(self, vectors: np.ndarray) -> np.ndarray:
-        """(N, classes) float32 of vectors (N, W)."""
+        """Computes the scores, (N, classes) float32, of vectors (N, W)."""
         weight, bias = (torch.from_numpy(self.arrays[name]) for name in ("weight", "bias"))
         blocks = torch.from_numpy(vectors).split(ROWS)
         return torch.cat([torch.addmm(bias, self.mapped(rows), weight.T) for rows in blocks]).numpy()
 
     def contributions(self, vector: np.ndarray) -> np.ndarray:
-        """(W, classes) what each element of a vector (W,) adds to each class's score; with the bias, all of it."""
+        """Computes each element's part of each class's score, (W, classes); with the bias they sum to the score."""
         weight = torch.from_numpy(self.arrays["weight"])
         mapped = self.mapped(torch.from_numpy(vector)[None])  # (1, terms * W): one term after the other
         return (mapped * weight).view(len(weight), -1, len(vector)).sum(1).T.numpy()
@@ -106,7 +106,7 @@ class LinearClassifier:
 
 
 class Argmax:
-    """The scores are the vector itself: a network that averages has decided already."""
+    """Uses the vectors themselves as scores: a network's mean logits are scores already."""
 
     additive = True
 
@@ -116,7 +116,7 @@ class Argmax:
         self.arrays = {}
 
     def learn(self, vectors: np.ndarray, labels: np.ndarray, classes: int) -> None:
-        """Learns nothing. Raises UserError if a vector has not one number for each class."""
+        """Learns nothing. Raises UserError unless vectors have one number for each class."""
         if vectors.shape[1] != classes:
             raise UserError(
                 f"classifier=argmax needs a score for each of {classes} classes, not {vectors.shape[1]} numbers: use "
@@ -128,17 +128,17 @@ class Argmax:
         return vectors
 
     def contributions(self, vector: np.ndarray) -> np.ndarray:
-        """(classes, classes), as LinearClassifier's."""
+        """Computes (classes, classes), as LinearClassifier does."""
         return np.diag(vector)
 
 
 def _loss(name: str, scores: Tensor, labels: Tensor) -> tuple[float, Tensor]:
-    """The sum of the losses of (B, classes) scores, and its derivative by them."""
+    """Computes the sum of the losses of (B, classes) scores, and its gradient with respect to them."""
     if name == "logistic":
         log_probability = scores.log_softmax(1)
         slope = log_probability.exp()
         slope[torch.arange(len(labels)), labels] -= 1
         return F.nll_loss(log_probability, labels, reduction="sum").item(), slope
     signs = 2.0 * F.one_hot(labels, scores.shape[1]) - 1
-    short = (1 - signs * scores).clamp(min=0)  # of the margin
-    return short.square().sum().item(), -2 * signs * short
+    violations = (1 - signs * scores).clamp(min=0)  # of the margin
+    return violations.square().sum().item(), -2 * signs * violations

@@ -1,4 +1,4 @@
-"""Visual words: the descriptors that stand for all others, learned from a sample of them."""
+"""Codebooks of visual words: representative descriptors, learned from a sample."""
 
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
@@ -6,16 +6,16 @@ from sklearn.cluster import MiniBatchKMeans
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.local_features.bag import Bags
 
-BLOCK = 8  # neighbouring images that a sample reads together: a network describes several as fast as one
-BLOCKS = 1000  # that it reads at most
+BLOCK = 8  # neighbouring images that are sampled together: a network describes several as fast as one
+BLOCKS = 1000  # at most
 ROWS = 8192  # descriptors compared with all words at a time
-MAJORITY_ROUNDS = 10  # by then the mean distance is within 0.3 % of where it ends
+MAJORITY_ROUNDS = 10  # the mean distance is then within 0.3 % of its limit
 
 
 def sample(bags: Bags, count: int, seed: int) -> np.ndarray:
-    """About `count` descriptors, fewer where images have few.
+    """Draws about `count` descriptors, fewer if images have few.
 
-    Of at most BLOCKS blocks of neighbouring images from all over `bags` the same number each, or all that a block has.
+    At most BLOCKS blocks of neighbouring images from all over `bags` give the same number each, or all that they have.
     """
     draw = np.random.default_rng(seed)
     starts = np.arange(0, len(bags), BLOCK)
@@ -25,7 +25,7 @@ def sample(bags: Bags, count: int, seed: int) -> np.ndarray:
     for start in starts:
         descriptors = bags.read(int(start), min(int(start) + BLOCK, len(bags))).descriptors
         chosen = descriptors[np.sort(draw.permutation(len(descriptors))[:quota])]
-        if not filled:  # a network's are gigabytes: written where they stay, and room that is not written costs nothing
+        if not filled:  # one array for all, as a network's are gigabytes; rows that are not written take no memory
             kept = np.empty((quota * len(starts), chosen.shape[1]), chosen.dtype)
         kept[filled : filled + len(chosen)] = chosen
         filled += len(chosen)
@@ -33,9 +33,9 @@ def sample(bags: Bags, count: int, seed: int) -> np.ndarray:
 
 
 def learn_words(descriptors: np.ndarray, size: int, binary: bool, seed: int) -> np.ndarray:
-    """A codebook of `size` words, (size, D): float32 means, or uint8 codes where the descriptors are `binary`.
+    """Learns a codebook of `size` words, (size, D): float32 means, or uint8 codes if the descriptors are `binary`.
 
-    Raises UserError where there are fewer descriptors than words.
+    Raises UserError if there are fewer descriptors than words.
     """
     if len(descriptors) < size:
         raise UserError(
@@ -46,7 +46,7 @@ def learn_words(descriptors: np.ndarray, size: int, binary: bool, seed: int) -> 
 
 
 def nearest_word(descriptors: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """(M,) index of the word nearest to each descriptor: by Hamming distance where words are uint8, else Euclidean."""
+    """Finds the nearest word's index for each descriptor, (M,): by Hamming distance if uint8, else Euclidean."""
     if words.dtype == np.uint8:
         descriptors, words = _signs(descriptors), _signs(words)
     words = words.astype(np.float32, copy=False)
@@ -59,7 +59,7 @@ def nearest_word(descriptors: np.ndarray, words: np.ndarray) -> np.ndarray:
 
 
 def k_means(descriptors: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """(size, D) float32. Sculley 2010, as scikit-learn does it."""
+    """Learns means, (size, D) float32, by scikit-learn's mini-batch k-means (Sculley 2010)."""
     learner = MiniBatchKMeans(
         size,
         init_size=3 * size,  # by default 3 * batch_size, which takes minutes for the same error
@@ -72,9 +72,9 @@ def k_means(descriptors: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 
 def k_majority(descriptors: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """(size, bytes) uint8: Lloyd's algorithm in Hamming space, where a bit of a word is what most of its own have.
+    """Learns binary words, (size, bytes) uint8, by Lloyd's algorithm in Hamming space with majorities of bits as means.
 
-    Grana et al. 2013. A tie gives a 1; a word that none is nearest to becomes a descriptor drawn at random.
+    Grana et al. 2013. A tie gives a 1; a word without descriptors is replaced by a random descriptor.
     """
     draw = np.random.default_rng(seed)
     words = descriptors[draw.choice(len(descriptors), size, replace=False)]
@@ -96,5 +96,5 @@ def k_majority(descriptors: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 
 def _signs(codes: np.ndarray) -> np.ndarray:
-    """(M, bytes) uint8 to (M, bits) float32, -1 or 1: their products are bits less twice the Hamming distance."""
+    """Unpacks (M, bytes) to (M, bits) float32, -1 or 1: their products are bits minus twice the Hamming distance."""
     return np.unpackbits(codes, axis=1).astype(np.float32) * 2 - 1

@@ -1,8 +1,8 @@
-"""OpenCV's keypoints and descriptors on small images. The processes that extract import this: no torch.
+"""OpenCV's keypoints and descriptors on small images. Worker processes import this module: no torch.
 
-Keypoint detectors were made for photographs of a thousand pixels a side, and leave out what is nearer to the edge than
-their patch is wide: an ORB patch of 31 px fits into 64 px at few places. Images are therefore enlarged before anything
-else (`upsample`), and ORB's patches may reach over the edge, where the image is mirrored.
+Keypoint detectors were made for photographs of a thousand pixels a side, and drop keypoints nearer to the edge than the
+width of their patch: an ORB patch of 31 px fits into 64 px at few positions. Images are therefore enlarged first
+(`upsample`), and ORB's patches may reach over the edge, where the image is continued by its mirror image.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ from bagnet_lightning.local_features.bag import Bag
 
 SIFT_BYTES, ORB_BYTES = 128, 32
 ORB_PATCH = 31  # px; for this size the pairs of pixels are the learned ones (Rublee et al. 2011, section 4.3)
-SIFT_BINS = 4  # a SIFT descriptor is of 4 x 4 bins, each 3 sigma wide, and KeyPoint.size is 2 sigma
+SIFT_BINS = 4  # a SIFT descriptor has 4 x 4 bins, each 3 sigma wide, and KeyPoint.size is 2 sigma
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Detector(ABC):
     """Finds keypoints in an image and describes them. upsample: factor by which the image is enlarged first."""
 
     descriptor_bytes: ClassVar[int]
-    diameter: ClassVar[float] = 1  # of the region that a descriptor is of, in KeyPoint.size: ORB's is that already
+    diameter: ClassVar[float] = 1  # of the described region, in units of KeyPoint.size, which for ORB is the diameter
     binary: ClassVar[bool] = False
-    explains: ClassVar[str] = "keypoints"  # what can be told of an image
-    parameters: ClassVar[int] = 0  # learned ones
+    explains: ClassVar[str] = "keypoints"  # what `explain` shows
+    parameters: ClassVar[int] = 0  # number of learned parameters
 
     upsample: float
 
@@ -41,12 +41,12 @@ class Detector(ABC):
         if not len(points):
             return np.empty((0, 4), np.float32), np.empty((0, self.descriptor_bytes), np.uint8)
         keypoints = np.array([(*point.pt, self.diameter * point.size, point.angle) for point in points], np.float32)
-        keypoints[:, :2] = (keypoints[:, :2] + 0.5) / self.upsample - 0.5  # the middle of a pixel stays its middle
+        keypoints[:, :2] = (keypoints[:, :2] + 0.5) / self.upsample - 0.5  # pixel centres have whole coordinates
         keypoints[:, 2] /= self.upsample
         return keypoints, descriptors.astype(np.uint8)  # SIFT's are whole numbers up to 255 in float32
 
     def describe(self, images: np.ndarray) -> Bag:
-        """The local features of images (n, H, W, 3) uint8, RGB."""
+        """Extracts the local features of images (n, H, W, 3) uint8, RGB."""
         cv2.setNumThreads(0)  # processes share the cores already, and one thread finds keypoints in one order
         found = [self(image) for image in images]
         keypoints, descriptors = (np.concatenate(parts) for parts in zip(*found, strict=True))
@@ -54,7 +54,7 @@ class Detector(ABC):
 
     @abstractmethod
     def detect(self, grey: np.ndarray) -> tuple[Sequence[cv2.KeyPoint], np.ndarray]:
-        """The keypoints of a grey image and their descriptors, in px of this image."""
+        """Returns the keypoints of a grey image, in px of this image, and their descriptors."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Sift(Detector):
 
 @dataclass(frozen=True)
 class DenseSift(Detector):
-    """SIFT descriptors, upright, on a grid of `step` px, with bins of each of `bin_sizes` px wherever they fit.
+    """Upright SIFT descriptors on a grid of `step` px, with bins of each of `bin_sizes` px wherever they fit.
 
     As in Bosch et al. 2007 (PHOW) the image is smoothed by a sixth of a bin.
     """
@@ -114,7 +114,7 @@ class DenseSift(Detector):
 
 @dataclass(frozen=True)
 class Orb(Detector):
-    """Rublee et al. 2011: FAST corners of a pyramid with an angle, and 256 comparisons of pixels turned by it."""
+    """Rublee et al. 2011: FAST corners of a pyramid with an angle, and 256 pixel comparisons rotated by it."""
 
     descriptor_bytes: ClassVar[int] = ORB_BYTES
     binary: ClassVar[bool] = True
@@ -148,6 +148,6 @@ class FastBrief(Detector):
 
 
 def _places(length: int, side: float, step: int) -> np.ndarray:
-    """Middles of windows of `side` px, every `step` px, as many as fit into `length` px, about its middle."""
+    """Returns the centres of all windows of `side` px, every `step` px, that fit into `length` px, centred in it."""
     count = int((length - side) // step) + 1 if length >= side else 0
     return (length - 1) / 2 + step * (np.arange(count) - (count - 1) / 2)

@@ -1,8 +1,8 @@
-"""Training on the patches that discriminate, by expectation maximisation (Hou et al., CVPR 2016, section 3).
+"""Training on discriminative patches, by expectation maximisation (Hou et al., CVPR 2016, section 3).
 
-An image is a bag of patches that all carry its label, and whether a patch shows anything of it is hidden. The E step
+An image is a bag of patches that all carry its label; whether a patch shows the class is a hidden variable. The E step
 takes the network's probability of the true class at every patch, smooths it over the image, and discards the patches
-below a threshold; the M step trains the network as a classifier of the patches that are left. A round is an E step and
+below a threshold; the M step trains the network as a classifier of the remaining patches. A round is an E step and
 one epoch of M step, and as the E step sees the images as that epoch augments them, its patches are those trained on.
 
 Here the patches are a BagNet's at its native stride, so both steps take all patches of an image in one pass. The paper
@@ -30,15 +30,15 @@ from bagnet_lightning.training.fit import fit
 
 log = logging.getLogger(__name__)
 OF_TRAINING = ("optim", "scheduler", "trainer", "label_smoothing", "weight_average", "checkpoint")  # in config.em
-AS_TRAINED = ("batch_size", "crop_padding", "flip", "normalize")  # of the data, as in the run that EM goes on from
+AS_TRAINED = ("batch_size", "crop_padding", "flip", "normalize")  # data settings, as in the run that EM starts from
 
 
 def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict], float]:
-    """Trains the network of config.features.checkpoint as config.em asks, on config.data, in `folder`.
+    """Trains the network of config.features.checkpoint by config.em, on config.data, in `folder`.
 
-    Goes on from last.ckpt there. Returns that path, of the network after the last round, whatever it does on validation
-    images; what ExpectationMaximization tells of the rounds; and the seconds they took, in all processes that went
-    on with them. Raises UserError.
+    Continues from last.ckpt there. Returns the path of last.ckpt, the network after the last round whatever its
+    validation accuracy; ExpectationMaximization's `rounds`; and the seconds that they took, in all processes that
+    continued them. Raises UserError.
     """
     start = load_trained(config.features.checkpoint)
     data = start.config["data"]
@@ -52,7 +52,7 @@ def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict], floa
         raise UserError("EM trains on one device; leave em.trainer.devices and em.trainer.num_nodes at 1")
     run = {
         **{key: em[key] for key in OF_TRAINING},
-        "patch_loss": 0.0,  # EM has a loss of its own
+        "patch_loss": 0.0,  # EM replaces the loss
         "callbacks": {},
         "seed": config.seed,
         "data": {**plain(config)["data"], **as_trained},
@@ -64,12 +64,12 @@ def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict], floa
 
 
 class ExpectationMaximization(Callback):
-    """Makes every epoch of a Classifier's training a round of EM; its state travels in the checkpoints.
+    """Makes every epoch of a Classifier's training a round of EM; checkpoints hold its state.
 
     image_percentile, class_percentile: see `thresholds`. sigma: of the smoothing, in patches.
-    rounds: of every E step, and of one after the last epoch, "log_likelihood", the mean over all train patches of the
-    log-probability of their label, by the network if they discriminate and else by guessing; and "discriminative",
-    their share.
+    rounds: for every E step, and one after the last epoch, "log_likelihood", the mean over all train patches of the
+    log-probability of their label, by the network if they are discriminative and else by guessing; and
+    "discriminative", the share of discriminative patches.
     """
 
     def __init__(self, image_percentile: float, class_percentile: float, sigma: float):
@@ -85,10 +85,14 @@ class ExpectationMaximization(Callback):
         module.cross_entropy = self.patch_cross_entropy
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.discriminative = self.discriminative.to(module.device)  # from a checkpoint, for the rest of its epoch
+        self.discriminative = self.discriminative.to(
+            module.device
+        )  # loaded from a checkpoint, for the rest of its epoch
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if self.epoch != trainer.current_epoch:  # else it goes on from a checkpoint, with its own E step's patches
+        if (
+            self.epoch != trainer.current_epoch
+        ):  # otherwise it continues an epoch, with the patches of that epoch's E step
             self._e_step(trainer)
             self.epoch = trainer.current_epoch
 
@@ -100,7 +104,7 @@ class ExpectationMaximization(Callback):
             self._e_step(trainer)
 
     def patch_cross_entropy(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What the M step minimises: the images' logits, (B, classes), and the loss of their discriminative patches."""
+        """Returns the images' logits, (B, classes), and the M step's loss, over their discriminative patches."""
         logits = self.network.patch_logits(images)  # (B, h, w, classes)
         of_patches = labels[:, None, None].expand(self.chosen.shape)
         smoothing = self.module.label_smoothing
@@ -128,7 +132,7 @@ class ExpectationMaximization(Callback):
 
     @torch.no_grad()
     def _true_class(self, data: ImageData) -> tuple[Tensor, Tensor]:
-        """Log-probability of each train image's class at its patches, (N, h, w), and these classes, (N,)."""
+        """Computes the log-probability of each train image's class at its patches, (N, h, w), and its class."""
         source, device = data.train_source, self.module.device
         order = torch.arange(len(source), device=source.labels.device)
         parts = []
@@ -150,7 +154,7 @@ class ExpectationMaximization(Callback):
 
 
 def smoothed(maps: Tensor, sigma: float) -> Tensor:
-    """`maps` (N, h, w) by a Gaussian of `sigma` positions whose weights within the map sum to 1; 0 leaves them."""
+    """Smooths `maps` (N, h, w) by a Gaussian of `sigma` positions, weights within the map sum to 1; 0: unchanged."""
     if not sigma:
         return maps
     rows, columns = (_gaussian(size, sigma).to(maps) for size in maps.shape[1:])
@@ -158,11 +162,11 @@ def smoothed(maps: Tensor, sigma: float) -> Tensor:
 
 
 def thresholds(maps: np.ndarray, labels: np.ndarray, image_percentile: float, class_percentile: float) -> np.ndarray:
-    """What the patches of each image must reach to be discriminative.
+    """Computes the threshold above which patches of an image are discriminative.
 
     maps: (N, h, w), smoothed probabilities of the images' own classes. labels: (N,). Returns (N,), in the dtype of the
     maps: the `image_percentile` of the image's patches or the `class_percentile` of all patches of its class, whichever
-    is less, so that of each image at least the share above its own percentile stays. Hou et al. 2016, section 3.2.
+    is lower, so that at least the patches above the image's own percentile remain. Hou et al. 2016, section 3.2.
     """
     of_image = np.percentile(maps.reshape(len(maps), -1), image_percentile, axis=1)
     of_class = {label: np.percentile(maps[labels == label], class_percentile) for label in np.unique(labels)}
@@ -170,7 +174,7 @@ def thresholds(maps: np.ndarray, labels: np.ndarray, image_percentile: float, cl
 
 
 def _gaussian(size: int, sigma: float) -> Tensor:
-    """(size, size): row i holds the weights of all positions in the smoothed value at i."""
+    """Returns (size, size): row i holds the weights of all positions in the smoothed value at i."""
     positions = torch.arange(size, dtype=torch.float64)
     weights = torch.exp(-((positions[:, None] - positions) ** 2) / (2 * sigma**2))
     return weights / weights.sum(1, keepdim=True)

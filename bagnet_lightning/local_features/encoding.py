@@ -1,7 +1,7 @@
-"""From the local features of an image to one vector of a fixed length.
+"""Encodings of an image's local features as one vector of a fixed length.
 
-Every encoding is a sum of one vector a local feature, then a power of each element, then a norm: so what a linear
-classifier makes of it is divided exactly among the local features (model.py).
+Every encoding is a sum of one vector per local feature, then a power of each element, then a norm, so that the score of
+a linear classifier can be divided exactly among the local features (model.py).
 """
 
 import itertools
@@ -22,12 +22,12 @@ from bagnet_lightning.local_features.codebook import learn_words, nearest_word, 
 
 
 class Encoding(ABC):
-    """power: sign(x) |x|^power of every element; norm: "l1", "l2" or None, of the whole vector after that."""
+    """The base of all. power: sign(x) |x|^power of every element; norm: "l1", "l2" or None, after that."""
 
-    of_bits: ClassVar[bool] = False  # whether descriptors may be bits
-    signed: ClassVar[bool] = False  # whether elements are negative of whatever descriptors
+    of_bits: ClassVar[bool] = False  # whether descriptors may be binary
+    signed: ClassVar[bool] = False  # whether elements can be negative for any descriptors
 
-    arrays: Mapping[str, np.ndarray]  # what was learned
+    arrays: Mapping[str, np.ndarray]  # learned parameters
 
     def __init__(self, power: float, norm: str | None):
         self.power, self.norm = power, norm
@@ -35,14 +35,14 @@ class Encoding(ABC):
 
     @abstractmethod
     def learn(self, bags: Bags, seed: int) -> None:
-        """Learns what there is to learn from the local features of the training images."""
+        """Learns `arrays` from the local features of the training images."""
 
     @abstractmethod
     def parts(self, bag: Bag) -> np.ndarray:
-        """(M, W) float32: what each local feature adds to the sum of its image."""
+        """Computes each local feature's summand in its image's sum, (M, W) float32."""
 
     def sums(self, bag: Bag) -> np.ndarray:
-        """(n, W) float32; zeros for an image without local features."""
+        """Computes the sums of the images, (n, W) float32; zeros for an image without local features."""
         parts = self.parts(bag)
         sums = np.zeros((len(bag), parts.shape[1]), np.float32)
         present = np.diff(bag.offsets) > 0
@@ -51,7 +51,7 @@ class Encoding(ABC):
         return sums
 
     def normalized(self, sums: np.ndarray) -> np.ndarray:
-        """(n, W) float32: the power and the norm of (n, W) sums."""
+        """Applies the power and the norm to sums, (n, W) -> (n, W) float32."""
         vectors = sums if self.power == 1 else np.sign(sums) * np.abs(sums) ** self.power
         if self.norm:
             order = {"l1": 1, "l2": 2}[self.norm]
@@ -60,7 +60,7 @@ class Encoding(ABC):
         return vectors.astype(np.float32)
 
     def __call__(self, bag: Bag) -> np.ndarray:
-        """(n, W) float32: the vectors of the images."""
+        """Encodes the images, (n, W) float32."""
         return self.normalized(self.sums(bag))
 
 
@@ -75,7 +75,7 @@ class Mean(Encoding):
 
 
 class Decisions(Encoding):
-    """Histogram of the classes that a network sees in an image's patches: the mean of their probabilities.
+    """The histogram of the classes that a network predicts for an image's patches: the mean of their probabilities.
 
     Hou et al., Patch-based CNN for whole slide tissue image classification, CVPR 2016, section 4, who sum the
     probabilities instead of counting the most probable class.
@@ -94,7 +94,7 @@ class Decisions(Encoding):
 
 
 class BagOfWords(Encoding):
-    """How often each visual word is the nearest (Csurka et al. 2004).
+    """The number of local features nearest to each visual word (Csurka et al. 2004).
 
     codebook: size (words) and sample (local features that they are learned from). With power 1/2 and norm l2 the
     product of two vectors is Hellinger's kernel of the histograms.
@@ -112,7 +112,7 @@ class BagOfWords(Encoding):
         self.arrays = {"words": words}
 
     def words(self, bag: Bag) -> np.ndarray:
-        """(M,) the word of each local feature."""
+        """Returns the index of each local feature's word, (M,)."""
         return nearest_word(bag.descriptors, self.arrays["words"])
 
     def parts(self, bag: Bag) -> np.ndarray:
@@ -122,15 +122,15 @@ class BagOfWords(Encoding):
 
     def sums(self, bag: Bag) -> np.ndarray:
         size = len(self.arrays["words"])
-        places = bag.images * size + self.words(bag)
-        return np.bincount(places, minlength=len(bag) * size).reshape(len(bag), size).astype(np.float32)
+        cells = bag.images * size + self.words(bag)
+        return np.bincount(cells, minlength=len(bag) * size).reshape(len(bag), size).astype(np.float32)
 
 
 class FisherVectors(Encoding):
-    """How a mixture of Gaussians would have to change to fit an image's local features (Perronnin et al. 2010).
+    """The gradient by which a mixture of Gaussians would fit an image's local features better (Perronnin et al. 2010).
 
     gaussians: of diagonal covariance, over the first `dimensions` principal components of the descriptors, learned from
-    `sample` of them. Of every Gaussian the gradient by its means and by its deviations, W = 2 * gaussians * dimensions.
+    `sample` of them. It is taken for the means and the deviations of every Gaussian: W = 2 * gaussians * dimensions.
     """
 
     signed = True
@@ -150,7 +150,7 @@ class FisherVectors(Encoding):
         projection = PCA(self.dimensions, svd_solver="covariance_eigh").fit(descriptors)
         mixture = GaussianMixture(self.gaussians, covariance_type="diag", max_iter=50, random_state=seed)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # more rounds change little
+            warnings.simplefilter("ignore", ConvergenceWarning)  # more iterations change little
             mixture.fit(projection.transform(descriptors))
         learned = {
             "mean": projection.mean_,
@@ -162,7 +162,7 @@ class FisherVectors(Encoding):
         self.arrays = {name: array.astype(np.float32) for name, array in learned.items()}
 
     def parts(self, bag: Bag) -> np.ndarray:
-        """As it is defined: by an array of (M, gaussians, dimensions)."""
+        """Computes the definition, with an array of (M, gaussians, dimensions)."""
         projected = self._projected(bag)
         weights = self.arrays["weights"][:, None]
         posteriors = self._posteriors(projected)[:, :, None]
@@ -172,7 +172,7 @@ class FisherVectors(Encoding):
         return np.stack(gradients, 1).reshape(len(projected), -1) / counts[:, None]
 
     def sums(self, bag: Bag) -> np.ndarray:
-        """The same without that array: from the moments of an image's features, weighted by their posteriors."""
+        """Computes sums of `parts` without that array, from moments of an image's features weighted by posteriors."""
         projected = self._projected(bag)
         posteriors = self._posteriors(projected)
         shape = len(bag), self.gaussians, self.dimensions
@@ -189,11 +189,11 @@ class FisherVectors(Encoding):
         return np.stack([by_means, by_deviations], 1).reshape(len(bag), -1).astype(np.float32)
 
     def _projected(self, bag: Bag) -> np.ndarray:
-        """(M, dimensions) float32: the principal components of the descriptors."""
+        """Computes the principal components of the descriptors, (M, dimensions) float32."""
         return (bag.descriptors.astype(np.float32) - self.arrays["mean"]) @ self.arrays["components"].T
 
     def _posteriors(self, projected: np.ndarray) -> np.ndarray:
-        """(M, gaussians): the probability of every Gaussian, given the feature."""
+        """Computes the probability of every Gaussian given the feature, (M, gaussians)."""
         means, deviations = self.arrays["means"], self.arrays["deviations"]
         precisions = 1 / deviations**2
         constants = np.log(self.arrays["weights"]) - np.log(deviations).sum(1) - (means**2 * precisions).sum(1) / 2

@@ -1,7 +1,7 @@
-"""Keypoints and descriptors of many images: computed by several processes, kept on disk, used again.
+"""Keypoints and descriptors of many images, computed by several processes and cached on disk.
 
 A folder holds descriptors.npy (M, D) uint8, keypoints.npy (M, 4) float32, offsets.npy (N + 1,) int64 and manifest.json.
-Its name ends in the digest of all that decides its content, so what is there and whole is right.
+Its name ends in the digest of all that determines its content, so a complete folder is up to date.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ from bagnet_lightning.local_features.bag import Bag
 from bagnet_lightning.local_features.detectors import Detector
 from bagnet_lightning.progress_bar import progress_bar
 
-FORMAT = 1  # goes up when a detector computes something else from the same settings
-CHUNK = 128  # images that a process is given at a time
+FORMAT = 1  # incremented when a detector's output changes for the same settings
+CHUNK = 128  # images per job
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """Local features in `folder`. Read with the file's own calls: a memory map would count as memory in use."""
+    """Local features in `folder`. Not memory-mapped: a memory map would count as memory in use."""
 
     folder: Path
     binary: bool
@@ -54,9 +54,9 @@ class Extracted:
 
 
 def extracted(detector: Detector, images: Images, cache: Path, workers: int | None) -> Extracted:
-    """The local features of `images`, from below `cache` or computed and put there, by one job at a time.
+    """Returns the local features of `images`, cached below `cache`, where one job at a time computes them if missing.
 
-    workers: processes, by default one a core. Raises UserError if `cache` cannot be written.
+    workers: processes, by default one per core. Raises UserError if `cache` cannot be written.
     """
     pixels = hashlib.sha256()
     for chunk in _chunks(images):
@@ -111,14 +111,14 @@ def _chunks(images: Images) -> Iterator[np.ndarray]:
 
 
 def _header(file, kind: type, rows: int, columns: int) -> None:
-    """The head of a .npy file, which is as long for any number of rows: numpy leaves room for it to grow."""
+    """Writes the header of a .npy file, whose length does not depend on the rows: numpy reserves space for growth."""
     file.seek(0)
     shape = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": (rows, columns)}
     np.lib.format.write_array_header_1_0(file, shape)
 
 
 def _rows(path: Path, kind: type, columns: int, first: int, last: int) -> np.ndarray:
-    """Rows `first` to `last` of a .npy file."""
+    """Reads rows `first` to `last` of a .npy file."""
     with open(path, "rb") as file:
         np.lib.format.read_magic(file)
         np.lib.format.read_array_header_1_0(file)

@@ -1,8 +1,8 @@
-"""Explicit maps of additive kernels: products of mapped histograms are nearly the kernel's values.
+"""Explicit feature maps of additive kernels: dot products of mapped histograms approximate the kernel.
 
 Vedaldi & Zisserman, Efficient additive kernels via explicit feature maps, PAMI 2012. The kernels are sums over the
 elements of two histograms of sqrt(x y) K(log(y / x)). An integral over the spectrum of K, taken as a sum over the
-frequencies 0, L, ..., order * L, makes each term a product of 2 * order + 1 numbers of x with as many of y.
+frequencies 0, L, ..., order * L, makes each term a dot product of 2 * order + 1 numbers of x and as many of y.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Kernel(NamedTuple):
-    """spectrum: of K, table 1 there. period: 2 pi / L for an order, as the authors' VLFeat has it for least error."""
+    """An additive kernel. spectrum: of K, table 1 there. period: 2 pi / L by order, of least error (VLFeat)."""
 
     spectrum: Callable[[Tensor], Tensor]
     period: Callable[[int], float]
@@ -39,20 +39,22 @@ KERNELS = {
 
 @dataclass(frozen=True)
 class KernelMap:
-    """kernel: "chi2", 2 x y / (x + y); "intersection", min(x, y); "jensen_shannon". Of a histogram with itself each is
-    the sum of its elements.
+    """The feature map of a kernel.
+
+    kernel: "chi2", 2 x y / (x + y); "intersection", min(x, y); "jensen_shannon". Each
+    kernel of a histogram with itself is the sum of its elements.
     """
 
     kernel: str
     order: int
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """(N, W) float, none negative, to (N, (2 * order + 1) * W): one frequency's numbers after the other."""
+        """Maps (N, W) nonnegative floats to (N, (2 * order + 1) * W), one frequency after the other."""
         spectrum, period = KERNELS[self.kernel]
         step = 2 * math.pi / period(self.order)
         heights = (step * spectrum(step * torch.arange(self.order + 1, dtype=torch.float64))).tolist()
         roots = vectors.sqrt()
-        logs = vectors.clamp(min=torch.finfo(vectors.dtype).tiny).log()  # of 0 any number: its root is 0
+        logs = vectors.clamp(min=torch.finfo(vectors.dtype).tiny).log()  # any number for 0, whose root is 0
         terms = [math.sqrt(heights[0]) * roots]
         for number, height in enumerate(heights[1:], start=1):
             scaled, angles = math.sqrt(2 * height) * roots, number * step * logs

@@ -1,4 +1,4 @@
-"""A trained system of local features, encoding and classifier: its file, and what it says of an image."""
+"""Trained systems of local features, an encoding and a classifier: their file, scores, and shares of keypoints."""
 
 import json
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from bagnet_lightning.results import system_name
 
 
 def check_installed() -> None:
-    """Raises UserError without the packages that this one needs, or if they do not load."""
+    """Raises UserError if the required packages are missing or do not load."""
     try:
         import cv2  # noqa: F401
         import sklearn  # noqa: F401
@@ -33,7 +33,7 @@ def check_installed() -> None:
 
 @dataclass(frozen=True)
 class LocalModel:
-    """config: the run's composed configuration."""
+    """A trained system. config: the run's composed configuration."""
 
     features: object
     encoding: object
@@ -43,29 +43,29 @@ class LocalModel:
     class_names: list[str]
 
     def scores(self, bag: Bag) -> np.ndarray:
-        """(n, classes) float32: the scores of the images."""
+        """Computes the scores of the images, (n, classes) float32."""
         return self.classifier.scores(self.encoding(bag))
 
 
 def system(config: Mapping, features: object) -> str:
-    """What it is, in words: "SIFT, 1000 words, linear SVM"; of a BagNet's patches, with its receptive field."""
-    words = system_name(config)
-    return words.replace("BagNet", model_name(features.model)) if hasattr(features, "model") else words
+    """Returns the system's name, "SIFT, 1000 words, linear SVM"; a BagNet's includes its receptive field."""
+    name = system_name(config)
+    return name.replace("BagNet", model_name(features.model)) if hasattr(features, "model") else name
 
 
 def made(config: dict, part: str):
-    """The features, encoding or classifier that a configuration asks for; nothing is learned yet."""
+    """Builds the features, encoding or classifier of a configuration; nothing is learned yet."""
     settings = {key: value for key, value in config[part].items() if key not in ("name", "label")}
     return instantiate(settings, _partial_=True, _convert_="all", _recursive_=False)()
 
 
 def keypoint_shares(model: LocalModel, bag: Bag) -> np.ndarray:
-    """(M, classes): what each local feature adds to the scores of its image; with the bias, they sum to the scores.
+    """Computes each local feature's share of its image's scores, (M, classes); with the bias they sum to the scores.
 
-    Each element of an encoded image is a sum over its local features, raised to a power and normalised: of what the
-    classifier makes of the element, each gets the share that it has in the sum. Where the power is a root and a sum has
-    parts of both signs, those of its own sign share it: the root of what nearly cancels is far from nothing, and shares
-    of such a sum would be as far from the score.
+    Each element of an encoded image is a sum over its local features, raised to a power and normalised: its part of the
+    score is divided among the features in proportion to their parts of the sum. If the power is a root and a sum has
+    parts of both signs, only those of its own sign count: the root of parts that nearly cancel is far from zero, and
+    the proportions of such a sum would be huge.
     """
     shares = np.zeros((len(bag.descriptors), len(model.classes)), np.float64)
     for image in range(len(bag)):
@@ -86,7 +86,7 @@ def keypoint_shares(model: LocalModel, bag: Bag) -> np.ndarray:
 
 
 def save_local_model(model: LocalModel, path: Path) -> None:
-    """Arrays, and in their metadata what is needed to use them."""
+    """Writes the arrays, with the metadata needed to use them."""
     arrays = {
         f"{part}.{name}": np.ascontiguousarray(array)
         for part in ("encoding", "classifier")
@@ -97,7 +97,7 @@ def save_local_model(model: LocalModel, path: Path) -> None:
 
 
 def load_local_model(path: str | Path) -> LocalModel:
-    """What a run wrote to model.safetensors. Raises UserError if `path` is not that.
+    """Loads a run's model.safetensors. Raises UserError if `path` is not one.
 
     Only this package's features, encodings and classifiers are built, whatever the file names.
     """
@@ -110,7 +110,7 @@ def load_local_model(path: str | Path) -> LocalModel:
             raise UserError(f"{path} is refused: it names {target}, which is not of bagnet_lightning.local_features")
     try:
         parts = {part: made(about["config"], part) for part in PARTS}
-    except TypeError as error:  # other settings than these classes have
+    except TypeError as error:  # settings that these classes do not have
         raise UserError(f"{path} was written by another version of bagnet_lightning: run classical again") from error
     arrays = safetensors.numpy.load_file(path)
     for part in ("encoding", "classifier"):
@@ -122,12 +122,12 @@ def load_local_model(path: str | Path) -> LocalModel:
 
 
 def is_local_model(path: str | Path) -> bool:
-    """Whether `path` is what `save_local_model` writes. Raises UserError if there is no such file, or it is damaged."""
+    """Whether `path` is a file of `save_local_model`. Raises UserError if there is no such file, or it is damaged."""
     return Path(path).suffix == ".safetensors" and _about(path) is not None
 
 
 def _about(path: str | Path) -> dict | None:
-    """What the file says of itself; None if it is of something else, such as an exported network."""
+    """Returns the metadata of a system's file; None for other files, such as an exported network."""
     about = read_metadata(path)
     config = about.get("config") if isinstance(about, dict) else None
     is_ours = isinstance(config, dict) and all(isinstance(config.get(part), dict) for part in PARTS)
@@ -135,7 +135,7 @@ def _about(path: str | Path) -> dict | None:
 
 
 def _is_ours(target: str) -> bool:
-    """Whether it is a class that a module of this package defines: no function of it, and nothing that it imports."""
+    """Whether `target` is a class defined in a module of this package, and not a function or an import."""
     module, _, name = target.rpartition(".")
     if module.rpartition(".")[0] != __package__ or find_spec(module) is None:
         return False

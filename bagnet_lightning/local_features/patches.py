@@ -1,4 +1,4 @@
-"""A BagNet's patches as the local features of images: computed when they are read, and nothing stored."""
+"""A BagNet's patches as the local features of images, computed when they are read and not stored."""
 
 import time
 from typing import ClassVar
@@ -20,11 +20,11 @@ from bagnet_lightning.models.bagnet import BagNet
 
 
 class BagNetFeatures:
-    """What a trained BagNet says of the patches that it looks at, at its native stride.
+    """A trained BagNet's outputs for its own patches, at its native stride.
 
     checkpoint: of a run, an export or a backbone of `pretrain`. sha256: of that file. output: "features", the vectors
-    before the classifier, or "logits". Raises UserError if the file is another one, its network is no BagNet, or has no
-    logits.
+    before the classifier, or "logits". Raises UserError if the file has changed, its network is not a BagNet, or it has
+    no logits.
     """
 
     binary: ClassVar[bool] = False
@@ -49,19 +49,20 @@ class BagNetFeatures:
 
     @property
     def model(self) -> str:
-        """ "bagnet17", as of the choices of train's model."""
+        """The model's name among the choices of `train`: "bagnet17"."""
         return f"bagnet{self.network.receptive_field}"
 
     @property
     def parameters(self) -> int:
-        """Of the network, as far as it is used."""
+        """Number of parameters of the part of the network that is used."""
         classifier = sum(parameter.numel() for parameter in self.network.fc.parameters())
         whole = sum(parameter.numel() for parameter in self.network.parameters())
         return whole if self.output == "logits" else whole - classifier
 
     def mean_accuracy(self, images: Images, classes: list[str]) -> float | None:
-        """Share of `images`, labelled by their place in `classes`, that the network's own mean of its patches' logits
-        decides right, as `evaluate` measures it; None if the network was not trained on these classes.
+        """Measures the network's own accuracy on `images`, labelled by their index in `classes`, as `evaluate` does.
+
+        Returns None if the network was not trained on these classes.
         """
         if self.trained.classes != classes:
             return None
@@ -69,7 +70,7 @@ class BagNetFeatures:
         return (logits.argmax(1) == images.labels).double().mean().item()
 
     def check(self, data: ImageData) -> None:
-        """Raises UserError if the network's decisions are not of these classes, or it has seen what is held out."""
+        """Raises UserError if the network's logits are of other classes, or it was trained on held-out images."""
         if self.output == "logits" and self.trained.classes != data.class_ids:
             raise UserError(
                 f"the checkpoint decides between {len(self.trained.classes)} classes, and the data have "
@@ -77,9 +78,12 @@ class BagNetFeatures:
             )
         seen = self.trained.config["data"]
         held_out, classes = seen.get("holdout"), seen.get("classes")
-        if not data.holdout or seen.get("name") != data.name:  # of other data, it has seen no image of these
+        if not data.holdout or seen.get("name") != data.name:  # a network of other data was trained on none of these
             return
-        if (held_out, classes) != (data.holdout, data.classes):  # which images of a class depends on the others
+        if (held_out, classes) != (
+            data.holdout,
+            data.classes,
+        ):  # the held-out images of a class depend on the other classes
             of_classes = "" if classes == data.classes else f" of data.classes={classes}"
             raise UserError(
                 f"data.holdout={data.holdout}: the checkpoint's run held out {held_out or 'nothing'}{of_classes}, and "
@@ -87,7 +91,7 @@ class BagNetFeatures:
             )
 
     def keypoints(self, height: int, width: int) -> np.ndarray:
-        """(patches, 4) of an image, as in a Bag. Raises UserError if it is smaller than a patch."""
+        """Returns an image's patches as keypoints, (patches, 4). Raises UserError if it is smaller than a patch."""
         self.network.check_size(height, width)
         field = self.network.receptive_field
         corners = patch_corners(self.network, height, width).flatten(0, 1)  # (patches, 2): row, column
@@ -95,14 +99,14 @@ class BagNetFeatures:
         return torch.cat([corners.flip(1) + (field - 1) / 2, rest], 1).numpy()
 
     def describe(self, images: np.ndarray) -> Bag:
-        """The patches of images (n, H, W, 3) uint8, RGB."""
+        """Describes the patches of images (n, H, W, 3) uint8, RGB."""
         keypoints = self.keypoints(*images.shape[1:3])
         parts = [self(part).flatten(0, 2).cpu() for part in batches(torch.from_numpy(images))]
         offsets = np.arange(len(images) + 1) * len(keypoints)
         return Bag(torch.cat(parts).numpy(), np.tile(keypoints, (len(images), 1)), offsets)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """pixels: (B, H, W, 3) uint8. Returns (B, h, w, D) float32, on the best device."""
+        """Computes the outputs, (B, h, w, D) float32, on the best device. pixels: (B, H, W, 3) uint8."""
         device = self.network.conv1.weight.device
         normalized = normalize(pixels.to(device), self.trained.mean, self.trained.std)
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -112,7 +116,7 @@ class BagNetFeatures:
 
 
 class Patches:
-    """Bags of `features` of `images`. seconds: that all reading has taken so far.
+    """The patches of `images` as Bags. seconds: the time that reading has taken so far.
 
     Raises UserError if the images are smaller than a patch.
     """
@@ -121,7 +125,7 @@ class Patches:
     without_features: ClassVar[int] = 0
 
     def __init__(self, features: BagNetFeatures, images: Images):
-        features.keypoints(*images.split.images.shape[1:3])  # what is too small should be said now
+        features.keypoints(*images.split.images.shape[1:3])  # raises for images that are too small
         self.features, self.images, self.seconds = features, images, 0.0
         self.logits = features.output == "logits"
 

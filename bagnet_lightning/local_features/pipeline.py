@@ -1,4 +1,4 @@
-"""One run: images in, their local features, encodings and scores; a model file, predictions and measurements out."""
+"""One run of `classical`: from images by local features and encodings to a model file, predictions and measurements."""
 
 import os
 import time
@@ -26,12 +26,12 @@ from bagnet_lightning.machine import commit, device_name, peak_memory_mib, versi
 from bagnet_lightning.predictions import write_predictions
 from bagnet_lightning.progress_bar import progress_bar
 
-AT_ONCE = 64  # images read and encoded
+AT_ONCE = 64  # images read and encoded at a time
 
 
 def run(config: DictConfig, folder: Path) -> dict:
-    """Makes what `config` asks for in `folder`, and returns what was measured. Raises UserError."""
-    code = {
+    """Trains the system of `config` in `folder`, and returns the measurements. Raises UserError."""
+    code_versions = {
         "versions": versions() | {"opencv": cv2.__version__, "scikit_learn": sklearn.__version__},
         "commit": commit(),
     }
@@ -69,7 +69,7 @@ def run(config: DictConfig, folder: Path) -> dict:
     encoding.learn(bags["train"], config.seed)
     labels = {split: chosen.labels.numpy() for split, chosen in images.items()}
     classifier.learn(encoded(encoding, bags["train"]), labels["train"], len(data.class_ids))
-    described = bags["train"].seconds - described  # a network describes patches when they are read
+    described = bags["train"].seconds - described  # the time of features computed while they were read
     train_seconds = tuning_seconds + time.perf_counter() - began - described
     scores = torch.from_numpy(classifier.scores(encoded(encoding, bags["val"])))
     top = scores.topk(min(5, scores.shape[1])).indices.numpy()  # (N, 5)
@@ -103,12 +103,12 @@ def run(config: DictConfig, folder: Path) -> dict:
         "peak_memory_mib": peak_memory_mib(best_device()),
         "device": device_name(best_device()),
         **measured,
-        **code,
+        **code_versions,
     }
 
 
 def check(features: object, encoding: Encoding, classifier: object) -> None:
-    """Raises UserError for parts that do not fit together, before the work that would show it."""
+    """Raises UserError for parts that do not fit together, before the work begins."""
     if features.binary and not encoding.of_bits:
         raise UserError("ORB's and BRIEF's descriptors are bits, which have no mean: use encoding=bow")
     if encoding.signed and getattr(classifier, "map", None):
@@ -119,7 +119,7 @@ def check(features: object, encoding: Encoding, classifier: object) -> None:
 
 
 def chosen_images(config: DictConfig, data: ImageData) -> dict[str, Images]:
-    """The images that encoding and classifier learn from, "train", and those that they are measured on, "val"."""
+    """Returns the images that encoding and classifier learn from, "train", and those of the measurements, "val"."""
     if config.fit_on == "train":
         return {"train": data.train_images, "val": data.val_images}
     if not data.holdout:
@@ -130,7 +130,7 @@ def chosen_images(config: DictConfig, data: ImageData) -> dict[str, Images]:
 
 
 def encoded(encoding: Encoding, bags: Bags) -> np.ndarray:
-    """(N, W) float32: the vectors of all images."""
+    """Encodes all images, (N, W) float32."""
     vectors = None
     with progress_bar("encoding", len(bags)) as advance:
         for start in range(0, len(bags), AT_ONCE):

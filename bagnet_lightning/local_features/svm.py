@@ -13,11 +13,10 @@ ROWS = 1024  # images scored at a time
 
 
 class GaussianSvm:
-    """Every class against every other by exp(-gamma |x - y|^2); gamma is 1 / (features * variance), as scikit-learn's,
-    and 1 if nothing varies.
+    """One-against-one SVMs with the kernel exp(-gamma |x - y|^2).
 
-    C: weight of the sum of losses. A class's score is the number of other classes it wins against, and to break ties,
-    less than half for by how much.
+    gamma is 1 / (features * variance), as in scikit-learn, and 1 if nothing varies. C: weight of the sum of losses. A
+    class's score is the number of classes that it wins against, plus less than a half from the margins to break ties.
     """
 
     additive = False  # over the elements of a vector
@@ -31,7 +30,7 @@ class GaussianSvm:
         self.arrays = {}
 
     def learn(self, vectors: np.ndarray, labels: np.ndarray, classes: int) -> None:
-        """vectors: (N, W) float32. labels: (N,) int64. Raises UserError unless they are of all `classes`, 2 or more."""
+        """Fits. vectors: (N, W) float32. labels: (N,) int64. Raises UserError for a class without any, or one class."""
         held = len(np.unique(labels))
         if held < classes or classes < 2:
             raise UserError(
@@ -40,7 +39,7 @@ class GaussianSvm:
             )
         variance = vectors.var(dtype=np.float64)
         learned = SVC(C=self.C, kernel="rbf", gamma="scale").fit(vectors, labels)
-        sign = -1 if classes == 2 else 1  # scikit-learn turns that of two classes
+        sign = -1 if classes == 2 else 1  # scikit-learn flips the sign for two classes
         self.arrays = {
             "vectors": learned.support_vectors_.astype(np.float32),
             "counts": learned.n_support_.astype(np.int64),
@@ -50,14 +49,14 @@ class GaussianSvm:
         }
 
     def scores(self, vectors: np.ndarray) -> np.ndarray:
-        """(N, classes) float32 of vectors (N, W)."""
+        """Computes the scores, (N, classes) float32, of vectors (N, W)."""
         return np.concatenate([self._scores(part).numpy() for part in torch.from_numpy(vectors).split(ROWS)])
 
     def _scores(self, vectors: Tensor) -> Tensor:
         support, coefficients = (torch.from_numpy(self.arrays[name]) for name in ("vectors", "coefficients"))
         kernel = torch.exp(-self.arrays["gamma"].item() * torch.cdist(vectors, support).square())  # (N, S)
         counts = self.arrays["counts"].tolist()
-        # What the support vectors of each class say against each other class: (N, classes - 1) a class.
+        # The sums over the support vectors of each class against each other class: (N, classes - 1) per class.
         against = [
             of_class @ weights.T
             for of_class, weights in zip(kernel.split(counts, 1), coefficients.split(counts, 1), strict=True)
