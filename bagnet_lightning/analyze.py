@@ -38,9 +38,9 @@ def main(config: DictConfig) -> None:
     paths = [str(path) for path in (config.checkpoint, config.compare) if path is not None]
     all_trained = [load_trained(path) for path in paths]
     first = all_trained[0]
-    if strange := sorted(set(first.classes) ^ set(all_trained[-1].classes)):
+    if unshared := sorted(set(first.classes) ^ set(all_trained[-1].classes)):
         raise UserError(
-            f"{paths[0]} and {paths[1]} do not know the same classes ({strange[0]!r} is not in both); compare runs "
+            f"{paths[0]} and {paths[1]} do not know the same classes ({unshared[0]!r} is not in both); compare runs "
             "of the same data.classes"
         )
     out = writable(Path(config.out or Path(config.checkpoint).parent / "analysis"))
@@ -48,12 +48,12 @@ def main(config: DictConfig) -> None:
     data = data_of_run(first.config, config.get("data"))
     data.setup()
     images = data.labelled_for(first.classes, config.split)
-    some = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))[: config.count]
-    split, chosen = images.split, images.chosen[some]
+    sampled = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))[: config.count]
+    split, chosen = images.split, images.chosen[sampled]
 
     networks = []
     for path, trained in zip(paths, all_trained, strict=True):
-        labels = data.labelled_for(trained.classes, config.split).labels[some]
+        labels = data.labelled_for(trained.classes, config.split).labels[sampled]
         sample = Sample(split.images[chosen], labels, split.boxes[chosen], chosen)
         measured = measure(trained, sample, config.map_count, config.seed, config.tile)
         networks.append({"name": measured["model"], "checkpoint": path, **measured})

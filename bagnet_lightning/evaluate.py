@@ -32,7 +32,7 @@ def main(config: DictConfig) -> None:
 
     matrix = confusion(labels.numpy(), logits.argmax(1).numpy(), len(trained.classes))  # (true, predicted)
     top5 = logits.topk(min(5, len(matrix))).indices.eq(labels[:, None]).any(1)
-    of_class = [
+    by_class = [
         {"class": trained.classes[i], "name": trained.class_names[i], "accuracy": matrix[i, i] / matrix[i].sum()}
         for i in labels.unique().tolist()
     ]
@@ -43,8 +43,8 @@ def main(config: DictConfig) -> None:
         "images": len(labels),
         "accuracy": matrix.trace() / len(labels),
         "top5_accuracy": top5.float().mean().item(),
-        "balanced_accuracy": sum(one["accuracy"] for one in of_class) / len(of_class),  # each class counts the same
-        "accuracy_by_class": of_class,
+        "balanced_accuracy": sum(entry["accuracy"] for entry in by_class) / len(by_class),  # each class counts the same
+        "accuracy_by_class": by_class,
         "most_confused": [
             {
                 "true": trained.class_names[true],
@@ -69,11 +69,11 @@ def main(config: DictConfig) -> None:
         write_text(evaluation_file, json.dumps(evaluation, indent=2) + "\n")
 
     shares = {"top-1": "accuracy", "top-5": "top5_accuracy", "balanced": "balanced_accuracy"}
-    print("  ".join(f"{word} {evaluation[key]:.4f}" for word, key in shares.items()), f" on {len(labels):,} images")
-    ranked = sorted(of_class, key=lambda one: -one["accuracy"])
-    both = (("best:  ", ranked[:5]), ("worst: ", ranked[:4:-1][:5]))
-    for words, some in both if len(ranked) > 5 else (("by class: ", ranked),):
-        print(words + ", ".join(f"{one['name']} {one['accuracy']:.2f}" for one in some))
+    print("  ".join(f"{label} {evaluation[key]:.4f}" for label, key in shares.items()), f" on {len(labels):,} images")
+    ranked = sorted(by_class, key=lambda entry: -entry["accuracy"])
+    groups = (("best:  ", ranked[:5]), ("worst: ", ranked[:4:-1][:5]))
+    for heading, entries in groups if len(ranked) > 5 else (("by class: ", ranked),):
+        print(heading + ", ".join(f"{entry['name']} {entry['accuracy']:.2f}" for entry in entries))
     for pair in evaluation["most_confused"][:5]:
         print(f"{pair['images']:>4} {pair['true']} taken for {pair['predicted']}")
     print(f"written: {evaluation_file}, {confusion_file}")

@@ -72,20 +72,20 @@ def main(config: DictConfig) -> None:
     print(f"written: {out / 'index.html'}, pictures and evidence*.npz beside it")
 
 
-def _load(paths: list[str], asked: str | None, exact: bool) -> "Keypoints | Networks":
-    """Loads networks, or a system of local features, from their files. asked, exact: as for Networks."""
+def _load(paths: list[str], requested: str | None, exact: bool) -> "Keypoints | Networks":
+    """Loads networks, or a system of local features, from their files. requested, exact: as for Networks."""
     from bagnet_lightning.local_features.model import check_installed, is_local_model
 
     if not any(is_local_model(path) for path in paths):
         from bagnet_lightning.explanation.networks import Networks
 
-        return Networks(paths, asked, exact)
+        return Networks(paths, requested, exact)
     if len(paths) > 1:
         raise UserError("systems of local features are explained one by one: give one checkpoint")
     check_installed()
     from bagnet_lightning.explanation.keypoints import Keypoints
 
-    return Keypoints(paths[0], asked)
+    return Keypoints(paths[0], requested)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def model_file(tmp_path_factory):
 @pytest.mark.parametrize("choices", SYSTEMS, ids=lambda choices: "-".join(choices[::2]))
 def test_shares_and_bias_are_the_score(choices):
     model = local_model(*choices)
-    explanation = explain(model, PICTURE, asked=5)
+    explanation = explain(model, PICTURE, requested=5)
     count = len(explanation.keypoints)
     assert count > 5
     assert explanation.shares.shape == (count, len(CLASSES))

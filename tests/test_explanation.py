@@ -37,7 +37,7 @@ def picture():
 
 @pytest.fixture(scope="module")
 def explanations(models, picture):
-    return explain(models, picture, asked=4, approximate=True)
+    return explain(models, picture, requested=4, approximate=True)
 
 
 @pytest.fixture(scope="module")

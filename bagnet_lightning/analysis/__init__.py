@@ -1,1 +1,1 @@
-"""What `python -m bagnet_lightning.analyze` measures: what decisions rest on, and how well maps of evidence say so."""
+"""Measurements of `python -m bagnet_lightning.analyze`: what decisions depend on, and how well maps show it."""

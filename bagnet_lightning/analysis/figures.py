@@ -42,26 +42,26 @@ def draw_patches(network: dict, class_names: dict[str, str], pixels: np.ndarray)
     """
     informative = {label: found for label, found in network["informative"].items() if found["correct"]}
     shown = [*informative][:: max(1, -(-len(informative) // CLASSES_SHOWN))]
-    most = max(len(entries) for label in shown for entries in informative[label].values())
-    starts = {"correct": 0.0, "misleading": most + 0.4}
-    figure = Figure(figsize=(2 * most * 0.78 + 2.2, len(shown) * 0.78 * ROW + 0.6), dpi=DPI, layout="constrained")
+    columns = max(len(entries) for label in shown for entries in informative[label].values())
+    starts = {"correct": 0.0, "misleading": columns + 0.4}
+    figure = Figure(figsize=(2 * columns * 0.78 + 2.2, len(shown) * 0.78 * ROW + 0.6), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     for row, label in enumerate(shown):
         for kind, start in starts.items():
             for i, entry in enumerate(informative[label][kind]):
                 x, y = start + i, ROW * row
-                place = entry["top"], entry["left"], network["receptive_field"]
-                patch = cut_out(pixels[entry["image"]], *place, OUTSIDE)
+                square = entry["top"], entry["left"], network["receptive_field"]
+                patch = cut_out(pixels[entry["image"]], *square, OUTSIDE)
                 axes.imshow(patch, extent=(x, x + 0.94, y + 0.94, y), interpolation="nearest")
-                words = f"{entry['logit']:.1f}"
+                text = f"{entry['logit']:.1f}"
                 if kind == "misleading":
-                    words += f"\n{clipped(class_names[entry['label']], 15)}"
-                axes.text(x + 0.47, y + 0.97, words, ha="center", va="top", fontsize=5.5, color=GREY, linespacing=0.95)
+                    text += f"\n{clipped(class_names[entry['label']], 15)}"
+                axes.text(x + 0.47, y + 0.97, text, ha="center", va="top", fontsize=5.5, color=GREY, linespacing=0.95)
         name = textwrap.fill(clipped(class_names[label], 30), 16)
         axes.text(-0.15, ROW * row + 0.47, name, ha="right", va="center", fontsize=8)
-    for kind, words in (("correct", "in images of the class"), ("misleading", "in images of other classes (named)")):
-        axes.text(starts[kind], -0.15, words, fontsize=9, va="bottom")
-    axes.set_xlim(-1.9, starts["misleading"] + most)
+    for kind, heading in (("correct", "in images of the class"), ("misleading", "in images of other classes (named)")):
+        axes.text(starts[kind], -0.15, heading, fontsize=9, va="bottom")
+    axes.set_xlim(-1.9, starts["misleading"] + columns)
     axes.set_ylim(ROW * len(shown), -0.5)
     axes.set_axis_off()
     return figure
@@ -75,8 +75,8 @@ def draw_kept(networks: list[dict]) -> Figure | None:
     figure, panels = _panels(1, len(networks), sharey=True)
     for axes, network in zip(panels[0], networks, strict=True):
         kept = network["strongest"]["kept"]
-        for rule, (words, colour) in KEPT_BY.items():
-            _line(axes, kept, network["strongest"][rule], words, colour)
+        for rule, (label, colour) in KEPT_BY.items():
+            _line(axes, kept, network["strongest"][rule], label, colour)
         axes.set_xscale("log", base=2)
         axes.set_xticks(kept, [str(k) for k in kept])
         axes.xaxis.set_minor_locator(NullLocator())
@@ -91,7 +91,7 @@ def draw_kept(networks: list[dict]) -> Figure | None:
 def draw_masked(networks: list[dict]) -> Figure:
     """Draws deletion and insertion curves, one row for each of them and each fill, one column per network."""
     rows = [(fill, kind) for fill in FILL_NAMES for kind in ("deletion", "insertion")]
-    done = {"deletion": "masked", "insertion": "shown"}
+    actions = {"deletion": "masked", "insertion": "shown"}
     figure, panels = _panels(len(rows), len(networks), sharey="row")
     for column, network in enumerate(networks):
         shares = [100 * share for share in network["masked"]["shares"]]
@@ -100,7 +100,7 @@ def draw_masked(networks: list[dict]) -> Figure:
             for method in (method for method in METHODS if method in masked):
                 name, colour = METHODS[method]
                 _line(axes, shares, masked[method][kind]["curve"], name, colour)
-            axes.set_xlabel(f"strongest tiles {done[kind]} (%)")
+            axes.set_xlabel(f"strongest tiles {actions[kind]} (%)")
         panels[0, column].set_title(network["name"], fontsize=10)
     for axes, (fill, kind) in zip(panels[:, 0], rows, strict=True):
         axes.set_ylabel(f"{kind}, {FILL_NAMES[fill]}:\nprobability of the\npredicted class (%)")
@@ -151,14 +151,14 @@ def draw_shuffled(networks: list[dict]) -> Figure:
     """Draws accuracy and the share of unchanged predictions by the size of the shuffled tiles, one line per network."""
     figure, panels = _panels(1, 2)
     sizes = networks[0]["shuffled"]["tile"]
-    for axes, key, words in zip(
+    for axes, key, label in zip(
         panels[0], ("accuracy", "unchanged"), ("accuracy (%)", "unchanged predictions (%)"), strict=True
     ):
         for number, (network, colour) in enumerate(zip(networks, NETWORKS, strict=False)):
-            places = [place + 0.06 * number for place in range(len(sizes))]
+            positions = [tick + 0.06 * number for tick in range(len(sizes))]
             values = network["shuffled"][key]
             axes.errorbar(
-                places,
+                positions,
                 [100 * (value["mean"] or 0) for value in values],
                 [_error(value) for value in values],
                 color=colour,
@@ -171,7 +171,7 @@ def draw_shuffled(networks: list[dict]) -> Figure:
         axes.set_xlim(-0.3, len(sizes) - 0.6)
         axes.set_ylim(0, 108 if key == "unchanged" else None)
         axes.set_xlabel("shuffled tiles")
-        axes.set_ylabel(words)
+        axes.set_ylabel(label)
     if len(networks) > 1:
         _legend(figure, panels[0, 0])
     return figure

@@ -126,8 +126,8 @@ def _measure_shuffles(trained: Trained, sample: Sample, seed: int, notes: list[s
     predicted = {size: [] for size in (*sizes, None)}
     for images, _ in _batches(trained, sample, "shuffled tiles"):
         for size, predictions in predicted.items():
-            shown = shuffle_tiles(images, size, generators[size]) if size else images
-            predictions.append(trained.network(shown).argmax(1).cpu())
+            shuffled = shuffle_tiles(images, size, generators[size]) if size else images
+            predictions.append(trained.network(shuffled).argmax(1).cpu())
     predicted = {size: torch.cat(predictions) for size, predictions in predicted.items()}
     return {
         "tile": [*predicted],
@@ -145,43 +145,43 @@ def _measure_maps(trained: Trained, sample: Sample, seed: int, tile: int, notes:
         methods |= {"grad_cam": grad_cam, "integrated_gradients": integrated_gradients}
     else:
         notes.append("Grad-CAM and integrated gradients need captum: pip install 'bagnet-lightning[explain]'.")
-    pointed = {name: ([], []) for name in methods}
+    pointing = {name: ([], []) for name in methods}
     generator = torch.Generator().manual_seed(seed)
     methods["random"] = lambda _, images, __: torch.rand(images[:, 0].shape, generator=generator).to(images.device)
     curves = {fill: {name: {"deletion": [], "insertion": []} for name in methods} for fill in FILLS}
     boxed = (sample.boxes >= 0).all(1)
     inside = inside_boxes(sample.boxes, *sample.pixels.shape[1:3])
-    for images, at in _batches(trained, sample, "maps and masks", MAP_BATCH):
+    for images, rows in _batches(trained, sample, "maps and masks", MAP_BATCH):
         with torch.no_grad():
             predicted = trained.network(images).argmax(1)
-        labels = sample.labels[at].to(predicted.device)
+        labels = sample.labels[rows].to(predicted.device)
         wrong = predicted != labels
         fills = {fill: filling(images) for fill, filling in FILLS.items()}
         for name, method in methods.items():
             maps = method(trained.network, images, predicted)
-            for fill, shown in fills.items():
-                points = masking_curves(trained.network, images, shown, predicted, maps, tile, MASKING_STEPS)
+            for fill, fill_images in fills.items():
+                points = masking_curves(trained.network, images, fill_images, predicted, maps, tile, MASKING_STEPS)
                 for kind, values in points.items():
                     curves[fill][name][kind].append(values.cpu())
-            if name in pointed and boxed[at].any():
+            if name in pointing and boxed[rows].any():
                 if wrong.any():  # boxes are of the true class
                     maps[wrong] = method(trained.network, images[wrong], labels[wrong]).to(maps)
-                for values, new in zip(pointed[name], pointing_game(maps.cpu(), inside[at]), strict=True):
-                    values.append(new[boxed[at]])
+                for values, new in zip(pointing[name], pointing_game(maps.cpu(), inside[rows]), strict=True):
+                    values.append(new[boxed[rows]])
     measured: dict = {
         "masked": {"tile": tile, "shares": [step / MASKING_STEPS for step in range(MASKING_STEPS + 1)]}
-        | {fill: _summarised_curves(of_methods) for fill, of_methods in curves.items()}
+        | {fill: _summarised_curves(method_curves) for fill, method_curves in curves.items()}
     }
     if not boxed.any():
         notes.append("No image has a bounding box: the pointing game is left out.")
-    elif pointed:
+    elif pointing:
         centre = inside[boxed, sample.pixels.shape[1] // 2, sample.pixels.shape[2] // 2]
         measured["pointing"] = {
             "chance": mean_and_error(inside[boxed].double().mean((1, 2))),  # the box's share of the image
             "centre": mean_and_error(centre),  # hits of a map that always points to the middle
         } | {
             name: {"hits": mean_and_error(torch.cat(hits)), "mass": mean_and_error(torch.cat(mass))}
-            for name, (hits, mass) in pointed.items()
+            for name, (hits, mass) in pointing.items()
         }
     return measured
 
@@ -190,9 +190,9 @@ def _summarised_curves(curves: dict[str, dict[str, list[Tensor]]]) -> dict:
     """Returns each method's mean curve, mean area, and mean difference of its area and the first method's per image."""
     summary: dict = {}
     first = {kind: area_under(torch.cat(values)) for kind, values in next(iter(curves.values())).items()}
-    for name, followed in curves.items():
+    for name, method_curves in curves.items():
         summary[name] = {}
-        for kind, values in followed.items():
+        for kind, values in method_curves.items():
             points = torch.cat(values)
             area = area_under(points)
             summary[name][kind] = {
@@ -207,7 +207,7 @@ def _batches(trained: Trained, sample: Sample, what: str, size: int = BATCH) -> 
     """Yields normalised images (B, 3, H, W) on the network's device, and their slice of the sample."""
     with progress_bar(f"{trained.name}: {what}", len(sample.pixels)) as advance:
         for start in range(0, len(sample.pixels), size):
-            at = slice(start, start + size)
-            images = normalize(sample.pixels[at].to(best_device()), trained.mean, trained.std)
-            yield images, at
+            rows = slice(start, start + size)
+            images = normalize(sample.pixels[rows].to(best_device()), trained.mean, trained.std)
+            yield images, rows
             advance(len(images))

@@ -1,6 +1,6 @@
 """Measures what a network's decisions depend on, and how well attribution maps show it, as functions of tensors.
 
-measure.py runs them on trained networks. Numbers over images come as {"mean", "se", "n"} from mean_and_error.
+measure.py runs them on trained networks. Means over images are {"mean", "se", "n"}, as mean_and_error returns them.
 """
 
 import math
@@ -37,18 +37,18 @@ def informative_patches(patch_logits: Tensor, labels: Tensor, count: int) -> lis
     up to `count` of {"image": 0 to N - 1, "row", "column": 0 to h - 1 and w - 1, "logit"}, the highest first.
     """
     columns = patch_logits.shape[2]
-    highest, place = patch_logits.flatten(1, 2).max(1)  # (N, C) each
+    highest, position = patch_logits.flatten(1, 2).max(1)  # (N, C) each
     classes = []
     for label in range(patch_logits.shape[3]):
         found = {}
-        for kind, among in (("correct", labels == label), ("misleading", labels != label)):
-            images = among.nonzero()[:, 0]
+        for kind, mask in (("correct", labels == label), ("misleading", labels != label)):
+            images = mask.nonzero()[:, 0]
             images = images[highest[images, label].argsort(descending=True)[:count]].tolist()
             found[kind] = [
                 {
                     "image": image,
-                    "row": place[image, label].item() // columns,
-                    "column": place[image, label].item() % columns,
+                    "row": position[image, label].item() // columns,
+                    "column": position[image, label].item() % columns,
                     "logit": highest[image, label].item(),
                 }
                 for image in images
@@ -94,17 +94,17 @@ def accuracy_of_strongest(patch_logits: Tensor, labels: Tensor, seed: int) -> di
 
 def evidence_maps(network: BagNet, images: Tensor, classes: Tensor) -> Tensor:
     """Computes the logit of the patch centred on each pixel: (B, 3, H, W), (B,) -> (B, H, W). See dense_evidence."""
-    return _of_own_class(dense_evidence, network, images, classes)
+    return _maps_of_classes(dense_evidence, network, images, classes)
 
 
 def contribution_maps(network: BagNet, images: Tensor, classes: Tensor) -> Tensor:
     """Computes the patches' shares of the logit, spread over their pixels: same shapes. See pixel_contributions."""
-    return _of_own_class(pixel_contributions, network, images, classes)
+    return _maps_of_classes(pixel_contributions, network, images, classes)
 
 
-def _of_own_class(evidence: Callable[..., Tensor], network: BagNet, images: Tensor, classes: Tensor) -> Tensor:
-    wanted, place = classes.unique(return_inverse=True)
-    return evidence(network, images, wanted.tolist())[torch.arange(len(images), device=images.device), :, :, place]
+def _maps_of_classes(evidence: Callable[..., Tensor], network: BagNet, images: Tensor, classes: Tensor) -> Tensor:
+    distinct, inverse = classes.unique(return_inverse=True)
+    return evidence(network, images, distinct.tolist())[torch.arange(len(images), device=images.device), :, :, inverse]
 
 
 @torch.no_grad()

@@ -62,26 +62,26 @@ def summary(networks: list[dict]) -> list[list[str]]:
             f"{network['additivity_error']:.1e}" if "additivity_error" in network else "" for network in networks
         ],
     }
-    for fill, words in FILL_NAMES.items():
+    for fill, fill_name in FILL_NAMES.items():
         for kind in ("deletion", "insertion"):
             for method, (name, _) in METHODS.items():
-                rows[f"{kind} area, {words}, {name}"] = [
+                rows[f"{kind} area, {fill_name}, {name}"] = [
                     value(network["masked"][fill][method][kind]["area"]) if method in network["masked"][fill] else ""
                     for network in networks
                 ]
     for key, name in (("hits", "points into the box"), ("mass", "positive evidence in the box")):
-        for method, (words, _) in METHODS.items():
-            rows[f"{name}, {words}"] = [
+        for method, (method_name, _) in METHODS.items():
+            rows[f"{name}, {method_name}"] = [
                 value(network["pointing"][method][key]) if method in network.get("pointing", ()) else ""
                 for network in networks
             ]
     for key, name in (("chance", "the box's share of the image"), ("centre", "middle pixel in the box")):
         rows[name] = [value(network["pointing"][key]) if "pointing" in network else "" for network in networks]
-    for place, size in enumerate(networks[0]["shuffled"]["tile"]):
+    for position, size in enumerate(networks[0]["shuffled"]["tile"]):
         if size:
             for key, name in (("accuracy", "accuracy"), ("unchanged", "unchanged predictions")):
                 rows[f"{name}, {size} px tiles shuffled"] = [
-                    value(network["shuffled"][key][place]) for network in networks
+                    value(network["shuffled"][key][position]) for network in networks
                 ]
     body = [[name, *cells] for name, cells in rows.items() if any(cells)]
     return [["", *(network["name"] for network in networks)], *body]
@@ -137,10 +137,10 @@ def page(analysis: dict, pictures: dict[str, bytes]) -> str:
 def _figure(name: str, networks: list[dict], picture: bytes) -> str:
     section, _, number = name.partition("_")
     network = networks[int(number) - 1 if number else 0]
-    heading, words = (
+    heading, caption = (
         escape(text.format(name=network["name"], tile=network["masked"]["tile"])) for text in SECTIONS[section]
     )
     return (
         f'<h2>{heading}</h2>\n<figure><img alt="{heading}" src="{data_uri(picture, "image/png")}">'
-        f"<figcaption>{words}</figcaption></figure>\n"
+        f"<figcaption>{caption}</figcaption></figure>\n"
     )

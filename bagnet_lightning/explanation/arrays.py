@@ -19,11 +19,11 @@ class Kept:
         self._whole = {"classes": np.array(classes), "class_names": np.array(class_names)}
         self._each = defaultdict(list)
 
-    def keep(self, picture: Picture, predicted: int, shown: list[int], of_image: dict, **scores: np.ndarray) -> None:
+    def keep(self, picture: Picture, predicted: int, shown: list[int], arrays: dict, **scores: np.ndarray) -> None:
         number, true = len(self._each["images"]), -1 if picture.label is None else picture.label
         for key, value in {"images": picture.name, **scores, "predicted": predicted, "true": true}.items():
             self._each[key].append(value)
-        for key, value in {"pixels": picture.pixels, "shown": shown, **of_image}.items():
+        for key, value in {"pixels": picture.pixels, "shown": shown, **arrays}.items():
             self._whole[f"{key}_{number}"] = value
 
     def npz(self, **more: np.ndarray) -> bytes:
@@ -48,10 +48,10 @@ class Arrays(Kept):
         super().__init__(model.trained.classes, model.trained.class_names)
 
     def add(self, picture: Picture, explanation: Explanation) -> None:
-        of_image = {}
+        image_arrays = {}
         for method, maps in explanation.maps().items():
-            of_image[KEYS[method]] = maps.numpy().copy()  # a view would keep all classes' maps alive
+            image_arrays[KEYS[method]] = maps.numpy().copy()  # a view would keep all classes' maps alive
         if explanation.patch_logits is not None:
-            of_image["patch_logits"] = explanation.patch_logits.numpy()
+            image_arrays["patch_logits"] = explanation.patch_logits.numpy()
         logits = explanation.logits.numpy()
-        self.keep(picture, explanation.predicted, explanation.shown, of_image, logits=logits)
+        self.keep(picture, explanation.predicted, explanation.shown, image_arrays, logits=logits)

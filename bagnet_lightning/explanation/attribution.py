@@ -34,11 +34,11 @@ def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     stage = network.layer4[-1] if hasattr(network, "layer4") else convolutions[-1]
     method = _captum().LayerGradCam(network, stage)
-    group = max(1, PIXELS_AT_A_TIME // images[0, 0].numel())
+    batch_size = max(1, PIXELS_AT_A_TIME // images[0, 0].numel())
     with torch.enable_grad():
         maps = [
             method.attribute(chunk.detach().requires_grad_(), target=target).detach()  # (b, 1, h, w)
-            for chunk, target in zip(images.split(group), classes.split(group), strict=True)
+            for chunk, target in zip(images.split(batch_size), classes.split(batch_size), strict=True)
         ]
     height, width = images.shape[2:]
     if isinstance(network, BagNet):
@@ -57,11 +57,11 @@ def integrated_gradients(network: nn.Module, images: Tensor, classes: Tensor, st
     Raises UserError if captum is not installed.
     """
     method = _captum().IntegratedGradients(network)
-    at_a_time = max(1, PIXELS_AT_A_TIME // images[0, 0].numel())
+    batch_size = max(1, PIXELS_AT_A_TIME // images[0, 0].numel())
     with torch.enable_grad():
         maps = [
             method.attribute(
-                image[None].detach(), baselines=0, target=int(label), n_steps=steps, internal_batch_size=at_a_time
+                image[None].detach(), baselines=0, target=int(label), n_steps=steps, internal_batch_size=batch_size
             ).detach()
             for image, label in zip(images, classes, strict=True)
         ]

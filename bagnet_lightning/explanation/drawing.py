@@ -60,7 +60,7 @@ def exact_limit(explanations: list[Explanation]) -> float:
 
 def scale_end(maps: Sequence[ArrayLike]) -> float:
     """Returns the absolute value that 99 % of the values in `maps` stay below: outliers must not hide the rest."""
-    values = np.concatenate([np.zeros(0), *(np.abs(np.asarray(one)).ravel() for one in maps)])
+    values = np.concatenate([np.zeros(0), *(np.abs(np.asarray(array)).ravel() for array in maps)])
     return (float(np.quantile(values, 0.99)) if values.size else 0) or 1.0
 
 
@@ -114,13 +114,13 @@ def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: E
         if row:
             axes = block.add_subplot(grid[row, 0])
             axes.axis("off")
-            what = "an approximation,\non a scale of its own"
+            note = "an approximation,\non a scale of its own"
             if method == CONTRIBUTIONS:
-                what = "each patch's share of the logit,\nspread over its pixels"
-            axes.text(0.95, 0.5, f"{method}\n({what})", ha="right", va="center", size=8)
-        for column, (index, one) in enumerate(zip(shown, values, strict=True), start=1):
+                note = "each patch's share of the logit,\nspread over its pixels"
+            axes.text(0.95, 0.5, f"{method}\n({note})", ha="right", va="center", size=8)
+        for column, (index, class_map) in enumerate(zip(shown, values, strict=True), start=1):
             axes = block.add_subplot(grid[row, column])
-            axes.imshow(overlay(picture.pixels, one.numpy(), end))
+            axes.imshow(overlay(picture.pixels, class_map.numpy(), end))
             bare(axes)
             if row == 0:
                 logit = explanation.logits[index].item()
@@ -142,16 +142,16 @@ def _draw_patches(
     width = block.bbox.width / block.figure.dpi
     side = 0.78  # inches
     groups = (("highest", True, 0.02), ("lowest", False, 0.51))
-    for word, largest, left in groups:
-        title = f"{word} scores for {clipped(model.trained.class_names[index], CLASS)}"
+    for extreme, largest, left in groups:
+        title = f"{extreme} scores for {clipped(model.trained.class_names[index], CLASS)}"
         block.text(left, top - 0.06 / height, title, fontsize=8.5, va="top")
         found = strongest(model, explanation, index, PATCHES, largest)
-        for place, (row, column, score) in enumerate(found):
+        for number, (row, column, score) in enumerate(found):
             axes = block.add_axes(
-                (left + place * (side + 0.12) / width, top - (0.25 + side) / height, side / width, side / height)
+                (left + number * (side + 0.12) / width, top - (0.25 + side) / height, side / width, side / height)
             )
-            before = (model.field - 1) // 2
-            axes.imshow(cut_out(picture.pixels, row - before, column - before, model.field, model.grey))
+            radius = (model.field - 1) // 2
+            axes.imshow(cut_out(picture.pixels, row - radius, column - radius, model.field, model.grey))
             bare(axes)
             axes.set_xlabel(f"{score:+.2f}", fontsize=8, labelpad=2, color=FOR if score > 0 else AGAINST)
 

@@ -10,7 +10,7 @@ from bagnet_lightning.data.images import find_images, load_image
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import UserError
 
-MOST_PIXELS = 2_000_000  # of an image that is not resized
+MOST_PIXELS = 2_000_000  # of an image as it is explained
 
 
 @dataclass(frozen=True)
@@ -22,29 +22,29 @@ class Picture:
     label: int | None  # index of its true class, if known
 
 
-def find_class(asked: str, classes: list[str], class_names: list[str]) -> int:
+def find_class(requested: str, classes: list[str], class_names: list[str]) -> int:
     """Returns the index of the class with this identifier or name. Raises UserError, with the nearest names."""
-    folded = asked.strip().casefold()
+    folded = requested.strip().casefold()
     for known in (classes, class_names):
         found = [index for index, name in enumerate(known) if name.casefold() == folded]
         if len(found) == 1:
             return found[0]
         if found:
-            several = ", ".join(f"{classes[index]} ({class_names[index]})" for index in found)
-            raise UserError(f"class={asked} may be any of {several}; give the identifier")
+            candidates = ", ".join(f"{classes[index]} ({class_names[index]})" for index in found)
+            raise UserError(f"class={requested} may be any of {candidates}; give the identifier")
     names = {name.casefold(): name for name in [*classes, *class_names]}
     close = get_close_matches(folded, names, n=3, cutoff=0.5) or sorted(names)[:3]
     nearest = ", ".join(names[name] for name in close)
-    raise UserError(f"class={asked}: the checkpoint knows no such class; nearest: {nearest}")
+    raise UserError(f"class={requested}: the checkpoint knows no such class; nearest: {nearest}")
 
 
 def pictures_of_split(data: ImageData, split: str, count: int, classes: list[str]) -> list[Picture]:
     """Returns `count` images of a split of `data` (after setup), spread evenly over it and thus over its classes."""
     images = data.labelled_for(classes, split)
     pictures = []
-    for place in _spread(len(images), count):
-        index = images.chosen[place].item()
-        pictures.append(Picture(f"{split} {index}", images.split.images[index].numpy(), images.labels[place].item()))
+    for position in _spread(len(images), count):
+        index = images.chosen[position].item()
+        pictures.append(Picture(f"{split} {index}", images.split.images[index].numpy(), images.labels[position].item()))
     return pictures
 
 
@@ -57,10 +57,10 @@ def pictures_of_files(
     Images of a folder that cannot be read, or have more than MOST_PIXELS, are skipped.
     Returns the pictures and notes for the user. Raises UserError if the file is no image, or the folder has none.
     """
-    places = {name: i for i, name in enumerate(class_names)} | {name: i for i, name in enumerate(classes)}
+    indices = {name: i for i, name in enumerate(class_names)} | {name: i for i, name in enumerate(classes)}
 
     def read(file: Path) -> Picture:
-        label = next((places[folder.name] for folder in file.absolute().parents[:2] if folder.name in places), None)
+        label = next((indices[folder.name] for folder in file.absolute().parents[:2] if folder.name in indices), None)
         name = str(file.relative_to(path)) if file != path else file.name
         pixels = load_image(file, size)
         height, width, _ = pixels.shape
@@ -71,13 +71,13 @@ def pictures_of_files(
     files = find_images(path)
     if files == [path]:
         return [read(path)], []
-    first = _spread(len(files), count)
+    preferred = _spread(len(files), count)
     pictures, skipped = [], []
-    for place in [*first, *sorted({*range(len(files))} - {*first})]:  # the others replace files that are not images
+    for position in [*preferred, *sorted({*range(len(files))} - {*preferred})]:  # others replace files of no image
         if len(pictures) == count:
             break
         try:
-            pictures.append(read(files[place]))
+            pictures.append(read(files[position]))
         except UserError as error:
             skipped.append(str(error))
     if not pictures:

@@ -44,8 +44,8 @@ def draw(
     """
     shown, shares = explanation.shown, explanation.shares
     height_px, width_px, _ = picture.pixels.shape
-    tall, below = SIDE * min(2.0, height_px / width_px), len(shown) * ROW + 0.1  # inches
-    width, height = max((1 + len(shown)) * (SIDE + GAP) + 1.1, 8.4), below + tall + 0.85
+    panel_height, rows_height = SIDE * min(2.0, height_px / width_px), len(shown) * ROW + 0.1  # inches
+    width, height = max((1 + len(shown)) * (SIDE + GAP) + 1.1, 8.4), rows_height + panel_height + 0.85
     figure = Figure(figsize=(width, height), dpi=DPI)
 
     def axes_at(left: float, bottom: float, wide: float, high: float) -> Axes:
@@ -53,38 +53,40 @@ def draw(
 
     predicted = class_names[explanation.predicted]
     truth = "" if picture.label is None else f" ✗ (it is {class_names[picture.label]})"
-    right = " ✓" if picture.label == explanation.predicted else truth
-    figure.text(0.2 / width, 1 - 0.12 / height, f"{system}: {predicted}{right}", weight="bold", va="top", fontsize=11)
+    mark = " ✓" if picture.label == explanation.predicted else truth
+    figure.text(0.2 / width, 1 - 0.12 / height, f"{system}: {predicted}{mark}", weight="bold", va="top", fontsize=11)
     figure.text(1 - 0.2 / width, 1 - 0.12 / height, picture.name, color=GREY, va="top", ha="right", fontsize=8)
-    axes = axes_at(0.2, below, SIDE, tall)
+    axes = axes_at(0.2, rows_height, SIDE, panel_height)
     axes.imshow(picture.pixels)
-    what = "patches" if patches else "keypoints"
-    axes.set_title(f"image, {len(shares)} {what}", fontsize=9)
+    kind = "patches" if patches else "keypoints"
+    axes.set_title(f"image, {len(shares)} {kind}", fontsize=9)
     bare(axes)
     end = scale_end([explanation.shares[:, explanation.shown]])
     digits = min(5, max(2, 2 - math.floor(math.log10(end))))  # three significant digits at the end of the scale
     scale = ScalarMappable(Normalize(-end, end, clip=True), colormaps[COLOURS])
     for column, index in enumerate(shown, start=1):
-        axes = axes_at(0.2 + column * (SIDE + GAP), below, SIDE, tall)
+        axes = axes_at(0.2 + column * (SIDE + GAP), rows_height, SIDE, panel_height)
         axes.imshow(picture.pixels @ LUMINANCE, cmap="gray", vmin=-120, vmax=255)  # pale, so that the colours stand out
         bare(axes)
         _draw_keypoints(axes, explanation.keypoints, shares[:, index], scale, end, patches)
         score, bias = explanation.scores[index], explanation.bias[index]
         sign, added = "+" if score >= bias else "-", abs(score - bias)
-        sum_ = f"score {score:.{digits}f} = bias {bias:.{digits}f} {sign} {added:.{digits}f}"
-        axes.set_title(f"{clipped(class_names[index], CLASS)}\n{sum_}", fontsize=9)
-    bar = figure.colorbar(scale, cax=axes_at(0.2 + (1 + len(shown)) * (SIDE + GAP), below, 0.1, tall), extend="both")
+        equation = f"score {score:.{digits}f} = bias {bias:.{digits}f} {sign} {added:.{digits}f}"
+        axes.set_title(f"{clipped(class_names[index], CLASS)}\n{equation}", fontsize=9)
+    bar = figure.colorbar(
+        scale, cax=axes_at(0.2 + (1 + len(shown)) * (SIDE + GAP), rows_height, 0.1, panel_height), extend="both"
+    )
     bar.ax.tick_params(labelsize=7)
     bar.set_label(f"what a {'patch' if patches else 'keypoint'} adds to the score", fontsize=7)
     for row, index in enumerate(shown):
         top = (len(shown) - row) * ROW
         name = clipped(class_names[index], CLASS)
         found = strongest(explanation.keypoints, shares[:, index])
-        for title, places, left in ((f"most for {name}", found[0], 0.2), ("most against it", found[1], width / 2)):
-            if places:
+        for title, numbers, left in ((f"most for {name}", found[0], 0.2), ("most against it", found[1], width / 2)):
+            if numbers:
                 figure.text(left / width, (top - 0.06) / height, title, fontsize=8.5, va="top")
-            for place, number in enumerate(places):
-                axes = axes_at(left + place * (CUT + 0.12), top - 0.25 - CUT, CUT, CUT)
+            for position, number in enumerate(numbers):
+                axes = axes_at(left + position * (CUT + 0.12), top - 0.25 - CUT, CUT, CUT)
                 axes.imshow(cut_out(picture.pixels, *region(explanation.keypoints[number]), beyond=128))
                 bare(axes)
                 share = shares[number, index]
@@ -104,8 +106,8 @@ def strongest(keypoints: np.ndarray, shares: np.ndarray) -> tuple[list[int], lis
         for number in np.argsort(-sign * shares, kind="stable").tolist():
             if len(kept) == PATCHES or sign * shares[number] <= 0:
                 break
-            away = np.abs(keypoints[kept, :2] - keypoints[number, :2]).max(1)
-            if (away >= np.minimum(keypoints[kept, 2], keypoints[number, 2]) / 2).all():
+            distances = np.abs(keypoints[kept, :2] - keypoints[number, :2]).max(1)
+            if (distances >= np.minimum(keypoints[kept, 2], keypoints[number, 2]) / 2).all():
                 kept.append(number)
         found.append(kept)
     return tuple(found)
@@ -129,8 +131,8 @@ def _draw_keypoints(
     order = order[-OUTLINED:]
     middles, sizes, strength = keypoints[order, :2], keypoints[order, 2], np.minimum(np.abs(shares[order]) / end, 1)
     lines, areas = scale.to_rgba(shares[order]), scale.to_rgba(shares[order])
-    large = sizes / np.ptp(axes.get_xlim())  # a keypoint that covers half the image must not hide the rest
-    lines[:, 3], areas[:, 3] = 0.15 + 0.85 * strength, 0.3 * strength**2 * np.minimum(1, (0.25 / large) ** 2)
+    relative = sizes / np.ptp(axes.get_xlim())  # a keypoint that covers half the image must not hide the rest
+    lines[:, 3], areas[:, 3] = 0.15 + 0.85 * strength, 0.3 * strength**2 * np.minimum(1, (0.25 / relative) ** 2)
     style = {"edgecolors": lines, "facecolors": areas, "linewidths": 0.6 + 1.4 * strength}
     if patches:
         axes.add_collection(PolyCollection(middles[:, None] + CORNERS * sizes[:, None, None], **style))

@@ -19,7 +19,7 @@ class KeypointExplanation:
     """A system's explanation of an image with M keypoints, or patches."""
 
     scores: np.ndarray  # (classes,) float32
-    shown: list[int]  # classes that the picture shows: predicted, true, asked
+    shown: list[int]  # classes that the picture shows: predicted, true, requested
     keypoints: np.ndarray  # (M, 4) float32, as in a Bag: x, y, diameter or side, px; angle, degrees
     shares: np.ndarray  # (M, classes) float32: each keypoint's part of each class's score
     bias: np.ndarray  # (classes,) float32: the score of an image without keypoints
@@ -35,11 +35,11 @@ class KeypointExplanation:
         return float(np.abs(self.shares.sum(0) + self.bias - self.scores).max())
 
 
-def explain(model: LocalModel, picture: Picture, asked: int | None) -> KeypointExplanation:
-    """Explains `picture` by `model`. asked: a class to show besides the predicted and the true one."""
+def explain(model: LocalModel, picture: Picture, requested: int | None) -> KeypointExplanation:
+    """Explains `picture` by `model`. requested: a class to show besides the predicted and the true one."""
     bag: Bag = model.features.describe(picture.pixels[None])
     scores = model.scores(bag)[0]
-    candidates = [int(scores.argmax()), picture.label, asked]
+    candidates = [int(scores.argmax()), picture.label, requested]
     return KeypointExplanation(
         scores=scores,
         shown=list(dict.fromkeys(index for index in candidates if index is not None)),

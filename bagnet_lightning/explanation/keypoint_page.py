@@ -22,7 +22,7 @@ class KeypointPage:
     patches: bool  # whether keypoints are square patches
     classes: list[str]
     class_names: list[str]
-    asked: int | None = None  # the class to show at first, instead of the predicted one
+    requested: int | None = None  # the class to show at first, instead of the predicted one
     images: list[dict] = field(default_factory=list)
 
     def add(self, picture: Picture, explanation: KeypointExplanation) -> None:
@@ -47,8 +47,8 @@ class KeypointPage:
                 "words": None if explanation.words is None else explanation.words.tolist(),
                 "shares": _rounded(shares[:, offered].T),
                 "top": [
-                    [*zip(classes.tolist(), _rounded(own[classes]), strict=True)]
-                    for classes, own in zip(top, shares, strict=True)
+                    [*zip(classes.tolist(), _rounded(row[classes]), strict=True)]
+                    for classes, row in zip(top, shares, strict=True)
                 ],
                 "strongest": [strongest(explanation.keypoints, shares[:, index]) for index in offered],
                 "limit": scale_end([explanation.shares[:, explanation.shown]]),
@@ -62,7 +62,7 @@ class KeypointPage:
             "patches": self.patches,
             "classes": self.class_names,
             "identifiers": self.classes,
-            "asked": self.asked,
+            "asked": self.requested,
             "images": self.images,
         }
         return write_page("keypoints", self.system, data)

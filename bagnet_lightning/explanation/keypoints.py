@@ -13,38 +13,38 @@ from bagnet_lightning.local_features.model import load_local_model, system
 class Keypoints:
     """Explains pictures by the system in `path`, as Networks does by networks.
 
-    asked: a class to show besides the predicted and the true one. Raises UserError if the file is not a system's model,
-    its classifier is not additive, or it does not know that class.
+    requested: a class to show besides the predicted and the true one. Raises UserError if the file is not a system's
+    model, its classifier is not additive, or it does not know that class.
     """
 
-    def __init__(self, path: str, asked: str | None):
+    def __init__(self, path: str, requested: str | None):
         self.model = load_local_model(path)
         if not self.model.classifier.additive:
             raise UserError(f"what {path} decides is no sum over an image's local features: there are no exact shares")
         self.config, self.classes, self.class_names = self.model.config, self.model.classes, self.model.class_names
         self.image_size = image_size(self.config)
-        self.asked = None if asked is None else find_class(asked, self.classes, self.class_names)
+        self.requested = None if requested is None else find_class(requested, self.classes, self.class_names)
         self.notes: list[str] = []
         self.name = system(self.config, self.model.features)
         self.patches = self.model.features.explains == "patches"
-        self.page = KeypointPage(self.name, self.patches, self.classes, self.class_names, self.asked)
+        self.page = KeypointPage(self.name, self.patches, self.classes, self.class_names, self.requested)
         self.arrays = Kept(self.classes, self.class_names)
 
     def explain(self, picture: Picture) -> tuple[bytes, list[str]]:
         """Returns a PNG and lines for the terminal. The arrays are kept for `files`."""
-        explanation = explain(self.model, picture, self.asked)
+        explanation = explain(self.model, picture, self.requested)
         self.page.add(picture, explanation)
-        of_image = {"keypoints": explanation.keypoints, "shares": explanation.shares}
+        image_arrays = {"keypoints": explanation.keypoints, "shares": explanation.shares}
         if explanation.words is not None:
-            of_image["words"] = explanation.words
-        self.arrays.keep(picture, explanation.predicted, explanation.shown, of_image, scores=explanation.scores)
+            image_arrays["words"] = explanation.words
+        self.arrays.keep(picture, explanation.predicted, explanation.shown, image_arrays, scores=explanation.scores)
         predicted = self.class_names[explanation.predicted]
         truth = "" if picture.label is None else f", true class {self.class_names[picture.label]}"
-        count, what = len(explanation.keypoints), "patches" if self.patches else "keypoints"
+        count, kind = len(explanation.keypoints), "patches" if self.patches else "keypoints"
         exact = (
-            f"its score is its bias and the sum of {count} {what}' shares (off by {explanation.additivity_error:.0e})"
+            f"its score is its bias and the sum of {count} {kind}' shares (off by {explanation.additivity_error:.0e})"
         )
-        exact = exact if count else f"it has no {what}, and its score is its bias"
+        exact = exact if count else f"it has no {kind}, and its score is its bias"
         png = draw(picture, explanation, self.name, self.class_names, self.patches)
         return png, [f"{self.name} says {predicted}{truth}; {exact}"]
 

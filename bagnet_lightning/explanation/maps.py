@@ -46,7 +46,7 @@ class Explanation:
     """One network's explanation of one image. All tensors are float32 on the CPU."""
 
     logits: Tensor  # (classes,)
-    shown: list[int]  # classes that pictures show: predicted (by any of the networks), true, asked
+    shown: list[int]  # classes that pictures show: predicted (by any of the networks), true, requested
     dense: Tensor | None  # (H, W, classes): logits of the patch centred on each pixel; None: not a BagNet
     contributed: Tensor | None  # (H, W, classes): each pixel's share of the logits
     patch_logits: Tensor | None  # (h, w, classes): of the patches at the native stride; their mean is the logits
@@ -78,10 +78,10 @@ def load_model(path: str | Path, exact_only: bool) -> Model:
     return Model(Path(path), trained, trained.network.receptive_field if is_bagnet else None)
 
 
-def explain(models: list[Model], picture: Picture, asked: int | None, approximate: bool) -> list[Explanation]:
+def explain(models: list[Model], picture: Picture, requested: int | None, approximate: bool) -> list[Explanation]:
     """Returns each model's explanation of the picture, for the same shown classes.
 
-    asked: a class to show besides the predicted and the true ones. approximate: whether to run captum's methods.
+    requested: a class to show besides the predicted and the true ones. approximate: whether to run captum's methods.
     Raises UserError if the picture is smaller than a model's receptive field.
     """
     pixels = torch.tensor(picture.pixels)[None]
@@ -90,7 +90,7 @@ def explain(models: list[Model], picture: Picture, asked: int | None, approximat
     except UserError as error:  # it is too small
         raise UserError(f"{picture.name}: {error} (size=PX enlarges it)") from error
     inputs = [normalize(pixels.to(best_device()), model.trained.mean, model.trained.std) for model in models]
-    candidates = [*(values.argmax().item() for values in logits), picture.label, asked]
+    candidates = [*(values.argmax().item() for values in logits), picture.label, requested]
     shown = list(dict.fromkeys(index for index in candidates if index is not None))
 
     explanations = []
@@ -113,14 +113,14 @@ def strongest(
     nearly the same: of two that are at most half the field apart, both in rows and in columns, only the stronger one is
     taken.
     """
-    reach = (model.field - 1) // 2
+    radius = (model.field - 1) // 2
     scores = explanation.patch_logits[..., index].flatten()
-    centres = patch_corners(model.network, *explanation.dense.shape[:2]).flatten(0, 1) + reach
+    centres = patch_corners(model.network, *explanation.dense.shape[:2]).flatten(0, 1) + radius
     found = []
-    for place in scores.argsort(descending=largest, stable=True).tolist():
-        row, column = centres[place].tolist()
-        if all(max(abs(row - other[0]), abs(column - other[1])) > reach for other in found):
-            found.append((row, column, scores[place].item()))
+    for patch in scores.argsort(descending=largest, stable=True).tolist():
+        row, column = centres[patch].tolist()
+        if all(max(abs(row - other[0]), abs(column - other[1])) > radius for other in found):
+            found.append((row, column, scores[patch].item()))
         if len(found) == count:
             break
     return found

@@ -13,27 +13,27 @@ from bagnet_lightning.explanation.page import Page
 class Networks:
     """Explains pictures by the networks of `paths`.
 
-    asked: a class to show besides the predicted and the true ones. exact: without captum's methods.
-    Raises UserError if a file is no checkpoint, the networks have different classes, or `asked` is not one of them.
+    requested: a class to show besides the predicted and the true ones. exact: without captum's methods.
+    Raises UserError if a file is no checkpoint, the networks have different classes, or none is the requested one.
     """
 
-    def __init__(self, paths: list[str], asked: str | None, exact: bool):
+    def __init__(self, paths: list[str], requested: str | None, exact: bool):
         self.models = [load_model(path, exact_only=exact) for path in paths]
         trained = self.models[0].trained
         if any(model.trained.classes != trained.classes for model in self.models):
             raise UserError(f"{' and '.join(paths)} do not know the same classes; explain them one by one")
         self.config, self.image_size = trained.config, trained.image_size
         self.classes, self.class_names = trained.classes, trained.class_names
-        self.asked = None if asked is None else find_class(asked, self.classes, self.class_names)
+        self.requested = None if requested is None else find_class(requested, self.classes, self.class_names)
         self.approximate, self.notes = not exact, []
         if self.approximate and find_spec("captum") is None and all(model.field for model in self.models):
             self.approximate = False
             self.notes.append("exact evidence alone: for others beside it, pip install 'bagnet-lightning[explain]'")
-        self.page, self.arrays = Page(self.models, self.asked), [Arrays(model) for model in self.models]
+        self.page, self.arrays = Page(self.models, self.requested), [Arrays(model) for model in self.models]
 
     def explain(self, picture: Picture) -> tuple[bytes, list[str]]:
         """Returns a PNG and lines for the terminal. The arrays are kept for `files`."""
-        explanations = explain(self.models, picture, self.asked, self.approximate)
+        explanations = explain(self.models, picture, self.requested, self.approximate)
         self.page.add(picture, explanations)
         lines = []
         for model, explanation, kept in zip(self.models, explanations, self.arrays, strict=True):

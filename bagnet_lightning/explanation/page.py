@@ -26,7 +26,7 @@ class Page:
     """Collects explanations one by one, and keeps only the data that the page shows."""
 
     models: list[Model]
-    asked: int | None = None  # the class to show at first, instead of the predicted one
+    requested: int | None = None  # the class to show at first, instead of the predicted one
     images: list[dict] = field(default_factory=list)
 
     def add(self, picture: Picture, explanations: list[Explanation]) -> None:
@@ -61,7 +61,7 @@ class Page:
             ],
             "classes": self.models[0].trained.class_names,
             "identifiers": self.models[0].trained.classes,
-            "asked": self.asked,
+            "asked": self.requested,
             "images": self.images,
         }
         title = " and ".join(dict.fromkeys(model.name for model in self.models))
@@ -95,13 +95,13 @@ def _offered(explanations: list[Explanation]) -> list[int]:
     ranked: Iterable[tuple[int, ...]] = zip(
         *(explanation.logits.argsort(descending=True).tolist() for explanation in explanations), strict=True
     )
-    ordered = dict.fromkeys([*explanations[0].shown, *(index for step in ranked for index in step)])
+    ordered = dict.fromkeys([*explanations[0].shown, *(index for indices in ranked for index in indices)])
     return [*ordered][: max(MOST_CLASSES, len(explanations[0].shown))]
 
 
 def _explanation(model: Model, explanation: Explanation, offered: list[int], limit: float) -> dict:
     probabilities = explanation.logits.softmax(0)
-    described = {
+    entry = {
         "predicted": explanation.predicted,
         "logits": [explanation.logits[index].item() for index in offered],
         "probabilities": [probabilities[index].item() for index in offered],
@@ -110,25 +110,25 @@ def _explanation(model: Model, explanation: Explanation, offered: list[int], lim
     others = explanation.maps()
     if others.pop(EVIDENCE, None) is not None:
         exact = explanation.dense[..., offered].permute(2, 0, 1)  # (offered, H, W)
-        described["maps"].append({"method": EVIDENCE, "classes": offered, "limit": limit, **fixed_point(exact)})
+        entry["maps"].append({"method": EVIDENCE, "classes": offered, "limit": limit, **fixed_point(exact)})
         scores, indices = explanation.dense.topk(min(TOP, explanation.dense.shape[2]))  # (H, W, 5)
-        width = np.dtype("<u1" if len(explanation.logits) <= 256 else "<u2")
-        described["top"] = {
+        dtype = np.dtype("<u1" if len(explanation.logits) <= 256 else "<u2")
+        entry["top"] = {
             "count": scores.shape[2],
-            "bytes": width.itemsize,
-            "classes": _base64(indices.numpy().astype(width)),
+            "bytes": dtype.itemsize,
+            "classes": _base64(indices.numpy().astype(dtype)),
             **fixed_point(scores),
         }
-        described["strongest"] = [
+        entry["strongest"] = [
             [strongest(model, explanation, index, PATCHES, largest) for largest in (True, False)] for index in offered
         ]
-        described["patches"] = explanation.patch_logits[..., 0].numel()
-        described["error"] = explanation.additivity_error
+        entry["patches"] = explanation.patch_logits[..., 0].numel()
+        entry["error"] = explanation.additivity_error
     for method, maps in others.items():
-        described["maps"].append(
+        entry["maps"].append(
             {"method": method, "classes": explanation.shown, "limit": scale_end([maps]), **fixed_point(maps)}
         )
-    return described
+    return entry
 
 
 def _base64(values: np.ndarray) -> str:

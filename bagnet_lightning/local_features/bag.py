@@ -20,7 +20,7 @@ class Bag:
     offsets: np.ndarray
 
     def __len__(self) -> int:
-        """The number of images."""
+        """Returns the number of images."""
         return len(self.offsets) - 1
 
     @property

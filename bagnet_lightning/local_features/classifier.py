@@ -66,17 +66,17 @@ class LinearClassifier:
             exact = torch.from_numpy(flat).view(shape)
             weights = exact.float().to(device)
             value, gradient = 0.0, torch.zeros(shape, device=device)
-            for rows, labels_of_rows in zip(mapped.split(ROWS), truth.split(ROWS), strict=True):
-                loss, slope = _loss(self.loss, torch.addmm(weights[:, -1], rows, weights[:, :-1].T), labels_of_rows)
+            for rows, row_labels in zip(mapped.split(ROWS), truth.split(ROWS), strict=True):
+                loss, score_grad = _loss(self.loss, torch.addmm(weights[:, -1], rows, weights[:, :-1].T), row_labels)
                 value += loss
-                gradient[:, :-1].addmm_(slope.T, rows)
-                gradient[:, -1] += slope.sum(0)
+                gradient[:, :-1].addmm_(score_grad.T, rows)
+                gradient[:, -1] += score_grad.sum(0)
             total = gradient.double().cpu() / count
             total[:, :-1] += penalty * exact[:, :-1]
             return value / count + penalty / 2 * exact[:, :-1].square().sum().item(), total.numpy().ravel()
 
         with progress_bar("classifier", None) as advance:
-            found = minimize(
+            result = minimize(
                 objective,
                 np.zeros(shape).ravel(),
                 jac=True,
@@ -84,9 +84,9 @@ class LinearClassifier:
                 callback=lambda _: advance(1),
                 options={"maxiter": ITERATIONS, "maxfun": 2 * ITERATIONS, "gtol": GRADIENT, "ftol": DECREASE},
             )
-        if not found.success:
-            log.warning("the classifier is not at its optimum after %d iterations: %s", found.nit, found.message)
-        weights = found.x.reshape(shape).astype(np.float32)
+        if not result.success:
+            log.warning("the classifier is not at its optimum after %d iterations: %s", result.nit, result.message)
+        weights = result.x.reshape(shape).astype(np.float32)
         self.arrays = {"weight": np.ascontiguousarray(weights[:, :-1]), "bias": np.ascontiguousarray(weights[:, -1])}
 
     def scores(self, vectors: np.ndarray) -> np.ndarray:
@@ -136,9 +136,9 @@ def _loss(name: str, scores: Tensor, labels: Tensor) -> tuple[float, Tensor]:
     """Computes the sum of the losses of (B, classes) scores, and its gradient with respect to them."""
     if name == "logistic":
         log_probability = scores.log_softmax(1)
-        slope = log_probability.exp()
-        slope[torch.arange(len(labels)), labels] -= 1
-        return F.nll_loss(log_probability, labels, reduction="sum").item(), slope
+        score_grad = log_probability.exp()
+        score_grad[torch.arange(len(labels)), labels] -= 1
+        return F.nll_loss(log_probability, labels, reduction="sum").item(), score_grad
     signs = 2.0 * F.one_hot(labels, scores.shape[1]) - 1
     violations = (1 - signs * scores).clamp(min=0)  # of the margin
     return violations.square().sum().item(), -2 * signs * violations

@@ -50,11 +50,11 @@ def nearest_word(descriptors: np.ndarray, words: np.ndarray) -> np.ndarray:
     if words.dtype == np.uint8:
         descriptors, words = _signs(descriptors), _signs(words)
     words = words.astype(np.float32, copy=False)
-    halves = np.einsum("wd,wd->w", words, words) / 2
+    half_norms = np.einsum("wd,wd->w", words, words) / 2
     nearest = np.empty(len(descriptors), np.int64)
     for start in range(0, len(descriptors), ROWS):
         rows = slice(start, start + ROWS)
-        nearest[rows] = (descriptors[rows].astype(np.float32, copy=False) @ words.T - halves).argmax(1)
+        nearest[rows] = (descriptors[rows].astype(np.float32, copy=False) @ words.T - half_norms).argmax(1)
     return nearest
 
 

@@ -102,8 +102,8 @@ class DenseSift(Detector):
         for size in self.bin_sizes:
             grid = [
                 cv2.KeyPoint(x, y, 2 * size / 3, 0)
-                for y in _places(height, SIFT_BINS * size, self.step)
-                for x in _places(width, SIFT_BINS * size, self.step)
+                for y in _centres(height, SIFT_BINS * size, self.step)
+                for x in _centres(width, SIFT_BINS * size, self.step)
             ]
             if grid:
                 kept, described = cv2.SIFT_create(sigma=max(0.6, size / 6)).compute(grey, grid)
@@ -147,7 +147,7 @@ class FastBrief(Detector):
         return cv2.ORB_create(edgeThreshold=0).compute(grey, upright)
 
 
-def _places(length: int, side: float, step: int) -> np.ndarray:
+def _centres(length: int, side: float, step: int) -> np.ndarray:
     """Returns the centres of all windows of `side` px, every `step` px, that fit into `length` px, centred in it."""
     count = int((length - side) // step) + 1 if length >= side else 0
     return (length - 1) / 2 + step * (np.arange(count) - (count - 1) / 2)

@@ -29,8 +29,8 @@ from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.training.fit import fit
 
 log = logging.getLogger(__name__)
-OF_TRAINING = ("optim", "scheduler", "trainer", "label_smoothing", "weight_average", "checkpoint")  # in config.em
-AS_TRAINED = ("batch_size", "crop_padding", "flip", "normalize")  # data settings, as in the run that EM starts from
+TRAINING_KEYS = ("optim", "scheduler", "trainer", "label_smoothing", "weight_average", "checkpoint")  # in config.em
+INHERITED_KEYS = ("batch_size", "crop_padding", "flip", "normalize")  # data settings, as in the run that EM starts from
 
 
 def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict], float]:
@@ -42,24 +42,24 @@ def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict], floa
     """
     start = load_trained(config.features.checkpoint)
     data = start.config["data"]
-    if missing := [key for key in AS_TRAINED if key not in data]:
+    if missing := [key for key in INHERITED_KEYS if key not in data]:
         raise UserError(f"{config.features.checkpoint} does not tell its data.{missing[0]}: EM needs a run's best.ckpt")
-    as_trained = {key: data[key] for key in AS_TRAINED}
-    if any(isinstance(value, (dict, list)) for value in (*as_trained.values(), *start.config["model"].values())):
+    inherited = {key: data[key] for key in INHERITED_KEYS}
+    if any(isinstance(value, (dict, list)) for value in (*inherited.values(), *start.config["model"].values())):
         raise UserError(f"{config.features.checkpoint} is refused: a value of its model or data is more than a value")
     em = plain(config)["em"]
     if em["trainer"]["devices"] * em["trainer"]["num_nodes"] > 1:
         raise UserError("EM trains on one device; leave em.trainer.devices and em.trainer.num_nodes at 1")
-    run = {
-        **{key: em[key] for key in OF_TRAINING},
+    run_config = {
+        **{key: em[key] for key in TRAINING_KEYS},
         "patch_loss": 0.0,  # EM replaces the loss
         "callbacks": {},
         "seed": config.seed,
-        "data": {**plain(config)["data"], **as_trained},
+        "data": {**plain(config)["data"], **inherited},
         "model": {**start.config["model"], "pretrained": str(config.features.checkpoint)},
     }
     callback = ExpectationMaximization(em["image_percentile"], em["class_percentile"], em["sigma"])
-    result = fit(OmegaConf.create(run), folder, added_callbacks=[callback])
+    result = fit(OmegaConf.create(run_config), folder, added_callbacks=[callback])
     return folder / "last.ckpt", callback.rounds, result["train_seconds"]
 
 
@@ -106,20 +106,20 @@ class ExpectationMaximization(Callback):
     def patch_cross_entropy(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the images' logits, (B, classes), and the M step's loss, over their discriminative patches."""
         logits = self.network.patch_logits(images)  # (B, h, w, classes)
-        of_patches = labels[:, None, None].expand(self.chosen.shape)
+        patch_labels = labels[:, None, None].expand(self.chosen.shape)
         smoothing = self.module.label_smoothing
-        loss = F.cross_entropy(logits[self.chosen], of_patches[self.chosen], label_smoothing=smoothing)
+        loss = F.cross_entropy(logits[self.chosen], patch_labels[self.chosen], label_smoothing=smoothing)
         return logits.mean((1, 2)), loss
 
     def _e_step(self, trainer: Trainer) -> None:
-        by_network, labels = self._true_class(trainer.datamodule)
-        maps = smoothed(by_network.exp(), self.sigma)
-        least = thresholds(maps.cpu().numpy(), labels.cpu().numpy(), self.image_percentile, self.class_percentile)
-        self.discriminative = maps >= torch.from_numpy(least).to(maps)[:, None, None]
-        by_guessing = torch.full_like(by_network, 1 / self.network.fc.out_features).log()
+        log_probabilities, labels = self._label_log_probabilities(trainer.datamodule)
+        maps = smoothed(log_probabilities.exp(), self.sigma)
+        limits = thresholds(maps.cpu().numpy(), labels.cpu().numpy(), self.image_percentile, self.class_percentile)
+        self.discriminative = maps >= torch.from_numpy(limits).to(maps)[:, None, None]
+        chance = torch.full_like(log_probabilities, 1 / self.network.fc.out_features).log()
         self.rounds.append(
             {
-                "log_likelihood": by_network.where(self.discriminative, by_guessing).mean().item(),
+                "log_likelihood": log_probabilities.where(self.discriminative, chance).mean().item(),
                 "discriminative": self.discriminative.float().mean().item(),
             }
         )
@@ -131,7 +131,7 @@ class ExpectationMaximization(Callback):
         )
 
     @torch.no_grad()
-    def _true_class(self, data: ImageData) -> tuple[Tensor, Tensor]:
+    def _label_log_probabilities(self, data: ImageData) -> tuple[Tensor, Tensor]:
         """Computes the log-probability of each train image's class at its patches, (N, h, w), and its class."""
         source, device = data.train_source, self.module.device
         order = torch.arange(len(source), device=source.labels.device)
@@ -141,8 +141,8 @@ class ExpectationMaximization(Callback):
             batch = tuple(part.to(device) for part in source[indices])
             images, labels, _ = data.on_after_batch_transfer(batch, 0)  # as this epoch augments them
             logits = self.network.patch_logits(images.to(self.module.dtype)).float()
-            of_patches = labels[:, None, None, None].expand(*logits.shape[:3], 1)
-            parts.append(logits.log_softmax(-1).gather(-1, of_patches)[..., 0])
+            patch_labels = labels[:, None, None, None].expand(*logits.shape[:3], 1)
+            parts.append(logits.log_softmax(-1).gather(-1, patch_labels)[..., 0])
         self.network.train()
         return torch.cat(parts), source.labels
 
@@ -168,9 +168,9 @@ def thresholds(maps: np.ndarray, labels: np.ndarray, image_percentile: float, cl
     maps: the `image_percentile` of the image's patches or the `class_percentile` of all patches of its class, whichever
     is lower, so that at least the patches above the image's own percentile remain. Hou et al. 2016, section 3.2.
     """
-    of_image = np.percentile(maps.reshape(len(maps), -1), image_percentile, axis=1)
-    of_class = {label: np.percentile(maps[labels == label], class_percentile) for label in np.unique(labels)}
-    return np.minimum(of_image, [of_class[label] for label in labels]).astype(maps.dtype)
+    image_thresholds = np.percentile(maps.reshape(len(maps), -1), image_percentile, axis=1)
+    class_thresholds = {label: np.percentile(maps[labels == label], class_percentile) for label in np.unique(labels)}
+    return np.minimum(image_thresholds, [class_thresholds[label] for label in labels]).astype(maps.dtype)
 
 
 def _gaussian(size: int, sigma: float) -> Tensor:

@@ -141,8 +141,8 @@ class FisherVectors(Encoding):
 
     def learn(self, bags: Bags, seed: int) -> None:
         descriptors = sample(bags, self.sample, seed).astype(np.float32, copy=False)
-        least = max(self.gaussians, self.dimensions)
-        if len(descriptors) <= least or descriptors.shape[1] < self.dimensions:
+        needed = max(self.gaussians, self.dimensions)
+        if len(descriptors) <= needed or descriptors.shape[1] < self.dimensions:
             raise UserError(
                 f"encoding=fisher: {len(descriptors)} descriptors of {descriptors.shape[1]} numbers are too few for "
                 f"encoding.gaussians={self.gaussians} over encoding.dimensions={self.dimensions}; ask for less"

@@ -110,17 +110,17 @@ def _chunks(images: Images) -> Iterator[np.ndarray]:
         yield images.split.images.index_select(0, chosen).numpy()
 
 
-def _header(file, kind: type, rows: int, columns: int) -> None:
+def _header(file, dtype: type, rows: int, columns: int) -> None:
     """Writes the header of a .npy file, whose length does not depend on the rows: numpy reserves space for growth."""
     file.seek(0)
-    shape = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": (rows, columns)}
-    np.lib.format.write_array_header_1_0(file, shape)
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (rows, columns)}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
-def _rows(path: Path, kind: type, columns: int, first: int, last: int) -> np.ndarray:
+def _rows(path: Path, dtype: type, columns: int, first: int, last: int) -> np.ndarray:
     """Reads rows `first` to `last` of a .npy file."""
     with open(path, "rb") as file:
         np.lib.format.read_magic(file)
         np.lib.format.read_array_header_1_0(file)
-        file.seek(first * columns * np.dtype(kind).itemsize, 1)
-        return np.fromfile(file, kind, (last - first) * columns).reshape(-1, columns)
+        file.seek(first * columns * np.dtype(dtype).itemsize, 1)
+        return np.fromfile(file, dtype, (last - first) * columns).reshape(-1, columns)

@@ -69,19 +69,19 @@ def keypoint_shares(model: LocalModel, bag: Bag) -> np.ndarray:
     """
     shares = np.zeros((len(bag.descriptors), len(model.classes)), np.float64)
     for image in range(len(bag)):
-        mine = slice(*bag.offsets[image : image + 2])
-        count = mine.stop - mine.start
+        rows = slice(*bag.offsets[image : image + 2])
+        count = rows.stop - rows.start
         if not count:
             continue
-        one = Bag(bag.descriptors[mine], bag.keypoints[mine], np.array([0, count]))
-        parts = model.encoding.parts(one).astype(np.float64)  # (m, W)
+        image_bag = Bag(bag.descriptors[rows], bag.keypoints[rows], np.array([0, count]))
+        parts = model.encoding.parts(image_bag).astype(np.float64)  # (m, W)
         sums = parts.sum(0)
         contributions = model.classifier.contributions(model.encoding.normalized(sums[None].astype(np.float32))[0])
         if model.encoding.power != 1:
             parts[np.sign(parts) != np.sign(sums)] = 0
             sums = parts.sum(0)
         parts = np.divide(parts, sums, out=np.zeros_like(parts), where=sums != 0)
-        shares[mine] = parts @ contributions
+        shares[rows] = parts @ contributions
     return shares
 
 
@@ -92,8 +92,8 @@ def save_local_model(model: LocalModel, path: Path) -> None:
         for part in ("encoding", "classifier")
         for name, array in getattr(model, part).arrays.items()
     }
-    about = {"config": model.config, "classes": model.classes, "class_names": model.class_names}
-    write_bytes(path, safetensors.numpy.save(arrays, {"bagnet_lightning": json.dumps(about)}))
+    metadata = {"config": model.config, "classes": model.classes, "class_names": model.class_names}
+    write_bytes(path, safetensors.numpy.save(arrays, {"bagnet_lightning": json.dumps(metadata)}))
 
 
 def load_local_model(path: str | Path) -> LocalModel:
@@ -101,15 +101,15 @@ def load_local_model(path: str | Path) -> LocalModel:
 
     Only this package's features, encodings and classifiers are built, whatever the file names.
     """
-    about = _about(path)
-    if about is None:
+    metadata = _metadata(path)
+    if metadata is None:
         raise UserError(f"{path} is not of a run of bagnet_lightning.classical")
     for part in PARTS:
-        target = about["config"][part].get("_target_")
+        target = metadata["config"][part].get("_target_")
         if not _is_ours(str(target)):
             raise UserError(f"{path} is refused: it names {target}, which is not of bagnet_lightning.local_features")
     try:
-        parts = {part: made(about["config"], part) for part in PARTS}
+        parts = {part: made(metadata["config"], part) for part in PARTS}
     except TypeError as error:  # settings that these classes do not have
         raise UserError(f"{path} was written by another version of bagnet_lightning: run classical again") from error
     arrays = safetensors.numpy.load_file(path)
@@ -118,20 +118,20 @@ def load_local_model(path: str | Path) -> LocalModel:
         parts[part].arrays = {
             name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)
         }
-    return LocalModel(**parts, **about)
+    return LocalModel(**parts, **metadata)
 
 
 def is_local_model(path: str | Path) -> bool:
     """Whether `path` is a file of `save_local_model`. Raises UserError if there is no such file, or it is damaged."""
-    return Path(path).suffix == ".safetensors" and _about(path) is not None
+    return Path(path).suffix == ".safetensors" and _metadata(path) is not None
 
 
-def _about(path: str | Path) -> dict | None:
+def _metadata(path: str | Path) -> dict | None:
     """Returns the metadata of a system's file; None for other files, such as an exported network."""
-    about = read_metadata(path)
-    config = about.get("config") if isinstance(about, dict) else None
+    metadata = read_metadata(path)
+    config = metadata.get("config") if isinstance(metadata, dict) else None
     is_ours = isinstance(config, dict) and all(isinstance(config.get(part), dict) for part in PARTS)
-    return about if is_ours else None
+    return metadata if is_ours else None
 
 
 def _is_ours(target: str) -> bool:

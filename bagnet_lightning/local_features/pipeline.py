@@ -73,7 +73,7 @@ def run(config: DictConfig, folder: Path) -> dict:
     train_seconds = tuning_seconds + time.perf_counter() - began - described
     scores = torch.from_numpy(classifier.scores(encoded(encoding, bags["val"])))
     top = scores.topk(min(5, scores.shape[1])).indices.numpy()  # (N, 5)
-    right = top == labels["val"][:, None]
+    correct = top == labels["val"][:, None]
 
     model = LocalModel(
         features, encoding, classifier, config=settings, classes=data.class_ids, class_names=data.class_names
@@ -84,12 +84,12 @@ def run(config: DictConfig, folder: Path) -> dict:
         data.class_names,
         labels["val"],
         top[:, 0],
-        lambda places: images["val"][torch.tensor(places)][0].numpy(),
+        lambda positions: images["val"][torch.tensor(positions)][0].numpy(),
     )
     arrays = [*encoding.arrays.values(), *classifier.arrays.values()]
     return {
-        "best_val_accuracy": float(right[:, 0].mean()),
-        "val_top5_accuracy": float(right.any(1).mean()),
+        "best_val_accuracy": float(correct[:, 0].mean()),
+        "val_top5_accuracy": float(correct.any(1).mean()),
         "feature_seconds": bags["train"].seconds + bags["val"].seconds,
         "train_seconds": train_seconds,
         "model_bytes": (folder / "model.safetensors").stat().st_size + 4 * features.parameters,

@@ -31,10 +31,10 @@ class GaussianSvm:
 
     def learn(self, vectors: np.ndarray, labels: np.ndarray, classes: int) -> None:
         """Fits. vectors: (N, W) float32. labels: (N,) int64. Raises UserError for a class without any, or one class."""
-        held = len(np.unique(labels))
-        if held < classes or classes < 2:
+        present = len(np.unique(labels))
+        if present < classes or classes < 2:
             raise UserError(
-                f"the Gaussian SVM compares classes by their train images, and only {held} of {classes} have some: "
+                f"the Gaussian SVM compares classes by their train images, and only {present} of {classes} have some: "
                 "choose two classes or more, all with train images"
             )
         variance = vectors.var(dtype=np.float64)
@@ -58,8 +58,8 @@ class GaussianSvm:
         counts = self.arrays["counts"].tolist()
         # The sums over the support vectors of each class against each other class: (N, classes - 1) per class.
         against = [
-            of_class @ weights.T
-            for of_class, weights in zip(kernel.split(counts, 1), coefficients.split(counts, 1), strict=True)
+            class_kernel @ weights.T
+            for class_kernel, weights in zip(kernel.split(counts, 1), coefficients.split(counts, 1), strict=True)
         ]
         votes, margins = torch.zeros(2, len(vectors), len(counts))
         first, second = np.triu_indices(len(counts), 1)
