@@ -201,5 +201,5 @@ def _legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
 
 
 def _error(value: dict) -> float:
-    """Draws one standard error, in %, if there is one."""
+    """Returns one standard error in %; 0, if there is none."""
     return 100 * (value["se"] or 0)

@@ -2,7 +2,7 @@
 
     measured = measure(trained, sample, map_count=100, seed=0)  # plain numbers, as they go into analysis.json
 
-Numbers over images are {"mean", "se", "n"}, as mean_and_error gives them.
+Means over images are {"mean", "se", "n"}, as mean_and_error returns them.
 """
 
 from collections.abc import Callable, Iterator
@@ -187,7 +187,7 @@ def _measure_maps(trained: Trained, sample: Sample, seed: int, tile: int, notes:
 
 
 def _summarised_curves(curves: dict[str, dict[str, list[Tensor]]]) -> dict:
-    """Returns each method's mean curve, mean area, and mean difference of its area and the first method's per image."""
+    """Returns each method's mean curve and area, and the mean over images of its area minus the first method's."""
     summary: dict = {}
     first = {kind: area_under(torch.cat(values)) for kind, values in next(iter(curves.values())).items()}
     for name, method_curves in curves.items():

@@ -98,7 +98,7 @@ def evidence_maps(network: BagNet, images: Tensor, classes: Tensor) -> Tensor:
 
 
 def contribution_maps(network: BagNet, images: Tensor, classes: Tensor) -> Tensor:
-    """Computes the patches' shares of the logit, spread over their pixels: same shapes. See pixel_contributions."""
+    """Computes patches' shares of the logit, spread evenly over their pixels; same shapes. See pixel_contributions."""
     return _maps_of_classes(pixel_contributions, network, images, classes)
 
 

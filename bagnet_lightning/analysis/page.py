@@ -17,7 +17,7 @@ td + td { font-variant-numeric: tabular-nums }
 .quiet, figcaption { overflow-wrap: anywhere } figure { margin: .5rem 0 }
 """
 
-# For each figure: heading, description, source.
+# For each figure: heading and caption, the source included.
 SECTIONS = {
     "patches": (
         "Most informative patches of {name}",
@@ -101,7 +101,7 @@ def as_text(rows: list[list[str]]) -> str:
 
 
 def page(analysis: dict, pictures: dict[str, bytes]) -> str:
-    """Returns the whole analysis as one HTML file. pictures: PNGs by name; "patches_2" is the second of "patches"."""
+    """Returns the analysis as a self-contained HTML page. pictures: PNGs by name; "patches_2": the second network's."""
     networks = analysis["networks"]
     head, *body = summary(networks)
     table = f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>" + "".join(

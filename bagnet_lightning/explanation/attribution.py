@@ -69,7 +69,7 @@ def integrated_gradients(network: nn.Module, images: Tensor, classes: Tensor, st
 
 
 def _between_patches(maps: Tensor, network: BagNet, height: int, width: int) -> Tensor:
-    """Upsamples a value per patch, (B, 1, h, w) -> (B, 1, height, width): bilinear between centres, constant beyond."""
+    """Upsamples patch values, (B, 1, h, w) -> (B, 1, height, width): bilinear between centres, the nearest beyond."""
     first = patch_corners(network, height, width)[0, 0] + (network.receptive_field - 1) / 2  # centre, (row, column)
     rows, columns = (
         (2 * (torch.arange(size) - centre) / network.stride + 1) / count - 1  # -1 to 1 from edge to edge of the map

@@ -65,7 +65,7 @@ def scale_end(maps: Sequence[ArrayLike]) -> float:
 
 
 def cut_out(pixels: np.ndarray, top: int, left: int, side: int, beyond: ArrayLike) -> np.ndarray:
-    """Cuts the side x side px square at (top, left) out of an image, (H, W, 3) uint8; `beyond` fills its outside."""
+    """Cuts the side x side px square at (top, left) out of an image, (H, W, 3) uint8, padded with `beyond`."""
     square = np.empty((side, side, 3), np.uint8)
     square[:] = beyond
     height, width, _ = pixels.shape

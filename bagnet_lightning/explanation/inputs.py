@@ -51,11 +51,13 @@ def pictures_of_split(data: ImageData, split: str, count: int, classes: list[str
 def pictures_of_files(
     path: Path, size: int | None, count: int, classes: list[str], class_names: list[str]
 ) -> tuple[list[Picture], list[str]]:
-    """Returns the image file `path`, or up to `count` images below the folder `path`, spread over their sorted paths.
+    """Returns the image file `path`, or up to `count` images below the folder `path`.
 
-    size: as for load_image. The true class is known if a file's folder, or the one above it, is named after a class.
-    Images of a folder that cannot be read, or have more than MOST_PIXELS, are skipped.
-    Returns the pictures and notes for the user. Raises UserError if the file is no image, or the folder has none.
+    Images of a folder are spread evenly over its sorted paths; those that cannot be read, or have more than
+    MOST_PIXELS, are skipped. size: as for load_image. The true class is known if a file's folder, or the one above
+    it, has a class's identifier or name.
+    Returns the pictures and notes for the user. Raises UserError if the file is no image or too large, or the folder
+    has no image that can be explained.
     """
     indices = {name: i for i, name in enumerate(class_names)} | {name: i for i, name in enumerate(classes)}
 
@@ -73,7 +75,7 @@ def pictures_of_files(
         return [read(path)], []
     preferred = _spread(len(files), count)
     pictures, skipped = [], []
-    for position in [*preferred, *sorted({*range(len(files))} - {*preferred})]:  # others replace files of no image
+    for position in [*preferred, *sorted({*range(len(files))} - {*preferred})]:  # the rest replace skipped files
         if len(pictures) == count:
             break
         try:

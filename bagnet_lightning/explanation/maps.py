@@ -69,7 +69,7 @@ class Explanation:
 
 
 def load_model(path: str | Path, exact_only: bool) -> Model:
-    """Loads a checkpoint. Raises UserError if it is none, or if `exact_only` and its network is not a BagNet."""
+    """Loads a checkpoint. Raises UserError if the file is none, or if `exact_only` and its network is not a BagNet."""
     trained = load_trained(path)
     is_bagnet = isinstance(trained.network, BagNet)
     if exact_only and not is_bagnet:
@@ -107,11 +107,11 @@ def explain(models: list[Model], picture: Picture, requested: int | None, approx
 def strongest(
     model: Model, explanation: Explanation, index: int, count: int, largest: bool = True
 ) -> list[tuple[int, int, float]]:
-    """Returns (row, column, logit) of up to `count` patches with the largest or smallest logits for a class, in order.
+    """Finds up to `count` patches with the largest, or smallest, logits for a class: (row, column, logit), best first.
 
-    They are of the network's own patches; row and column are those of their central pixel. Neighbouring patches are
-    nearly the same: of two that are at most half the field apart, both in rows and in columns, only the stronger one is
-    taken.
+    Only the network's own patches are considered; row and column are those of a patch's central pixel. Neighbouring
+    patches are nearly the same: of two that are at most half the field apart, both in rows and in columns, only the
+    better one is taken.
     """
     radius = (model.field - 1) // 2
     scores = explanation.patch_logits[..., index].flatten()
