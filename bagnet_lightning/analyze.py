@@ -58,8 +58,10 @@ def main(config: DictConfig) -> None:
         measured = measure(trained, sample, config.map_count, config.seed, config.tile)
         networks.append({"name": measured["model"], "checkpoint": path, **measured})
     if len({network["name"] for network in networks}) < len(networks):
-        for network in networks:
-            network["name"] += f" ({Path(network['checkpoint']).parent.name})"
+        files = [Path(path) for path in paths]
+        same_run = len({file.parent for file in files}) == 1
+        for network, file in zip(networks, files, strict=True):
+            network["name"] += f" ({file.stem if same_run else file.parent.name})"
     analysis = {
         "data": data.name,
         "split": config.split,

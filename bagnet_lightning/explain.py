@@ -54,7 +54,7 @@ def main(config: DictConfig) -> None:
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
 
-    earlier = {*out.glob("[0-9][0-9][0-9]_*.png")}
+    earlier = {*out.glob("[0-9][0-9][0-9]*_*.png")}
     for number, picture in enumerate(pictures):
         png, lines = explained.explain(picture)
         for line in lines:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import sys
 
 import pytest
@@ -139,6 +140,11 @@ def test_a_resnet_alone_and_two_of_a_kind(resnet, bagnet, tmp_path, capsys):
     for network in (ours, same):  # equal networks, images, orders and shuffles: equal numbers
         del network["name"], network["checkpoint"]
     assert ours == same
+    last = shutil.copy(second, second.with_name("last.ckpt"))
+    analyze(f"checkpoint={second}", f"compare={last}", "count=1", "map_count=1")
+    heading = capsys.readouterr().out.splitlines()[0]
+    assert "BagNet-9 (best)" in heading
+    assert "BagNet-9 (last)" in heading
 
 
 def test_mistakes_are_one_line_and_cost_nothing(bagnet, tmp_path, command):
