@@ -31,7 +31,7 @@ def main(config: DictConfig) -> dict:
 def classical(config: DictConfig, folder: Path, requested: dict) -> dict:
     from bagnet_lightning.local_features.pipeline import run
 
-    write_progress(folder)  # shows that it runs; how far it is, is not known
+    write_progress(folder)  # marks the run as running; there is no measure of its progress
     try:
         result = outcome(requested, folder, partial(run, config, folder))
     finally:

@@ -225,6 +225,12 @@ def test_mistakes_are_one_line(model_file, tmp_path):
     with pytest.raises(UserError, match="nearest: goldfish"):
         main.__wrapped__(composed(f"checkpoint={model_file}", "class=goldfsh", name="explain"))
     assert not is_local_model(network)
+    with safetensors.safe_open(model_file, "np") as file:
+        about = json.loads(file.metadata()["bagnet_lightning"])
+    del about["classes"]
+    safetensors.numpy.save_file({}, tmp_path / "old.safetensors", {"bagnet_lightning": json.dumps(about)})
+    with pytest.raises(UserError, match="written by another version"):
+        load_local_model(tmp_path / "old.safetensors")
 
 
 @pytest.mark.parametrize(

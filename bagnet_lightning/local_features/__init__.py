@@ -1,1 +1,1 @@
-"""Classical features, encodings and classifiers, and a BagNet's patches among them."""
+"""Classical local features, or a BagNet's patches in their place, with encodings and classifiers."""

@@ -25,7 +25,7 @@ class Bag:
 
     @property
     def images(self) -> np.ndarray:
-        """(M,) index of each feature's image."""
+        """The index of each feature's image, (M,)."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
 

@@ -1,7 +1,7 @@
 """Linear classifiers of encoded images, plain or on the explicit map of an additive kernel.
 
 Trained by L-BFGS, all classes at once. The optimum is that of scikit-learn's LogisticRegression, and of its LinearSVC
-except for the bias, which LinearSVC penalises. 200 classes of 100,000 images take minutes, in matrix products.
+except for the bias, which LinearSVC penalises. 200 classes of 100,000 images take minutes: these are matrix products.
 """
 
 import logging
@@ -96,7 +96,7 @@ class LinearClassifier:
         return torch.cat([torch.addmm(bias, self.mapped(rows), weight.T) for rows in blocks]).numpy()
 
     def contributions(self, vector: np.ndarray) -> np.ndarray:
-        """Computes each element's part of each class's score, (W, classes); with the bias they sum to the score."""
+        """Computes what each element of a vector (W,) adds to each class's score, (W, classes); bias is the rest."""
         weight = torch.from_numpy(self.arrays["weight"])
         mapped = self.mapped(torch.from_numpy(vector)[None])  # (1, terms * W): one term after the other
         return (mapped * weight).view(len(weight), -1, len(vector)).sum(1).T.numpy()
@@ -128,7 +128,7 @@ class Argmax:
         return vectors
 
     def contributions(self, vector: np.ndarray) -> np.ndarray:
-        """Computes (classes, classes), as LinearClassifier does."""
+        """Returns the contributions, (classes, classes), like LinearClassifier.contributions."""
         return np.diag(vector)
 
 

@@ -7,7 +7,7 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.local_features.bag import Bags
 
 BLOCK = 8  # neighbouring images that are sampled together: a network describes several as fast as one
-BLOCKS = 1000  # at most
+BLOCKS = 1000  # of a sample, at most
 ROWS = 8192  # descriptors compared with all words at a time
 MAJORITY_ROUNDS = 10  # the mean distance is then within 0.3 % of its limit
 
@@ -46,7 +46,7 @@ def learn_words(descriptors: np.ndarray, size: int, binary: bool, seed: int) -> 
 
 
 def nearest_word(descriptors: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """Finds the nearest word's index for each descriptor, (M,): by Hamming distance if uint8, else Euclidean."""
+    """Finds the index of each descriptor's nearest word, (M,): by Hamming distance for uint8 words, else Euclidean."""
     if words.dtype == np.uint8:
         descriptors, words = _signs(descriptors), _signs(words)
     words = words.astype(np.float32, copy=False)
@@ -72,9 +72,10 @@ def k_means(descriptors: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 
 def k_majority(descriptors: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Learns binary words, (size, bytes) uint8, by Lloyd's algorithm in Hamming space with majorities of bits as means.
+    """Learns binary words, (size, bytes) uint8, by Lloyd's algorithm in Hamming space (Grana et al. 2013).
 
-    Grana et al. 2013. A tie gives a 1; a word without descriptors is replaced by a random descriptor.
+    Each bit of a word is the majority of its descriptors' bits; a tie gives a 1. A word that is nearest to none is
+    replaced by a random descriptor.
     """
     draw = np.random.default_rng(seed)
     words = descriptors[draw.choice(len(descriptors), size, replace=False)]

@@ -1,4 +1,4 @@
-"""OpenCV's keypoints and descriptors on small images. Worker processes import this module: no torch.
+"""OpenCV's keypoints and descriptors on small images. Worker processes import this module, so it does not import torch.
 
 Keypoint detectors were made for photographs of a thousand pixels a side, and drop keypoints nearer to the edge than the
 width of their patch: an ORB patch of 31 px fits into 64 px at few positions. Images are therefore enlarged first
@@ -33,7 +33,7 @@ class Detector(ABC):
     upsample: float
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """image: (H, W, 3) uint8, RGB. Returns keypoints (M, 4) float32 and descriptors (M, D) uint8 as in a Bag."""
+        """Returns keypoints (M, 4) float32 and descriptors (M, D) uint8, as in a Bag. image: (H, W, 3) uint8, RGB."""
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         if self.upsample != 1:
             grey = cv2.resize(grey, None, fx=self.upsample, fy=self.upsample, interpolation=cv2.INTER_CUBIC)

@@ -2,8 +2,8 @@
 
 An image is a bag of patches that all carry its label; whether a patch shows the class is a hidden variable. The E step
 takes the network's probability of the true class at every patch, smooths it over the image, and discards the patches
-below a threshold; the M step trains the network as a classifier of the remaining patches. A round is an E step and
-one epoch of M step, and as the E step sees the images as that epoch augments them, its patches are those trained on.
+below a threshold; the M step trains the network as a classifier of the remaining patches. A round is an E step and an
+epoch of the M step; both see the images with that epoch's augmentation, so the patches selected are those trained on.
 
 Here the patches are a BagNet's at its native stride, so both steps take all patches of an image in one pass. The paper
 averages two networks of different scales; here there is one, and it starts from trained weights, where the paper's
@@ -36,9 +36,9 @@ INHERITED_KEYS = ("batch_size", "crop_padding", "flip", "normalize")  # data set
 def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict], float]:
     """Trains the network of config.features.checkpoint by config.em, on config.data, in `folder`.
 
-    Continues from last.ckpt there. Returns the path of last.ckpt, the network after the last round whatever its
-    validation accuracy; ExpectationMaximization's `rounds`; and the seconds that they took, in all processes that
-    continued them. Raises UserError.
+    Continues from last.ckpt there if it exists. Returns the path of last.ckpt, which holds the network after the last
+    round whatever its validation accuracy; ExpectationMaximization's `rounds`; and the seconds that they took, in all
+    processes that continued them. Raises UserError.
     """
     start = load_trained(config.features.checkpoint)
     data = start.config["data"]
@@ -66,9 +66,9 @@ def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict], floa
 class ExpectationMaximization(Callback):
     """Makes every epoch of a Classifier's training a round of EM; checkpoints hold its state.
 
-    image_percentile, class_percentile: see `thresholds`. sigma: of the smoothing, in patches.
+    image_percentile, class_percentile: see `thresholds`. sigma: standard deviation of the smoothing, in patches.
     rounds: for every E step, and one after the last epoch, "log_likelihood", the mean over all train patches of the
-    log-probability of their label, by the network if they are discriminative and else by guessing; and
+    log-probability of their label, the network's for discriminative patches and that of guessing for others; and
     "discriminative", the share of discriminative patches.
     """
 
@@ -85,14 +85,10 @@ class ExpectationMaximization(Callback):
         module.cross_entropy = self.patch_cross_entropy
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.discriminative = self.discriminative.to(
-            module.device
-        )  # loaded from a checkpoint, for the rest of its epoch
+        self.discriminative = self.discriminative.to(module.device)  # a checkpoint's, for the rest of its epoch
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if (
-            self.epoch != trainer.current_epoch
-        ):  # otherwise it continues an epoch, with the patches of that epoch's E step
+        if self.epoch != trainer.current_epoch:  # equal: a resumed epoch, which keeps the patches of its own E step
             self._e_step(trainer)
             self.epoch = trainer.current_epoch
 
@@ -132,7 +128,7 @@ class ExpectationMaximization(Callback):
 
     @torch.no_grad()
     def _label_log_probabilities(self, data: ImageData) -> tuple[Tensor, Tensor]:
-        """Computes the log-probability of each train image's class at its patches, (N, h, w), and its class."""
+        """Returns the log-probability of each train image's class at its patches, (N, h, w), and the classes, (N,)."""
         source, device = data.train_source, self.module.device
         order = torch.arange(len(source), device=source.labels.device)
         parts = []
@@ -154,7 +150,10 @@ class ExpectationMaximization(Callback):
 
 
 def smoothed(maps: Tensor, sigma: float) -> Tensor:
-    """Smooths `maps` (N, h, w) by a Gaussian of `sigma` positions, weights within the map sum to 1; 0: unchanged."""
+    """Smooths `maps` (N, h, w) by a Gaussian of `sigma` positions whose weights within the map sum to 1.
+
+    sigma 0 leaves them unchanged.
+    """
     if not sigma:
         return maps
     rows, columns = (_gaussian(size, sigma).to(maps) for size in maps.shape[1:])
@@ -162,7 +161,7 @@ def smoothed(maps: Tensor, sigma: float) -> Tensor:
 
 
 def thresholds(maps: np.ndarray, labels: np.ndarray, image_percentile: float, class_percentile: float) -> np.ndarray:
-    """Computes the threshold above which patches of an image are discriminative.
+    """Computes each image's threshold: its patches at or above it are discriminative.
 
     maps: (N, h, w), smoothed probabilities of the images' own classes. labels: (N,). Returns (N,), in the dtype of the
     maps: the `image_percentile` of the image's patches or the `class_percentile` of all patches of its class, whichever

@@ -1,7 +1,7 @@
 """Encodings of an image's local features as one vector of a fixed length.
 
 Every encoding is a sum of one vector per local feature, then a power of each element, then a norm, so that the score of
-a linear classifier can be divided exactly among the local features (model.py).
+a linear classifier can be divided exactly among the local features (keypoint_shares in model.py).
 """
 
 import itertools
@@ -22,7 +22,7 @@ from bagnet_lightning.local_features.codebook import learn_words, nearest_word, 
 
 
 class Encoding(ABC):
-    """The base of all. power: sign(x) |x|^power of every element; norm: "l1", "l2" or None, after that."""
+    """Base class. power: sign(x) |x|^power of every element; norm: "l1", "l2" or None, of the vector after that."""
 
     of_bits: ClassVar[bool] = False  # whether descriptors may be binary
     signed: ClassVar[bool] = False  # whether elements can be negative for any descriptors
@@ -97,7 +97,7 @@ class BagOfWords(Encoding):
     """The number of local features nearest to each visual word (Csurka et al. 2004).
 
     codebook: size (words) and sample (local features that they are learned from). With power 1/2 and norm l2 the
-    product of two vectors is Hellinger's kernel of the histograms.
+    dot product of two vectors is Hellinger's kernel of the histograms.
     """
 
     of_bits = True
@@ -127,10 +127,11 @@ class BagOfWords(Encoding):
 
 
 class FisherVectors(Encoding):
-    """The gradient by which a mixture of Gaussians would fit an image's local features better (Perronnin et al. 2010).
+    """Normalised gradients of the log-likelihood of local features under a Gaussian mixture (Perronnin et al. 2010).
 
-    gaussians: of diagonal covariance, over the first `dimensions` principal components of the descriptors, learned from
-    `sample` of them. It is taken for the means and the deviations of every Gaussian: W = 2 * gaussians * dimensions.
+    gaussians: the number of Gaussians, of diagonal covariance, over the first `dimensions` principal components of the
+    descriptors, learned from `sample` of these. The gradients are with respect to the means and the standard deviations
+    of every Gaussian: W = 2 * gaussians * dimensions.
     """
 
     signed = True
@@ -162,7 +163,7 @@ class FisherVectors(Encoding):
         self.arrays = {name: array.astype(np.float32) for name, array in learned.items()}
 
     def parts(self, bag: Bag) -> np.ndarray:
-        """Computes the definition, with an array of (M, gaussians, dimensions)."""
+        """Computes the gradients by their definition, with an array of (M, gaussians, dimensions)."""
         projected = self._projected(bag)
         weights = self.arrays["weights"][:, None]
         posteriors = self._posteriors(projected)[:, :, None]

@@ -54,7 +54,7 @@ class Extracted:
 
 
 def extracted(detector: Detector, images: Images, cache: Path, workers: int | None) -> Extracted:
-    """Returns the local features of `images`, cached below `cache`, where one job at a time computes them if missing.
+    """Returns the local features of `images`, cached below `cache`, where one run at a time computes them if missing.
 
     workers: processes, by default one per core. Raises UserError if `cache` cannot be written.
     """

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Kernel(NamedTuple):
-    """An additive kernel. spectrum: of K, table 1 there. period: 2 pi / L by order, of least error (VLFeat)."""
+    """An additive kernel. spectrum: of K, their table 1. period: 2 pi / L by order, of least error, from VLFeat."""
 
     spectrum: Callable[[Tensor], Tensor]
     period: Callable[[int], float]
@@ -41,8 +41,8 @@ KERNELS = {
 class KernelMap:
     """The feature map of a kernel.
 
-    kernel: "chi2", 2 x y / (x + y); "intersection", min(x, y); "jensen_shannon". Each
-    kernel of a histogram with itself is the sum of its elements.
+    kernel: "chi2", 2 x y / (x + y); "intersection", min(x, y); "jensen_shannon". Each kernel of a histogram with itself
+    is the sum of its elements. order: the number of frequencies besides 0.
     """
 
     kernel: str

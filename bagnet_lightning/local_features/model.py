@@ -64,8 +64,8 @@ def keypoint_shares(model: LocalModel, bag: Bag) -> np.ndarray:
 
     Each element of an encoded image is a sum over its local features, raised to a power and normalised: its part of the
     score is divided among the features in proportion to their parts of the sum. If the power is a root and a sum has
-    parts of both signs, only those of its own sign count: the root of parts that nearly cancel is far from zero, and
-    the proportions of such a sum would be huge.
+    parts of both signs, only those of its own sign count: the root of a sum whose parts nearly cancel is far from zero,
+    while their proportions of that sum are huge.
     """
     shares = np.zeros((len(bag.descriptors), len(model.classes)), np.float64)
     for image in range(len(bag)):
@@ -86,7 +86,7 @@ def keypoint_shares(model: LocalModel, bag: Bag) -> np.ndarray:
 
 
 def save_local_model(model: LocalModel, path: Path) -> None:
-    """Writes the arrays, with the metadata needed to use them."""
+    """Writes the arrays to a safetensors file, with the metadata needed to use them."""
     arrays = {
         f"{part}.{name}": np.ascontiguousarray(array)
         for part in ("encoding", "classifier")
@@ -109,16 +109,16 @@ def load_local_model(path: str | Path) -> LocalModel:
         if not _is_ours(str(target)):
             raise UserError(f"{path} is refused: it names {target}, which is not of bagnet_lightning.local_features")
     try:
-        parts = {part: made(metadata["config"], part) for part in PARTS}
+        model = LocalModel(**{part: made(metadata["config"], part) for part in PARTS}, **metadata)
     except TypeError as error:  # settings that these classes do not have
         raise UserError(f"{path} was written by another version of bagnet_lightning: run classical again") from error
     arrays = safetensors.numpy.load_file(path)
     for part in ("encoding", "classifier"):
         prefix = f"{part}."
-        parts[part].arrays = {
+        getattr(model, part).arrays = {
             name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)
         }
-    return LocalModel(**parts, **metadata)
+    return model
 
 
 def is_local_model(path: str | Path) -> bool:

@@ -24,7 +24,7 @@ class BagNetFeatures:
 
     checkpoint: of a run, an export or a backbone of `pretrain`. sha256: of that file. output: "features", the vectors
     before the classifier, or "logits". Raises UserError if the file has changed, its network is not a BagNet, or it has
-    no logits.
+    no classifier for "logits".
     """
 
     binary: ClassVar[bool] = False
@@ -76,14 +76,11 @@ class BagNetFeatures:
                 f"the checkpoint decides between {len(self.trained.classes)} classes, and the data have "
                 f"{len(data.class_ids)}, or others: choose the same ones with data.classes=..."
             )
-        seen = self.trained.config["data"]
-        held_out, classes = seen.get("holdout"), seen.get("classes")
-        if not data.holdout or seen.get("name") != data.name:  # a network of other data was trained on none of these
+        trained_on = self.trained.config["data"]
+        held_out, classes = trained_on.get("holdout"), trained_on.get("classes")
+        if not data.holdout or trained_on.get("name") != data.name:  # other data have none of these images
             return
-        if (held_out, classes) != (
-            data.holdout,
-            data.classes,
-        ):  # the held-out images of a class depend on the other classes
+        if (held_out, classes) != (data.holdout, data.classes):  # other classes change which images are held out
             of_classes = "" if classes == data.classes else f" of data.classes={classes}"
             raise UserError(
                 f"data.holdout={data.holdout}: the checkpoint's run held out {held_out or 'nothing'}{of_classes}, and "

@@ -1,4 +1,4 @@
-"""One run of `classical`: from images by local features and encodings to a model file, predictions and measurements."""
+"""One run of `classical`: extracts and encodes local features, trains a classifier, and measures it."""
 
 import os
 import time
@@ -62,15 +62,15 @@ def run(config: DictConfig, folder: Path) -> dict:
     else:
         cache = Path(config.cache).expanduser()
         bags = {split: extracted(features, chosen, cache, config.workers) for split, chosen in images.items()}
-    without = {split: each.without_features for split, each in bags.items()}
-    print(f"{os.path.relpath(folder)}: {summary(images, without, measured.get('mean_accuracy'))}", flush=True)
+    without_features = {split: each.without_features for split, each in bags.items()}
+    print(f"{os.path.relpath(folder)}: {summary(images, without_features, measured.get('mean_accuracy'))}", flush=True)
 
-    began, described = time.perf_counter(), bags["train"].seconds
+    began, describing_seconds = time.perf_counter(), bags["train"].seconds
     encoding.learn(bags["train"], config.seed)
     labels = {split: chosen.labels.numpy() for split, chosen in images.items()}
     classifier.learn(encoded(encoding, bags["train"]), labels["train"], len(data.class_ids))
-    described = bags["train"].seconds - described  # the time of features computed while they were read
-    train_seconds = tuning_seconds + time.perf_counter() - began - described
+    describing_seconds = bags["train"].seconds - describing_seconds  # a network describes patches when they are read
+    train_seconds = tuning_seconds + time.perf_counter() - began - describing_seconds
     scores = torch.from_numpy(classifier.scores(encoded(encoding, bags["val"])))
     top = scores.topk(min(5, scores.shape[1])).indices.numpy()  # (N, 5)
     correct = top == labels["val"][:, None]
@@ -94,7 +94,7 @@ def run(config: DictConfig, folder: Path) -> dict:
         "train_seconds": train_seconds,
         "model_bytes": (folder / "model.safetensors").stat().st_size + 4 * features.parameters,
         "parameters": sum(array.size for array in arrays) + features.parameters,
-        "without_keypoints": without,
+        "without_keypoints": without_features,
         "explains": features.explains if classifier.additive else None,
         "train_images": len(images["train"]),
         "val_images": len(images["val"]),
@@ -119,7 +119,7 @@ def check(features: object, encoding: Encoding, classifier: object) -> None:
 
 
 def chosen_images(config: DictConfig, data: ImageData) -> dict[str, Images]:
-    """Returns the images that encoding and classifier learn from, "train", and those of the measurements, "val"."""
+    """Returns the images that encoding and classifier learn from, "train", and those they are measured on, "val"."""
     if config.fit_on == "train":
         return {"train": data.train_images, "val": data.val_images}
     if not data.holdout:
@@ -142,10 +142,10 @@ def encoded(encoding: Encoding, bags: Bags) -> np.ndarray:
     return vectors
 
 
-def summary(images: dict[str, Images], without: dict[str, int], mean_accuracy: float | None) -> str:
+def summary(images: dict[str, Images], without_features: dict[str, int], mean_accuracy: float | None) -> str:
     parts = [f"{len(chosen):,} {split} images" for split, chosen in images.items()]
-    if any(without.values()):
-        parts += [f"{count:,} of the {split} images without a keypoint" for split, count in without.items()]
+    if any(without_features.values()):
+        parts += [f"{count:,} of the {split} images without a keypoint" for split, count in without_features.items()]
     if mean_accuracy is not None:
         parts.append(f"{mean_accuracy:.4f} by the network's own mean of its patches")
     return "; ".join(parts)

@@ -15,8 +15,8 @@ ROWS = 1024  # images scored at a time
 class GaussianSvm:
     """One-against-one SVMs with the kernel exp(-gamma |x - y|^2).
 
-    gamma is 1 / (features * variance), as in scikit-learn, and 1 if nothing varies. C: weight of the sum of losses. A
-    class's score is the number of classes that it wins against, plus less than a half from the margins to break ties.
+    gamma is 1 / (features * variance), as in scikit-learn, and 1 if the variance is 0. C: weight of the sum of losses.
+    A class's score is the number of classes that it wins against; margins, scaled to less than a half, break ties.
     """
 
     additive = False  # over the elements of a vector
@@ -30,7 +30,10 @@ class GaussianSvm:
         self.arrays = {}
 
     def learn(self, vectors: np.ndarray, labels: np.ndarray, classes: int) -> None:
-        """Fits. vectors: (N, W) float32. labels: (N,) int64. Raises UserError for a class without any, or one class."""
+        """Fits the SVMs. vectors: (N, W) float32. labels: (N,) int64.
+
+        Raises UserError if one of the `classes` has no vector, or there are fewer than two.
+        """
         present = len(np.unique(labels))
         if present < classes or classes < 2:
             raise UserError(
