@@ -43,10 +43,15 @@ def main(config: DictConfig) -> None:
             f"{paths[0]} and {paths[1]} do not know the same classes ({unshared[0]!r} is not in both); compare runs "
             "of the same data.classes"
         )
+    if first.image_size != all_trained[-1].image_size:
+        sizes = " and ".join(f"{trained.image_size} px" for trained in all_trained)
+        raise UserError(f"{' and '.join(paths)} were trained on images of {sizes}; compare runs of the same size")
     out = writable(Path(config.out or Path(config.checkpoint).parent / "analysis"))
 
     data = data_of_run(first.config, config.get("data"))
     data.setup()
+    for trained in all_trained if config.split == "val" else ():
+        data.check_unseen(trained.config["data"])
     images = data.labelled_for(first.classes, config.split)
     sampled = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))[: config.count]
     split, chosen = images.split, images.chosen[sampled]

@@ -17,15 +17,13 @@ from bagnet_lightning.cli import command
 from bagnet_lightning.results import progress_file, write_progress, write_result
 from bagnet_lightning.runs import outcome, run_in_folder
 
-RUN_FILES = ("config.yaml", "model.safetensors", "predictions.npz", "em", "result.json")
-
 
 @command("classical")
 def main(config: DictConfig) -> dict:
     from bagnet_lightning.local_features.model import check_installed
 
     check_installed()
-    return run_in_folder(config, RUN_FILES, partial(classical, config))
+    return run_in_folder(config, partial(classical, config))
 
 
 def classical(config: DictConfig, folder: Path, requested: dict) -> dict:

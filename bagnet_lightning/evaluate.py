@@ -11,6 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from bagnet_lightning.cli import command
+from bagnet_lightning.config import plain
 from bagnet_lightning.files import writable, write_text, writing
 from bagnet_lightning.rules import PATH, or_null
 
@@ -24,11 +25,14 @@ def main(config: DictConfig) -> None:
 
     trained = load_trained(config.checkpoint)
     out = writable(Path(config.out or Path(config.checkpoint).parent))
-    data = data_of_run(trained.config, config.get("data"))
+    requested = config.get("data")
+    data = data_of_run(trained.config, requested)
     data.setup()
+    if config.split == "val":
+        data.check_unseen(trained.config["data"])
     images = data.labelled_for(trained.classes, config.split)
     labels = images.labels
-    logits = predict(trained, images.split.images[images.chosen])  # (N, classes)
+    logits = predict(trained, images.split.images, images.chosen)  # (N, classes)
 
     matrix = confusion(labels.numpy(), logits.argmax(1).numpy(), len(trained.classes))  # (true, predicted)
     top5 = logits.topk(min(5, len(matrix))).indices.eq(labels[:, None]).any(1)
@@ -39,6 +43,7 @@ def main(config: DictConfig) -> None:
     evaluation = {
         "checkpoint": str(config.checkpoint),
         "data": data.name,
+        "data_settings": plain(config.data) if requested else {},  # those given, instead of the run's own
         "split": config.split,
         "images": len(labels),
         "accuracy": matrix.trace() / len(labels),
@@ -55,7 +60,7 @@ def main(config: DictConfig) -> None:
         ],
     }
 
-    other_data = f"_{data.name}" if data.name != trained.config["data"]["name"] else ""
+    other_data = f"_{data.name}" if requested else ""
     other_split = f"_{config.split}" if config.split != "val" else ""
     evaluation_file = out / f"evaluation{other_data}{other_split}.json"
     confusion_file = out / f"confusion{other_data}{other_split}.csv"

@@ -93,7 +93,9 @@ def pixel_contributions(model: BagNet, images: Tensor, classes: Sequence[int] | 
     shares = contributions(model, images, classes).permute(0, 3, 1, 2)
     field, before = model.receptive_field, model.pad // 2
     even = shares.new_full((1, 1, field, field), field**-2)
-    spread = F.conv_transpose2d(shares.flatten(0, 1)[:, None], even, stride=model.stride).unflatten(0, shares.shape[:2])
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # field**-2 has more digits than TF32
+        spread = F.conv_transpose2d(shares.flatten(0, 1)[:, None], even, stride=model.stride)
+    spread = spread.unflatten(0, shares.shape[:2])
     maps = shares.new_zeros(*shares.shape[:2], *(size + model.pad for size in images.shape[2:]))
     maps[..., : spread.shape[3], : spread.shape[4]] = spread[:, :, 0]
     return maps[..., before : before + images.shape[2], before : before + images.shape[3]].permute(0, 2, 3, 1)

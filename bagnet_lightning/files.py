@@ -17,6 +17,7 @@ from bagnet_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 LEFT_OVER = ".bagnet-partial"  # the suffix of temporary folders
+LOCK = ".bagnet-lock"
 Made = TypeVar("Made")
 
 
@@ -99,25 +100,30 @@ def open_or_make(
                 for left_over in folder.parent.glob(f".*{LEFT_OVER}"):  # of processes that were killed
                     rmtree(left_over, ignore_errors=True)
             found = _opened(folder, opened)  # another process may have made it during the wait
-            if found is not None:
-                return found
-            with temporary_folder(folder) as temporary:
-                new = temporary / "new"
-                new.mkdir()
-                manifest = make(new)
-                manifest["bytes"] = {path.name: path.stat().st_size for path in sorted(new.iterdir())}
-                (new / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-                for path in new.iterdir():
-                    sync(path)
-                if folder.exists():
-                    folder.rename(temporary / "old")
-                new.rename(folder)
+            if found is None:
+                _make(folder, make)
+                found = _opened(folder, opened)
     except OSError as error:
-        raise UserError(f"cannot make {folder}: {error}; {if_unwritable}") from error
-    found = _opened(folder, opened)
+        found = _opened(folder, opened)  # where files cannot be locked another process may have made it first
+        if found is None:
+            raise UserError(f"cannot make {folder}: {error}; {if_unwritable}") from error
     if found is None:
         raise UserError(f"{folder} has changed while it was made; give the same command again")
     return found
+
+
+def _make(folder: Path, make: Callable[[Path], dict]) -> None:
+    with temporary_folder(folder) as temporary:
+        new = temporary / "new"
+        new.mkdir()
+        manifest = make(new)
+        manifest["bytes"] = {path.name: path.stat().st_size for path in sorted(new.iterdir())}
+        (new / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        for path in new.iterdir():
+            sync(path)
+        if folder.exists():
+            folder.rename(temporary / "old")
+        new.rename(folder)
 
 
 def _opened(folder: Path, opened: Callable[[dict], Made]) -> Made | None:
@@ -149,13 +155,28 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool) -> Iterator[bool | None]:
-    """Yields whether this process has locked `folder`, waiting for it if `wait`; None: no locks on this file system."""
+    """Yields whether this process has locked `folder`, waiting for it if `wait`; None: no locks on this file system.
+
+    The lock is on a file in it, which is removed at the end: NFS would lock a folder for this machine alone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor, free = _open_locked(folder / LOCK, wait)
     try:
-        yield _lock(descriptor, wait, folder)
+        yield free
     finally:
+        if free:
+            (folder / LOCK).unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _open_locked(path: Path, wait: bool) -> tuple[int, bool | None]:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        free = _lock(descriptor, wait, path.parent)
+        with contextlib.suppress(FileNotFoundError):
+            if not free or os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor, free
+        os.close(descriptor)  # the process before has removed this file, and others lock a new one
 
 
 def _lock(descriptor: int, wait: bool, folder: Path) -> bool | None:

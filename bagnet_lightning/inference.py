@@ -1,5 +1,7 @@
 """Runs a trained network on many images, without a trainer."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -14,20 +16,27 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def batches(images: Tensor) -> tuple[Tensor, ...]:
-    """Splits (N, H, W, 3) into parts that fit into memory at any image size: 250 of 64 x 64 px, fewer of larger."""
-    return images.split(max(1, PIXELS // (images.shape[1] * images.shape[2])))
+def batches(images: Tensor, chosen: Tensor | None = None) -> Iterable[Tensor]:
+    """Splits (N, H, W, 3) into parts that fit into memory at any image size: 250 of 64 x 64 px, fewer of larger.
+
+    chosen: indices of the images to read, all by default.
+    """
+    length = max(1, PIXELS // (images.shape[1] * images.shape[2]))
+    if chosen is None:
+        return images.split(length)
+    return (images.index_select(0, part) for part in chosen.split(length))
 
 
 @torch.no_grad()  # not inference mode: the network's weights would become inference tensors
-def predict(trained: Trained, images: Tensor) -> Tensor:
+def predict(trained: Trained, images: Tensor, chosen: Tensor | None = None) -> Tensor:
     """Computes logits in float32, since the public BagNet weights break in lower precision.
 
-    images: (N, H, W, 3) uint8, in memory or memory-mapped. Returns (N, classes), on the CPU.
+    images: (N, H, W, 3) uint8, in memory or memory-mapped. chosen: indices of the images to predict, all by default.
+    Returns (N, classes), on the CPU.
     """
     device = best_device()
     network = trained.network.to(device, memory_format=torch.channels_last)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return torch.cat(
-            [network(normalize(part.to(device), trained.mean, trained.std)).cpu() for part in batches(images)]
+            [network(normalize(part.to(device), trained.mean, trained.std)).cpu() for part in batches(images, chosen)]
         )

@@ -21,8 +21,7 @@ from bagnet_lightning.config import without_hydra
 from bagnet_lightning.errors import in_one_line
 from bagnet_lightning.files import write_text
 from bagnet_lightning.results import describe, read_run, write_result
-
-GOES_ON = "the same command again goes on from last.ckpt"
+from bagnet_lightning.runs import goes_on
 
 
 class ParallelLauncher(Launcher):
@@ -101,7 +100,7 @@ def run(job: DictConfig, task_function: TaskFunction) -> dict:
     try:
         return run_until_stopped(job, task_function)
     except SystemExit as stop:
-        return failed(job, f"{describe_exit_code(stop.code)}; {GOES_ON}")
+        return failed(job, f"{describe_exit_code(stop.code)}; {goes_on(job)}")
 
 
 def run_until_stopped(job: DictConfig, task_function: TaskFunction) -> dict:

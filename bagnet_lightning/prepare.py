@@ -21,15 +21,13 @@ def main(config: DictConfig) -> None:
     store = data_of(config.data).open_store()
     if "root" in config.data and not verify(store):
         raise UserError(
-            f"the packed images under data.root={config.data.root} have changed since they were packed: delete the "
-            "folder that ends in .store there, or .bagnet_store-SIZE, and give the same command again"
+            f"the packed images under {config.data.get('cache') or config.data.root} have changed since they were "
+            "packed: delete the folder that ends in .store there, or .bagnet_store-SIZE, and give the command again"
         )
     for name, split in store.splits.items():
         count, height, width, _ = split.images.shape
-        print(f"{name:>6}: {count:,} images of {width} x {height} px")
-    print(
-        f"{len(store.classes)} classes, digest {store.digest[:12]}, verified in {time.perf_counter() - started:.1f} s"
-    )
+        print(f"{name:>6}: {count:,} images of {width} x {height} px, digest {store.digests[name][:12]}")
+    print(f"{len(store.classes)} classes, verified in {time.perf_counter() - started:.1f} s")
 
 
 if __name__ == "__main__":

@@ -13,20 +13,10 @@ from omegaconf import DictConfig
 from bagnet_lightning.cli import command
 from bagnet_lightning.runs import run_in_folder
 
-RUN_FILES = (
-    "config.yaml",
-    "metrics.csv",
-    "last.ckpt",
-    "backbone.safetensors",
-    "wandb_id",
-    "tensorboard",
-    "result.json",
-)
-
 
 @command("pretrain")
 def main(config: DictConfig) -> dict:
-    return run_in_folder(config, RUN_FILES, partial(pretrain, config))
+    return run_in_folder(config, partial(pretrain, config))
 
 
 def pretrain(config: DictConfig, folder: Path, requested: dict) -> dict:

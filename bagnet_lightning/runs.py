@@ -3,7 +3,7 @@
 import logging
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from shutil import rmtree
@@ -18,15 +18,18 @@ from bagnet_lightning.files import locked, write_text
 from bagnet_lightning.results import describe, read_run
 
 log = logging.getLogger(__name__)
+# What the runs of all commands leave in their folders, but train.log, which goes on.
+RUN_FILES = (
+    *("config.yaml", "metrics.csv", "result.json", "predictions.npz", "last.ckpt", "best.ckpt", "backbone.safetensors"),
+    *("model.safetensors", "em", "wandb_id", "tensorboard"),
+)
 
 
-def run_in_folder(
-    config: DictConfig, files: Sequence[str], run: Callable[[Path, dict], dict], lead: bool = True
-) -> dict:
+def run_in_folder(config: DictConfig, run: Callable[[Path, dict], dict], lead: bool = True) -> dict:
     """Returns the result of the run of Hydra's current job: an earlier one's if it is finished, else `run`'s.
 
-    files: files and folders that a run leaves in its folder, which fresh=true replaces. run: takes the folder and the
-    fields of the result that are known before (results.describe), and writes its result itself.
+    run: takes the folder and the fields of the result that are known before (results.describe), and writes its result
+    itself.
     lead: whether this rank writes the run's files. A signal ends the process with the shell's exit code.
     """
     assert not config.dry_run, "sweep.py ends a dry run before this"  # Hydra turns exceptions there into warnings
@@ -40,31 +43,36 @@ def run_in_folder(
             error = f"another process trains in {folder}; wait for it, or stop it"
             return {**requested, "status": "failed", "error": error}
         if lead:
-            restore_or_discard(folder, files)  # files left by a killed process
+            restore_or_discard(folder)  # files left by a killed process
         if config.fresh and lead:
-            put_aside(folder, files)
+            put_aside(folder)
         result = None
         try:
             result = skip_or_refuse(config, folder, requested, lead) or run(folder, requested)
         except Interrupted as stop:
             raise SystemExit(stop.exit_code) from stop
         finally:
-            if lead and restore_or_discard(folder, files) and result:
+            if lead and restore_or_discard(folder) and result:
                 result["error"] += "; the earlier run is kept"
         return result
 
 
-def put_aside(folder: Path, files: Sequence[str]) -> None:
-    """Moves an earlier run's `files` out of the way of a new one, which may fail: see restore_or_discard."""
+def goes_on(config: DictConfig) -> str:
+    """Says how a run that has ended early is continued."""
+    return f"the same command {'without fresh=true ' if config.fresh else ''}again goes on from last.ckpt"
+
+
+def put_aside(folder: Path) -> None:
+    """Moves an earlier run's files out of the way of a new one, which may fail: see restore_or_discard."""
     earlier, moving = _aside(folder)
     moving.mkdir()
-    for name in files:
+    for name in RUN_FILES:
         if (folder / name).exists():
             (folder / name).rename(moving / name)
     moving.rename(earlier)
 
 
-def restore_or_discard(folder: Path, files: Sequence[str]) -> bool:
+def restore_or_discard(folder: Path) -> bool:
     """Ends what put_aside began: restores the earlier run if it has something to lose and the new one has not, else
     deletes it. Returns whether it was restored.
 
@@ -75,7 +83,7 @@ def restore_or_discard(folder: Path, files: Sequence[str]) -> bool:
     if earlier.is_dir():
         restored = nothing_to_lose(read_run(folder)) and not nothing_to_lose(read_run(earlier))
         if restored:
-            for name in files:
+            for name in RUN_FILES:
                 if (folder / name).is_dir():
                     rmtree(folder / name)
                 else:

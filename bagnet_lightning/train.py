@@ -16,18 +16,13 @@ from bagnet_lightning.cli import command
 from bagnet_lightning.runs import run_in_folder
 from bagnet_lightning.training import ranks
 
-RUN_FILES = (
-    *("config.yaml", "metrics.csv", "best.ckpt", "last.ckpt", "predictions.npz", "result.json"),
-    *("wandb_id", "tensorboard"),
-)
-
 
 @command("config")
 def main(config: DictConfig) -> dict:
     lead = ranks.rank(config) == 0
     if not lead:
         logging.disable(logging.INFO)  # rank 0 alone logs what all ranks do
-    return run_in_folder(config, RUN_FILES, partial(train, config), lead)
+    return run_in_folder(config, partial(train, config), lead)
 
 
 def train(config: DictConfig, folder: Path, requested: dict) -> dict:

@@ -34,7 +34,7 @@ def with_batch_statistics(checkpoint: Path) -> float:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))  # they are sorted by class
     for module in trained.network.modules():
         module.training = isinstance(module, torch.nn.BatchNorm2d)
-    logits = predict(trained, images.split.images[images.chosen[order]])
+    logits = predict(trained, images.split.images, images.chosen[order])
     return (logits.argmax(1) == images.labels[order]).float().mean().item()
 
 

@@ -8,7 +8,7 @@ from bagnet_lightning.checkpoint import adapt_head, load_backbone, load_trained,
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import BagNet, bagnet9
 from bagnet_lightning.models.resnet import resnet18
-from bagnet_lightning.training.checkpoints import AtomicCheckpointIO
+from bagnet_lightning.training.checkpoints import CheckpointWriter
 
 
 def about(classes=3):
@@ -28,7 +28,7 @@ def checkpoint(network):
 
 def test_a_network_comes_back_as_it_was(tmp_path):
     network = bagnet9(3, width=0.25).eval()
-    AtomicCheckpointIO().save_checkpoint(checkpoint(network), tmp_path / "best.ckpt")
+    CheckpointWriter().save_checkpoint(checkpoint(network), tmp_path / "best.ckpt")
     trained = load_trained(tmp_path / "best.ckpt")
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(trained.network(images), network(images))
@@ -102,7 +102,7 @@ def test_what_is_for_other_programs_is_told_so(tmp_path):
 
 def test_a_run_is_a_backbone_too(tmp_path):
     network = bagnet9(3, width=0.25)
-    AtomicCheckpointIO().save_checkpoint(checkpoint(network), tmp_path / "best.ckpt")
+    CheckpointWriter().save_checkpoint(checkpoint(network), tmp_path / "best.ckpt")
     backbone = load_backbone(tmp_path / "best.ckpt")
     assert len(backbone.classes) == 3
     torch.testing.assert_close(backbone.network.fc.weight, network.fc.weight)
@@ -119,7 +119,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"evil\.ckpt is refused"):
         load_trained("evil.ckpt")
     with pytest.raises(UserError, match="refused"):
-        AtomicCheckpointIO().load_checkpoint("evil.ckpt", weights_only=False)
+        CheckpointWriter().load_checkpoint("evil.ckpt", weights_only=False)
     assert not (tmp_path / "payload-ran").exists()
 
 

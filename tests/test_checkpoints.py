@@ -12,21 +12,21 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.training import checkpoints
-from bagnet_lightning.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, CheckpointWriter, LastCheckpoint
+from bagnet_lightning.training.checkpoints import BestCheckpoint, CheckpointWriter, LastCheckpoint
 from bagnet_lightning.training.fit import fit
 
 
 @pytest.fixture
 def last(tmp_path):
     """A whole last.ckpt, {"step": 1}, in a folder of its own."""
-    AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
+    CheckpointWriter().save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
     return tmp_path / "last.ckpt"
 
 
 def refused(path, words):
     """Saving to `path` is an error that says `words`, and leaves the old file and nothing else."""
     with pytest.raises(UserError, match=words):
-        AtomicCheckpointIO().save_checkpoint({"step": torch.zeros(100_000)}, path)
+        CheckpointWriter().save_checkpoint({"step": torch.zeros(100_000)}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert os.listdir(path.parent) == ["last.ckpt"]
 
@@ -53,12 +53,12 @@ def test_a_disk_that_fails_or_holds_something_else_keeps_the_old_checkpoint(last
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot be written \(Not a directory\); there is none before it"):
-        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "file/last.ckpt")
+        CheckpointWriter().save_checkpoint({}, tmp_path / "file/last.ckpt")
 
 
 def test_what_a_killed_process_had_half_written_is_removed_by_the_next(last):
     last.with_name(".last.ckpt.12345").write_bytes(b"half")
-    AtomicCheckpointIO().save_checkpoint({"step": 2}, last)
+    CheckpointWriter().save_checkpoint({"step": 2}, last)
     assert os.listdir(last.parent) == ["last.ckpt"]
 
 
@@ -97,8 +97,8 @@ def on_gpu(monkeypatch):
 @pytest.fixture
 def held(monkeypatch):
     """Nothing is written until this event is set."""
-    event, write = threading.Event(), AtomicCheckpointIO.write
-    monkeypatch.setattr(AtomicCheckpointIO, "write", lambda *arguments: event.wait() and write(*arguments))
+    event, write = threading.Event(), CheckpointWriter.write
+    monkeypatch.setattr(CheckpointWriter, "write", lambda *arguments: event.wait() and write(*arguments))
     yield event
     event.set()
 

@@ -15,6 +15,7 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.local_features.model import check_installed, load_local_model
 from bagnet_lightning.local_features.pipeline import run
 from bagnet_lightning.predictions import read_predictions
+from bagnet_lightning.runs import RUN_FILES
 
 SMALL = ["data=textures", "data.train_images=36", "data.val_images=12", "encoding.codebook.size=20", "workers=1"]
 
@@ -35,7 +36,8 @@ def test_a_sweep_is_run_once_and_reported(command, tmp_path):
     runs = sorted((tmp_path / "multirun_outputs/s").glob("*size-20"))
     assert len(runs) == 2
     for folder in runs:
-        assert {path.name for path in folder.iterdir()} >= {"config.yaml", "model.safetensors", "predictions.npz"}
+        names = {path.name for path in folder.iterdir()}
+        assert {"config.yaml", "model.safetensors", "predictions.npz"} < names < {*RUN_FILES}
         done = json.loads((folder / "result.json").read_text())
         assert (done["status"], done["kind"], done["encoding"]) == ("finished", "related", "bow")
         assert done["model_bytes"] == (folder / "model.safetensors").stat().st_size

@@ -21,6 +21,7 @@ from bagnet_lightning.checkpoint import load_trained
 from bagnet_lightning.data import textures
 from bagnet_lightning.data.image_folder import open_store
 from bagnet_lightning.files import locked
+from bagnet_lightning.runs import RUN_FILES
 
 USING = Path(__file__).parent.parent / "docs/using.md"
 SWEEP = ["-m", *[word for word in SMALL if word != "model=bagnet9"], "sweep=s"]
@@ -49,15 +50,9 @@ def test_a_sweep_with_a_failing_run_then_evaluate_report_and_the_same_again(comm
     runs = sorted(path for path in sweep.iterdir() if path.is_dir())
     assert len(runs) == 2
     for run in runs:
-        assert {path.name for path in run.iterdir()} == {
-            "config.yaml",
-            "metrics.csv",
-            "best.ckpt",
-            "last.ckpt",
-            "predictions.npz",
-            "result.json",
-            "train.log",
-        }
+        names = {path.name for path in run.iterdir()}
+        assert names > {"config.yaml", "metrics.csv", "best.ckpt", "last.ckpt", "predictions.npz", "result.json"}
+        assert names == {*RUN_FILES} & names | {"train.log"}  # fresh=true replaces all of them
         done = result(run)
         assert done["status"] == "finished"
         assert (done["model"], done["epochs"], done["data"]) == ("bagnet9", 1, "textures")
@@ -106,8 +101,9 @@ def test_a_sweep_with_a_failing_run_then_evaluate_report_and_the_same_again(comm
     assert (len(best), len(worst)) == (5, 1)  # of six
     assert by_class == {name: row[place] / sum(row) for place, (name, row) in enumerate(confusion.items())}
 
-    assert command("evaluate", f"checkpoint={runs[0] / 'best.ckpt'}", "split=train").returncode == 0
-    assert json.loads((runs[0] / "evaluation_train.json").read_text())["images"] == 36
+    assert command("evaluate", f"checkpoint={runs[0] / 'best.ckpt'}", "split=train", "data.classes=2").returncode == 0
+    of_others = json.loads((runs[0] / "evaluation_textures_train.json").read_text())
+    assert (of_others["images"], of_others["data_settings"]) == (12, {"classes": 2})
     assert json.loads((runs[0] / "evaluation.json").read_text()) == evaluation
 
     reported = command("report", f"runs={sweep}")

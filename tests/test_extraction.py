@@ -147,6 +147,6 @@ def test_a_killed_job_leaves_nothing_that_is_used_and_the_next_one_tidies_up(ima
     while any(map(alive, children)):  # they end with their stdin
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert [path.name[0] for path in tmp_path.iterdir()] == ["."]
+    assert {path.name[0] for path in tmp_path.iterdir()} == {"."}
     bags = extracted(FAST, some(images, list(range(12))), tmp_path, 1)
     assert list(tmp_path.iterdir()) == [bags.folder]

@@ -1,12 +1,17 @@
 """Files that matter are whole, or as they were."""
 
+import errno
+import fcntl
 import os
 import re
 import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from bagnet_lightning.files import write_bytes, write_text
+from bagnet_lightning.files import locked, open_or_make, write_bytes, write_text
 
 
 @pytest.mark.parametrize(("write", "old", "new"), [(write_text, "old", "x" * 2000), (write_bytes, b"old", b"x" * 2000)])
@@ -26,3 +31,44 @@ def test_a_disk_that_takes_only_a_part_keeps_the_old_file(tmp_path, write, old, 
         write(path, new)
         assert reader.read() == b"old"  # another file has its name now: nobody sees a part of it
     assert path.read_bytes() == b"x" * 2000
+
+
+TAKE_TURNS = """
+import sys, time
+from pathlib import Path
+from bagnet_lightning.files import locked
+folder = Path(sys.argv[1])
+for _ in range(50):
+    with locked(folder, wait=True) as free:
+        assert free
+        (folder / "inside").touch(exist_ok=False)  # raises if two are in here
+        time.sleep(0.001)
+        (folder / "inside").unlink()
+"""
+
+
+def test_a_folder_is_locked_for_one_process_at_a_time_and_nothing_is_left(tmp_path):
+    processes = [subprocess.Popen([sys.executable, "-c", TAKE_TURNS, str(tmp_path)]) for _ in range(3)]
+    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
+    with locked(tmp_path, wait=False) as one:
+        with locked(tmp_path, wait=False) as other:
+            assert (one, other) == (True, False)
+        with locked(tmp_path, wait=False) as other:  # the loser has left the lock to its owner
+            assert not other
+    assert not os.listdir(tmp_path)
+
+
+def test_where_nothing_can_be_locked_the_folder_of_the_faster_process_is_used(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError
+
+    def make_first(new: Path) -> dict:
+        (new / "content").write_text("first")
+        return {"by": "the first"}
+
+    def make(new: Path) -> dict:
+        open_or_make(tmp_path / "store", lambda manifest: manifest["by"], make_first, "")  # another process
+        raise OSError(errno.ENOTEMPTY, "a folder replaces an empty one only")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert open_or_make(tmp_path / "store", lambda manifest: manifest["by"], make, "") == "the first"

@@ -71,6 +71,14 @@ def test_an_epoch_without_a_validation_is_refused(tmp_path, limit, epoch):
         fit(composed(*SMALL, f"+trainer.{limit}"), tmp_path)
 
 
+def test_a_run_does_not_go_on_with_other_images(tmp_path):
+    fit(composed(*SMALL, "trainer.max_epochs=1"), tmp_path)
+    with pytest.raises(UserError, match="the images of val have changed since last"):
+        fit(composed(*SMALL, "data.val_images=18"), tmp_path)
+    fit(composed(*SMALL), tmp_path)
+    assert len(rows(tmp_path)) == 2
+
+
 def test_the_settings_of_the_loss_reach_the_training(tmp_path, monkeypatch):
     seen, start = [], Classifier.on_train_start
 

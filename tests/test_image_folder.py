@@ -1,4 +1,5 @@
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from PIL import Image
 
 from bagnet_lightning.data import image_folder
-from bagnet_lightning.data.images import load_image
+from bagnet_lightning.data.images import find_images, load_image
 from bagnet_lightning.data.store import Store
 from bagnet_lightning.errors import UserError
 
@@ -40,7 +41,6 @@ def open_store(root: Path, image_size: int = 8, cache: Path | None = None, **opt
 
 def test_folders_become_classes_and_files_images(root):
     store = open_store(root)
-    assert store.name == "zoo"
     assert store.classes == store.class_names == ["cat", "dog", "emu"]
     assert store.splits["train"].labels.tolist() == [0, 0, 1, 2]
     assert store.splits["val"].labels.tolist() == [0, 1]
@@ -51,16 +51,25 @@ def test_folders_become_classes_and_files_images(root):
 
 
 def test_hidden_nested_and_other_files_are_left_out(root, capsys):
-    digest = open_store(root).digest
+    digests = open_store(root).digests
     (root / "train/cat/notes.txt").write_text("no image")
     (root / "train/cat/.hidden.png").write_text("no image")
     (root / "train/.cache").mkdir()
     for name in ("cat/raw/3.png", "cat/raw/4.png", "5.png"):
         save(root / "train" / name, (8, 8))
-    assert open_store(root, cache=root / "anew").digest == digest
+    assert open_store(root, cache=root / "anew").digests == digests
     told = "note: val lacks 1 of the 3 classes: emu\n"
     told += f"note: {root}/train/5.png is not directly in a class's folder: left out (3 images)\n{told}"
     assert capsys.readouterr().err == told
+
+
+def test_links_to_folders_of_images_are_followed(root, tmp_path):
+    before = open_store(root)
+    for name in ("train/cat", "train/dog", "train/emu", "val/cat"):
+        (root / name).rename(tmp_path / name.replace("/", "-"))
+        (root / name).symlink_to(tmp_path / name.replace("/", "-"))
+    assert open_store(root, cache=tmp_path / "cache").digests == before.digests
+    assert find_images(root / "val") == [root / "val/cat/y.gif", root / "val/dog/x.webp"]
 
 
 @pytest.mark.parametrize("names", [["test/b.png", "test/a.png"], ["test/first/a.png", "test/second/b.png"]])
@@ -105,8 +114,12 @@ def test_every_size_has_its_own_store_and_the_cache_may_be_elsewhere(root, tmp_p
     assert open_store(root, 8).splits["val"].images.shape == (2, 8, 8, 3)
     assert open_store(root, 12).splits["val"].images.shape == (2, 12, 12, 3)
     assert sorted(path.name for path in root.iterdir()) == [".bagnet_store-12", ".bagnet_store-8", "train", "val"]
-    open_store(root, 8, tmp_path / "cache")
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["zoo-8.store"]
+    save(tmp_path / "other/zoo/train/cat/1.png", (8, 8))
+    for place in (root, tmp_path / "other/zoo", root):  # two of one name have two stores
+        open_store(place, 8, tmp_path / "cache", splits=("train",))
+    one, two = sorted(path.name for path in (tmp_path / "cache").iterdir())
+    assert re.fullmatch(r"zoo-[0-9a-f]{8}-8\.store", one)
+    assert one[-8:] == two[-8:]
 
 
 def empty_folder(folder: Path) -> None:
@@ -154,5 +167,5 @@ def test_all_broken_images_are_told_at_once(root):
 
 def test_where_nothing_can_be_written_the_user_is_told_of_the_cache(root, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot make .*zoo-8\.store.*set data\.cache=DIR"):
+    with pytest.raises(UserError, match=r"cannot make .*zoo-\w+-8\.store.*set data\.cache=DIR"):
         open_store(root, cache=tmp_path / "file")

@@ -9,7 +9,7 @@ from conftest import SMALL, PowerCut, composed
 from test_fit import progress, rows, weights
 
 from bagnet_lightning.errors import Interrupted
-from bagnet_lightning.training.checkpoints import AtomicCheckpointIO
+from bagnet_lightning.training.checkpoints import CheckpointWriter
 from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.fit import fit
 from bagnet_lightning.training.interrupts import StopOnSignal
@@ -51,9 +51,9 @@ MOMENTS = {  # what is called, which call of it, and the steps that are then don
     "the run's last step": (Classifier, "training_step", 5, 6),
     "validation": (Classifier, "validation_step", 0, 3),
     "the last validation": (Classifier, "validation_step", 1, 6),
-    "writing best.ckpt": (AtomicCheckpointIO, "save_checkpoint", 0, 3),
-    "writing last.ckpt": (AtomicCheckpointIO, "save_checkpoint", 1, 3),
-    "writing the run's last.ckpt": (AtomicCheckpointIO, "save_checkpoint", 2, 6),  # the second epoch is no better
+    "writing best.ckpt": (CheckpointWriter, "save_checkpoint", 0, 3),
+    "writing last.ckpt": (CheckpointWriter, "save_checkpoint", 1, 3),
+    "writing the run's last.ckpt": (CheckpointWriter, "save_checkpoint", 2, 6),  # the second epoch is no better
 }
 
 

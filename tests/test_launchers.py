@@ -80,6 +80,14 @@ def test_what_a_job_raises_is_a_failed_result_in_its_folder(job, raised, words):
     assert written == {"format": 1, **result}
 
 
+def test_a_fresh_job_that_was_stopped_goes_on_without_fresh(job):
+    def task(config):
+        raise SystemExit(143)
+
+    job.fresh = True
+    assert "; the same command without fresh=true again goes on from last.ckpt" in run(job, task)["error"]
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [(143, "stopped by SIGTERM"), (138, "stopped by SIGUSR1"), (255, "ended with exit code 255")],

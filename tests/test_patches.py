@@ -10,6 +10,7 @@ from bagnet_lightning import inference
 from bagnet_lightning.checkpoint import load_trained, write_backbone
 from bagnet_lightning.config import sha256
 from bagnet_lightning.data.batches import Images
+from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.data.store import Split
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.inference import predict
@@ -92,6 +93,12 @@ def test_a_backbone_has_features_and_no_logits(checkpoint, tmp_path):
         bags(tmp_path / "backbone.safetensors", "logits", images)
 
 
+class Data(SimpleNamespace):
+    """What `check` needs to know of data."""
+
+    check_unseen = ImageData.check_unseen
+
+
 def test_a_backbone_tells_what_it_has_not_seen(checkpoint, tmp_path):
     trained, path = load_trained(checkpoint), tmp_path / "backbone.safetensors"
     config = {**trained.config, "data": {**trained.config["data"], "holdout": 0.2}}
@@ -104,12 +111,12 @@ def test_a_backbone_tells_what_it_has_not_seen(checkpoint, tmp_path):
         ("other", 0.1, 3, None),
     ):
         with pytest.raises(UserError, match=refused) if refused else nullcontext():
-            features.check(SimpleNamespace(name=name, holdout=holdout, classes=classes))
+            features.check(Data(name=name, holdout=holdout, classes=classes))
 
 
 def test_logits_are_of_the_datas_own_classes(checkpoint):
     classes = load_trained(checkpoint).classes
-    data = SimpleNamespace(class_ids=classes, holdout=0.0, name="other", classes=None)
+    data = Data(class_ids=classes, holdout=0.0, name="other", classes=None)
     features_of(checkpoint, "logits").check(data)
     data.class_ids = classes[::-1]
     with pytest.raises(UserError, match="or others: choose the same ones"):

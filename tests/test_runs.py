@@ -7,12 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import composed
 
-from bagnet_lightning import classical, pretrain, train
 from bagnet_lightning.errors import Diverged, UserError
 from bagnet_lightning.results import describe, read_run, write_result
 from bagnet_lightning.runs import outcome, put_aside, restore_or_discard, skip_or_refuse
-
-FILES = ("config.yaml", "model.safetensors", "result.json")
 
 
 def asked(*overrides: str) -> tuple:
@@ -74,31 +71,21 @@ OLD = {"notes.txt": "old", "model.safetensors": "old", "events": "old"}
     ],
 )
 def test_fresh_replaces_a_run_unless_the_new_one_comes_to_nothing(tmp_path, old, new, back):
-    folder, (_, described), files = tmp_path / "run", asked(), (*FILES, "tensorboard")
+    folder, (_, described) = tmp_path / "run", asked()
     folder.mkdir()
     leave(folder, described, "old", **old)
-    put_aside(folder, files)
+    put_aside(folder)
     assert content(folder) == {"notes.txt": "old"}
     leave(folder, described, "new", **new)
-    assert restore_or_discard(folder, files) == back
+    assert restore_or_discard(folder) == back
     assert content(folder) == (OLD if back else dict.fromkeys(OLD, "new")) | {"notes.txt": "new"}
     assert read_run(folder)["status"] == (old if back else new)["status"]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-@pytest.mark.parametrize("command", [train, pretrain, classical])
-def test_all_that_a_run_leaves_can_be_put_aside(tmp_path, command):
-    for name in command.RUN_FILES:
-        (tmp_path / "run" / name).mkdir(parents=True)
-    put_aside(tmp_path / "run", command.RUN_FILES)
-    assert not [*(tmp_path / "run").iterdir()]
-    restore_or_discard(tmp_path / "run", command.RUN_FILES)
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {*command.RUN_FILES}
-
-
 @pytest.mark.parametrize("renames", range(9))
 def test_a_process_killed_while_files_are_moved_loses_none(tmp_path, monkeypatch, renames):
-    folder, (_, described), files = tmp_path / "run", asked(), (*FILES, "tensorboard")
+    folder, (_, described) = tmp_path / "run", asked()
     folder.mkdir()
     leave(folder, described, "old", status="finished")
     done, rename = [], Path.rename
@@ -110,9 +97,9 @@ def test_a_process_killed_while_files_are_moved_loses_none(tmp_path, monkeypatch
 
     with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
         patch.setattr(Path, "rename", killed)
-        put_aside(folder, files)
-        restore_or_discard(folder, files)
-    restore_or_discard(folder, files)
+        put_aside(folder)
+        restore_or_discard(folder)
+    restore_or_discard(folder)
     assert content(folder) == OLD
     assert read_run(folder)["status"] == "finished"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

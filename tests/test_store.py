@@ -32,7 +32,7 @@ def source(folder: Path, fingerprint: str = "f") -> Source:
         "train": ImageFiles(paths[:6], labels[:6], boxes[:6]),
         "val": ImageFiles(paths[6:], labels[6:], boxes[6:]),
     }
-    return Source("toy", ["a", "b"], ["ant", "bée"], SIZE, False, splits, fingerprint)
+    return Source(["a", "b"], ["ant", "bée"], SIZE, False, splits, fingerprint)
 
 
 def pack(tmp_path: Path, fingerprint: str = "f", workers: int = 1):
@@ -52,7 +52,7 @@ def test_what_was_packed_is_what_is_opened(tmp_path):
         np.testing.assert_array_equal(store.splits["val"].images, PIXELS[6:])
         assert store.splits["train"].labels.tolist() == [0, 1, 0, 1, 0, 1]
         assert store.splits["val"].boxes.tolist() == np.arange(24, 40).reshape(4, 4).tolist()
-        assert (store.name, store.classes, store.class_names) == ("toy", ["a", "b"], ["ant", "bée"])
+        assert (store.classes, store.class_names) == (["a", "b"], ["ant", "bée"])
         np.testing.assert_allclose(store.mean, PIXELS[:6].reshape(-1, 3).mean(axis=0) / 255, rtol=1e-12)
         np.testing.assert_allclose(store.std, PIXELS[:6].reshape(-1, 3).std(axis=0) / 255, rtol=1e-12)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "toy.store"]
@@ -64,8 +64,17 @@ def test_number_of_workers_and_place_change_nothing(tmp_path, monkeypatch):
     one, three = pack(tmp_path), pack(tmp_path / "other", workers=3)
     np.testing.assert_array_equal(three.splits["train"].images, PIXELS[:6])
     np.testing.assert_array_equal(three.splits["val"].images, PIXELS[6:])
-    assert (one.digest, one.mean, one.std) == (three.digest, three.mean, three.std)
+    assert (one.digests, one.mean, one.std) == (three.digests, three.mean, three.std)
     assert verify(three)
+
+
+def test_images_that_are_in_train_too_are_told(tmp_path, capsys):
+    pack(tmp_path)
+    assert capsys.readouterr().err == ""
+    files = source(tmp_path / "images", "more")
+    files.splits["val"].paths[1:3] = files.splits["train"].paths[4], files.splits["train"].paths[0]
+    packed_store(tmp_path / "toy.store", "more", lambda: files, 1, "")
+    assert capsys.readouterr().err == f"note: 2 images of val are in train too, such as {tmp_path}/images/4.png\n"
 
 
 def test_verify_notices_one_changed_byte(tmp_path):
@@ -117,11 +126,11 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_or_foreign_store_is_packed_again(tmp_path, damage):
-    digest = pack(tmp_path).digest
+    digests = pack(tmp_path).digests
     damage(tmp_path / "toy.store")
     with pytest.raises(pytest.fail.Exception):
         reopen(tmp_path, fingerprint=None)
-    assert pack(tmp_path).digest == digest
+    assert pack(tmp_path).digests == digests
     np.testing.assert_array_equal(reopen(tmp_path).splits["train"].images, PIXELS[:6])
 
 
@@ -181,7 +190,7 @@ from test_store import packed_store, source
 def find_source():
     print("packing", flush=True)
     return source(Path(sys.argv[1]) / "images")
-print(packed_store(Path(sys.argv[1]) / "toy.store", "f", find_source, 1, "").digest)
+print(packed_store(Path(sys.argv[1]) / "toy.store", "f", find_source, 1, "").digests["val"])
 """
 
 
@@ -191,7 +200,7 @@ def test_processes_that_pack_at_the_same_time_all_end_well(tmp_path):
     outputs = [process.communicate(timeout=60)[0].split() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert sorted(map(len, outputs)) == [1, 2]  # one packed, the other waited for it
-    assert outputs[0][-1] == outputs[1][-1] == reopen(tmp_path).digest
+    assert outputs[0][-1] == outputs[1][-1] == reopen(tmp_path).digests["val"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "toy.store"]
 
 
@@ -256,7 +265,5 @@ def test_a_killed_worker_is_a_user_error(tmp_path):
 @pytest.mark.parametrize(("pixels", "labels"), [((4, 9, 9), (4,)), ((4, 9, 9, 3), (4, 1)), ((4, 9, 9, 3), (5,))])
 def test_arrays_of_another_form_are_refused(pixels, labels):
     arrays = {"train": (np.zeros(pixels, np.uint8), np.zeros(labels, np.int64))}
-    with pytest.raises(
-        UserError, match=r"mine, train: images must be uint8 \(N, H, W, 3\) and labels \(N,\), not uint8"
-    ):
-        store_of_arrays("mine", ["a"], ["a"], arrays)
+    with pytest.raises(UserError, match=r"train: images must be uint8 \(N, H, W, 3\) and labels \(N,\), not uint8"):
+        store_of_arrays(["a"], ["a"], arrays)

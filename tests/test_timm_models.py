@@ -55,9 +55,13 @@ def test_features_only_and_other_options():
         timm.create_model("bagnet9", global_pool="max", **make)
 
 
-@pytest.mark.parametrize("model", ["bagnet17", "resnet18"])
-def test_timm_reads_the_hubs_folder(model, tmp_path):
-    checkpoint = write_checkpoint(tmp_path / "best.ckpt", model)
+BAGNET13 = {"_target_": "bagnet_lightning.models.bagnet.BagNet", "wide_stages": [1, 0, 1, 0], "width": 0.25}
+BAGNET13 |= {"pad": 0, "stem_momentum": 0.1, "zero_init": False}  # as in docs/using.md
+
+
+@pytest.mark.parametrize(("model", "settings"), [("bagnet17", None), ("bagnet17", BAGNET13), ("resnet18", None)])
+def test_timm_reads_the_hubs_folder(model, settings, tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "best.ckpt", model, settings=settings)
     main.__wrapped__(composed(f"checkpoint={checkpoint}", "format=hub", name="export"))
     network = timm.create_model(f"local-dir:{tmp_path}/hub", pretrained=True).eval()
     images = torch.rand(2, 3, 40, 40)

@@ -149,3 +149,14 @@ def test_a_run_whose_end_fails_is_closed_all_the_same(monkeypatch, tmp_path):
 def test_tags_name_row_model_optimizer_and_pretrained():
     assert tags(ASKED) == ["row 3", "bagnet9", "sgd"]
     assert tags({**ASKED, "row": None, "pretrained": True}) == ["bagnet9", "sgd", "pretrained"]
+
+
+def test_what_a_callback_of_lightnings_logs_between_epochs_is_kept(tmp_path):
+    config = composed(*SMALL, "logger=wandb", "trainer.max_epochs=1")
+    monitor = {"_target_": "pytorch_lightning.callbacks.LearningRateMonitor", "logging_interval": "epoch"}
+    config.callbacks = {"rates": monitor}
+    logger = logger_of(config, tmp_path)
+    fit(config, tmp_path, logger)
+    logger.close({**ASKED, "status": "finished"})
+    (path,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    assert any(0.001 in row.values() for row in history(records(path)))

@@ -11,12 +11,13 @@ CLASSES = ["n01", "n02", "n03", "n04", "n05", "n06", "n07"]
 CLASS_NAMES = ["goldfish", "trilobite", "scorpion", "crane", "crane", "<b>bold</b>", "widow, black"]
 
 
-def write_checkpoint(path: Path, model: str, classes: list[str] = CLASSES) -> Path:
-    """A seeded network with lively batch norms, on textures of 40 px."""
+def write_checkpoint(path: Path, model: str, classes: list[str] = CLASSES, settings: dict | None = None) -> Path:
+    """A seeded network with lively batch norms, on textures of 40 px. settings: of the model, instead of its own."""
     width = [] if model == "resnet18" else ["model.width=0.25"]
     config = OmegaConf.to_container(
         composed("data=textures", "data.image_size=40", "data.val_images=12", f"model={model}", *width), resolve=True
     )
+    config["model"] = settings or config["model"]
     torch.manual_seed(1)
     network = instantiate(config["model"], num_classes=len(classes))
     for name, value in network.state_dict().items():

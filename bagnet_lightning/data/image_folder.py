@@ -27,8 +27,8 @@ def open_store(
     class's folder, otherwise -1. Classes are the folder names in train, sorted. Every image is decoded and resized as
     by `images.load_image(path, image_size)`. Hidden files, files without an image's suffix and images in deeper folders
     are skipped, the last with a note.
-    The store is root/.bagnet_store-<image_size>, or cache/<name of root>-<image_size>.store. workers: processes that
-    decode, by default one per core.
+    The store is root/.bagnet_store-<image_size>, or cache/<name of root>-<digest of its path>-<image_size>.store.
+    workers: processes that decode, by default one per core.
     Raises UserError for missing or empty folders, unreadable images, and a val class that train lacks.
     """
     root = Path(root)
@@ -56,12 +56,13 @@ def open_store(
             print(
                 f"note: val lacks {len(unseen)} of the {len(classes)} classes: {', '.join(unseen[:3])}", file=sys.stderr
             )
-        return Source(root.resolve().name, classes, classes, image_size, True, packed, fingerprint)
+        return Source(classes, classes, image_size, True, packed, fingerprint)
 
     if cache is None:
         folder = root / f".bagnet_store-{image_size}"
     else:
-        folder = Path(cache) / f"{root.resolve().name}-{image_size}.store"
+        place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]  # other roots may have the same name
+        folder = Path(cache) / f"{root.resolve().name}-{place}-{image_size}.store"
     hint = "free some space, or set data.cache=DIR to a folder that can be written"
     return packed_store(folder, fingerprint, find_source, workers, if_unwritable=hint)
 

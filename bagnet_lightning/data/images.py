@@ -1,6 +1,7 @@
 """Decodes image files to uint8 pixels. Packing workers import this module: it imports neither torch nor Lightning."""
 
 import hashlib
+from glob import glob
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -60,15 +61,15 @@ def image_suffixes() -> tuple[str, ...]:
 def find_images(path: Path) -> list[Path]:
     """Returns the file `path`, or the files with an image's suffix in and below the folder `path`, sorted; none hidden.
 
-    Raises UserError if there is none.
+    Follows links to folders. Raises UserError if there is none.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist; give an image file or a folder of them")
     if not path.is_dir():
         return [path]
     suffixes = image_suffixes()
-    files = [file for file in sorted(path.rglob("*")) if file.name.lower().endswith(suffixes) and file.is_file()]
-    files = [file for file in files if "/." not in f"/{file.relative_to(path).as_posix()}"]
+    files = sorted(path / name for name in glob("**", root_dir=path, recursive=True) if name.lower().endswith(suffixes))
+    files = [file for file in files if file.is_file()]
     if not files:
         raise UserError(f"{path} holds no image file; give an image file or a folder of them")
     return files
@@ -77,12 +78,13 @@ def find_images(path: Path) -> list[Path]:
 class PackedChunk(NamedTuple):
     """Sums of the values and of their squares (per channel, exact) and the sha256 of a chunk's pixels.
 
-    problems: the error messages of the images that could not be used.
+    images: a digest of each image's pixels. problems: the error messages of the images that could not be used.
     """
 
     sums: list[int]
     squares: list[int]
     sha256: str
+    images: list[bytes]
     problems: list[str]
 
 
@@ -111,4 +113,5 @@ def pack_chunk(paths: list[str], image_size: int, resize: bool, file: Path, offs
         values.sum(axis=0, dtype=np.uint32).reshape(-1, 3).sum(axis=0, dtype=np.uint64).tolist()
         for values in (flat, np.square(flat, dtype=np.uint16))
     )
-    return PackedChunk(sums, squares, hashlib.sha256(images).hexdigest(), problems)
+    digests = [hashlib.blake2b(image, digest_size=16).digest() for image in images]
+    return PackedChunk(sums, squares, hashlib.sha256(images).hexdigest(), digests, problems)

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -16,6 +17,17 @@ from bagnet_lightning.data.store import Store
 from bagnet_lightning.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # that all public weights were trained with
+
+
+class Tiles(Protocol):
+    """Cuts tiles out of batches of images (B, H, W, 3) uint8. Both methods return pixels from 0 to 255, (N, h, w, 3).
+
+    indices: (B,) int64, which images of the data set they are. keys: (3,), of the epoch's draws.
+    """
+
+    def augmented(self, images: Tensor, indices: Tensor, keys: Tensor) -> Tensor: ...
+
+    def unaugmented(self, images: Tensor, indices: Tensor) -> Tensor: ...
 
 
 class ImageData(LightningDataModule, ABC):
@@ -49,6 +61,7 @@ class ImageData(LightningDataModule, ABC):
         self.classes, self.images_per_class, self.holdout = classes, images_per_class, holdout
         self.crop_padding, self.flip, self.normalize, self.seed = crop_padding, flip, normalize, seed
         self.device_resident = device_resident
+        self.tiles: Tiles | None = None  # that batches hold in place of the images, in a pretraining
         self.resident: tuple[Images, Images] | None = None  # copies of train_images and val_images on the device
         self.keys_epoch: int | None = None
 
@@ -128,6 +141,19 @@ class ImageData(LightningDataModule, ABC):
         batches = indices.tensor_split(-(-len(source) // self.eval_batch_size))  # none much smaller than another
         return Loader(source, batches, self._share(min(map(len, batches))))
 
+    def state_dict(self) -> dict[str, str]:
+        """Returns what a checkpoint tells of the images: the digests of those that are trained and validated on."""
+        used = ("train",) if self.holdout else ("train", "val")
+        return {name: self.store.digests[name] for name in used}
+
+    def load_state_dict(self, state: dict[str, str]) -> None:
+        """Raises UserError if a checkpoint is of other images than these."""
+        if changed := [name for name, digest in self.state_dict().items() if state.get(name) != digest]:
+            raise UserError(
+                f"the images of {' and '.join(changed)} have changed since last.ckpt was written: restore them, or "
+                "start over with fresh=true"
+            )
+
     def labelled_for(self, classes: list[str], split: str) -> Images:
         """Returns the images of `split` (train, val: those validated on, or test), labelled by index in `classes`.
 
@@ -149,6 +175,21 @@ class ImageData(LightningDataModule, ABC):
         new_labels = torch.tensor([classes.index(name) for name in self.class_ids])
         return replace(images, labels=new_labels[images.labels])
 
+    def check_unseen(self, run: dict) -> None:
+        """Raises UserError if the network of a run has been trained on images that these data hold out.
+
+        run: the data settings of its configuration.
+        """
+        held_out, classes = run.get("holdout"), run.get("classes")
+        if not self.holdout or run.get("name") != self.name:  # other data have none of these images
+            return
+        if (held_out, classes) != (self.holdout, self.classes):  # other classes change which images are held out
+            of_classes = "" if classes == self.classes else f" of data.classes={classes}"
+            raise UserError(
+                f"data.holdout={self.holdout}: the checkpoint's run held out {held_out or 'nothing'}{of_classes}, and "
+                "its network has seen these images; train one with the same data.holdout and data.classes"
+            )
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Converts uint8 (B, H, W, 3) to normalised float (B, 3, H, W) on the batch's device, augmented in training."""
         images, labels, indices = batch
@@ -159,11 +200,17 @@ class ImageData(LightningDataModule, ABC):
         return images, labels, indices
 
     def augmented(self, images: Tensor, indices: Tensor, keys: Tensor) -> Tensor:
-        """Augments and normalises; replaced by acceleration and by pretraining. keys: (3,), of this epoch's draws."""
-        return rescale(augment(images, indices, keys, self.crop_padding, self.flip), self.scale, self.bias)
+        """Augments and normalises; replaced by acceleration. keys: (3,), of this epoch's draws."""
+        if self.tiles:
+            return self._rescaled(self.tiles.augmented(images, indices, keys))
+        return self._rescaled(augment(images, indices, keys, self.crop_padding, self.flip))
 
     def unaugmented(self, images: Tensor, indices: Tensor) -> Tensor:
-        return rescale(images, self.scale, self.bias)
+        return self._rescaled(self.tiles.unaugmented(images, indices) if self.tiles else images)
+
+    def _rescaled(self, images: Tensor) -> Tensor:
+        row = 3 * images.shape[2]
+        return rescale(images, self.scale[:row], self.bias[:row])
 
     def _keys(self) -> Tensor:
         """Returns draw_keys of this epoch, on the device."""

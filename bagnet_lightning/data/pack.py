@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import sync
 from bagnet_lightning.progress_bar import progress_bar
 
-FORMAT = 1  # of packed stores and of how images are decoded: to be raised when either changes
+FORMAT = 2  # of packed stores and of how images are decoded: to be raised when either changes
 MAX_LISTED = 10  # unusable images named in an error
 CHUNK_BYTES = 4 * 2**20  # of pixels that a worker decodes, writes and hashes at a time; part of the format
 
@@ -35,7 +36,6 @@ class Source:
     fingerprint: hex, changes when the files do.
     """
 
-    name: str
     classes: list[str]
     class_names: list[str]
     image_size: int
@@ -71,25 +71,34 @@ def pack(folder: Path, source: Source, workers: int | None) -> dict:
     if problems := [problem for chunk in chunks.values() for problem in chunk.problems]:
         more = f" (and {len(problems) - MAX_LISTED} more)" if len(problems) > MAX_LISTED else ""
         raise UserError("; ".join(problems[:MAX_LISTED]) + more)
+    _note_images_of_train(source, chunks)
     mean, std = _mean_and_std(
         [chunk for (name, _), chunk in chunks.items() if name == "train"],
         count=len(source.splits["train"].paths) * source.image_size**2,
     )
-    hashes = {
-        name: [chunks[key].sha256 for key in jobs if key[0] == name] + [sha256(files.labels), sha256(files.boxes)]
-        for name, files in source.splits.items()
-    }
+    digests = {}
+    for name, files in source.splits.items():
+        hashes = [chunk.sha256 for (split, _), chunk in chunks.items() if split == name]
+        digests[name] = digest(source.classes, source.class_names, [*hashes, sha256(files.labels), sha256(files.boxes)])
     return {
         "format": FORMAT,
-        "name": source.name,
         "fingerprint": source.fingerprint,
-        "digest": digest(source.name, source.classes, source.class_names, hashes),
+        "digests": digests,
         "mean": mean,
         "std": std,
-        "splits": list(source.splits),
         "classes": source.classes,
         "class_names": source.class_names,
     }
+
+
+def _note_images_of_train(source: Source, chunks: dict[tuple[str, int], PackedChunk]) -> None:
+    """Prints a note if images of train are in another split too, where a network knows their class by heart."""
+    seen = {image for (name, _), chunk in chunks.items() if name == "train" for image in chunk.images}
+    for name in source.splits.keys() - {"train"}:
+        images = [image for (split, _), chunk in chunks.items() if split == name for image in chunk.images]
+        paths = [path for path, image in zip(source.splits[name].paths, images, strict=True) if image in seen]
+        if paths:
+            print(f"note: {len(paths)} images of {name} are in train too, such as {paths[0]}", file=sys.stderr)
 
 
 def _mean_and_std(chunks: list[PackedChunk], count: int) -> tuple[list[float], list[float]]:
@@ -110,6 +119,6 @@ def sha256(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
 
 
-def digest(name: str, classes: list[str], class_names: list[str], hashes: dict[str, list[str]]) -> str:
-    """Returns a whole store's digest. hashes: per split, the sha256 of its chunks of images, its labels and boxes."""
-    return hashlib.sha256(json.dumps([name, classes, class_names, hashes]).encode()).hexdigest()
+def digest(classes: list[str], class_names: list[str], hashes: list[str]) -> str:
+    """Returns the digest of a split. hashes: the sha256 of its chunks of images, of its labels and of its boxes."""
+    return hashlib.sha256(json.dumps([classes, class_names, hashes]).encode()).hexdigest()

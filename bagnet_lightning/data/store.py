@@ -1,6 +1,5 @@
 """Images in memory or packed on disk: one uint8 array per split, with labels, boxes and class names."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -33,16 +32,15 @@ class Store:
     """A data set: its splits ("train", "val", sometimes "test") and what its labels mean.
 
     classes: the identifier of each label (wnid or folder name); class_names: its name for people.
-    mean, std: of the train split's pixels, per channel, in units of 255. digest: hex, of everything in the store.
+    mean, std: of the train split's pixels, per channel, in units of 255. digests: of everything in each split, hex.
     """
 
-    name: str
     classes: list[str]
     class_names: list[str]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     splits: dict[str, Split]
-    digest: str
+    digests: dict[str, str]
 
     @property
     def side(self) -> int:
@@ -51,7 +49,7 @@ class Store:
 
 
 def store_of_arrays(
-    name: str, classes: list[str], class_names: list[str], splits: dict[str, tuple[np.ndarray, np.ndarray]]
+    classes: list[str], class_names: list[str], splits: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> Store:
     """Makes a store in memory. splits: name -> images (N, H, W, 3) uint8, RGB, and labels (N,), indices in `classes`.
 
@@ -60,14 +58,9 @@ def store_of_arrays(
     for split, (images, labels) in splits.items():
         if images.dtype != np.uint8 or images.shape[3:] != (3,) or labels.shape != images.shape[:1]:
             given = f"{images.dtype} {images.shape} and {labels.shape}"
-            raise UserError(f"{name}, {split}: images must be uint8 (N, H, W, 3) and labels (N,), not {given}")
-    digest_of_all = hashlib.sha256("\n".join(class_names).encode())
-    for images, labels in splits.values():
-        digest_of_all.update(np.ascontiguousarray(images))
-        digest_of_all.update(labels.astype("<i8"))
+            raise UserError(f"{split}: images must be uint8 (N, H, W, 3) and labels (N,), not {given}")
     mean, std = _channel_statistics(splits["train"][0])
     return Store(
-        name=name,
         classes=classes,
         class_names=class_names,
         mean=mean,
@@ -80,7 +73,10 @@ def store_of_arrays(
             )
             for split, (images, labels) in splits.items()
         },
-        digest=digest_of_all.hexdigest(),
+        digests={
+            split: digest(classes, class_names, [sha256(images), sha256(labels.astype("<i8"))])
+            for split, (images, labels) in splits.items()
+        },
     )
 
 
@@ -103,14 +99,15 @@ def packed_store(
 
 
 def verify(store: Store) -> bool:
-    """Whether every pixel, label, box and name in the store still has its digest (reads everything)."""
-    hashes = {}
+    """Whether every pixel, label, box and class name in the store still has its digest (reads everything)."""
     for name, split in store.splits.items():
         images = split.images.numpy()
         step = chunk_length(images.shape[1])
         chunks = [sha256(images[start : start + step]) for start in range(0, len(images), step)]
-        hashes[name] = [*chunks, sha256(split.labels.numpy()), sha256(split.boxes.numpy())]
-    return store.digest == digest(store.name, store.classes, store.class_names, hashes)
+        hashes = [*chunks, sha256(split.labels.numpy()), sha256(split.boxes.numpy())]
+        if store.digests[name] != digest(store.classes, store.class_names, hashes):
+            return False
+    return True
 
 
 def _open(folder: Path, fingerprint: str | None, manifest: dict) -> Store:
@@ -129,16 +126,15 @@ def _open(folder: Path, fingerprint: str | None, manifest: dict) -> Store:
             torch.from_numpy(np.load(folder / f"{name}_labels.npy")),
             torch.from_numpy(np.load(folder / f"{name}_boxes.npy")),
         )
-        for name in manifest["splits"]
+        for name in manifest["digests"]
     }
     return Store(
-        name=manifest["name"],
         classes=manifest["classes"],
         class_names=manifest["class_names"],
         mean=tuple(manifest["mean"]),
         std=tuple(manifest["std"]),
         splits=splits,
-        digest=manifest["digest"],
+        digests=manifest["digests"],
     )
 
 

@@ -58,7 +58,7 @@ def open_store(seed: int, train_images: int, val_images: int, image_size: int = 
         "val": _draw_split(np.random.PCG64([seed, 1]), val_images, image_size),
     }
     identifiers = [f"{field}px_{direction}" for field, direction in classes]
-    return store_of_arrays("textures", identifiers, [f"{field} px: {way} of dots" for field, way in classes], splits)
+    return store_of_arrays(identifiers, [f"{field} px: {way} of dots" for field, way in classes], splits)
 
 
 def _draw_split(bits: np.random.PCG64, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:

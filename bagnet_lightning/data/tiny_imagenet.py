@@ -95,7 +95,6 @@ def _read_layout(folder: Path, fingerprint: str) -> Source:
         no_labels = np.full(len(names), -1, np.int64)
         splits["test"] = ImageFiles([f"{test}/{name}" for name in names], no_labels, _boxes([None] * len(names)))
     return Source(
-        name="tiny_imagenet",
         classes=classes,
         class_names=[words.get(wnid, wnid).partition(",")[0] for wnid in classes],  # first synonyms, all different
         image_size=IMAGE_SIZE,

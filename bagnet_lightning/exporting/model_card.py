@@ -45,7 +45,7 @@ def _timm_config(trained: Trained) -> dict:
     is_bagnet = isinstance(trained.network, BagNet)
     options = {k: v for k, v in about["config"]["model"].items() if is_bagnet and k not in ("_target_", "pretrained")}
     return {
-        "architecture": about["model"],
+        "architecture": "bagnet17" if about["model"] == "BagNet" else about["model"],  # its patches: by model_args
         "num_classes": len(trained.classes),
         "num_features": trained.network.fc.in_features,
         "label_names": trained.classes,

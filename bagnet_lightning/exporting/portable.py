@@ -61,7 +61,12 @@ def describe(trained: Trained, normalises: bool) -> dict:
         "std": trained.std,
         "config": {
             "model": {**model, "pretrained": model.get("pretrained", False) is not False},
-            "data": {"name": data["name"], "image_size": trained.image_size},
+            "data": {
+                "name": data["name"],
+                "image_size": trained.image_size,
+                "classes": data.get("classes"),
+                "holdout": data.get("holdout", 0.0),
+            },
         },
         "bagnet_lightning": bagnet_lightning.__version__,
     }

@@ -29,7 +29,7 @@ from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.training.fit import fit
 
 log = logging.getLogger(__name__)
-TRAINING_KEYS = ("optim", "scheduler", "trainer", "label_smoothing", "weight_average", "checkpoint")  # in config.em
+TRAINING_KEYS = ("optim", "scheduler", "trainer", "label_smoothing", "checkpoint")  # in config.em
 INHERITED_KEYS = ("batch_size", "crop_padding", "flip", "normalize")  # data settings, as in the run that EM starts from
 
 
@@ -53,6 +53,7 @@ def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict], floa
     run_config = {
         **{key: em[key] for key in TRAINING_KEYS},
         "patch_loss": 0.0,  # EM replaces the loss
+        "weight_average": None,
         "callbacks": {},
         "seed": config.seed,
         "data": {**plain(config)["data"], **inherited},

@@ -66,7 +66,7 @@ class BagNetFeatures:
         """
         if self.trained.classes != classes:
             return None
-        logits = predict(self.trained, images.split.images[images.chosen])
+        logits = predict(self.trained, images.split.images, images.chosen)
         return (logits.argmax(1) == images.labels).double().mean().item()
 
     def check(self, data: ImageData) -> None:
@@ -76,16 +76,7 @@ class BagNetFeatures:
                 f"the checkpoint decides between {len(self.trained.classes)} classes, and the data have "
                 f"{len(data.class_ids)}, or others: choose the same ones with data.classes=..."
             )
-        trained_on = self.trained.config["data"]
-        held_out, classes = trained_on.get("holdout"), trained_on.get("classes")
-        if not data.holdout or trained_on.get("name") != data.name:  # other data have none of these images
-            return
-        if (held_out, classes) != (data.holdout, data.classes):  # other classes change which images are held out
-            of_classes = "" if classes == data.classes else f" of data.classes={classes}"
-            raise UserError(
-                f"data.holdout={data.holdout}: the checkpoint's run held out {held_out or 'nothing'}{of_classes}, and "
-                "its network has seen these images; train one with the same data.holdout and data.classes"
-            )
+        data.check_unseen(self.trained.config["data"])
 
     def keypoints(self, height: int, width: int) -> np.ndarray:
         """Returns an image's patches as keypoints, (patches, 4). Raises UserError if it is smaller than a patch."""

@@ -6,11 +6,10 @@ from pathlib import Path
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import nn
 
 from bagnet_lightning.checkpoint import write_backbone
 from bagnet_lightning.config import plain
-from bagnet_lightning.data.augment import draw_key, rescale
 from bagnet_lightning.data.batches import Images
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.data.of_config import data_of
@@ -18,7 +17,7 @@ from bagnet_lightning.data.store import Split
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.pretraining.pretrainer import Method, Pretrainer, neighbour_is_nearer
-from bagnet_lightning.pretraining.tiles import Tiles
+from bagnet_lightning.pretraining.tiles import Tiles, TilesOfBatches
 from bagnet_lightning.training.loggers import RunLogger
 from bagnet_lightning.training.trainer import prepare, schedule, train
 
@@ -100,15 +99,4 @@ def _cut_into_tiles(data: ImageData, tiles: Tiles, kinds: int) -> None:
                 "needs another image to be compared with; choose another size"
             )
 
-    def scaled(tiles_of_batch: Tensor) -> Tensor:
-        row = 3 * tiles.size
-        return rescale(tiles_of_batch, data.scale[:row], data.bias[:row])
-
-    def augmented(images: Tensor, indices: Tensor, keys: Tensor) -> Tensor:
-        return scaled(tiles.augmented(images, indices, keys[0], kinds))
-
-    def unaugmented(images: Tensor, indices: Tensor) -> Tensor:
-        key = torch.tensor(draw_key(data.seed, -1), device=indices.device)  # -1: no epoch of training
-        return scaled(tiles.triplets(images, indices, key))
-
-    data.augmented, data.unaugmented = augmented, unaugmented
+    data.tiles = TilesOfBatches(tiles, kinds, data.seed)

@@ -78,18 +78,32 @@ def gradients_pending(trainer: Trainer, batch_idx: int) -> bool:
     return (batch_idx + 1) % trainer.accumulate_grad_batches != 0 and not trainer.is_last_batch
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
+class CheckpointWriter(TorchCheckpointIO):
     """Writes a new file beside the old one, flushes it, reads it back, then renames it: until then the old one stays.
 
-    seconds: how long training has waited for checkpoints so far.
+    Checkpoints on a GPU are copied and written in a thread, in the order of the calls: to write, flush and read back
+    the 175 MB of BagNet-17 with Adam takes a second or more, and a fast GPU trains an epoch in a few. If a write in the
+    thread fails, a later call or `wait` raises the error. seconds: how long training has waited for checkpoints so far.
     """
 
-    seconds = 0.0
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+        self.writing: deque[Future] = deque()
+        self.thread: ThreadPoolExecutor | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Raises UserError if the folder cannot be written or the disk is full; `path` is then unchanged."""
+        """Writes `path`, now or in the thread.
+
+        Raises UserError if this or an earlier one cannot be written; the file it was to replace is then unchanged.
+        """
         started = time.perf_counter()
-        self.write(checkpoint, Path(path))
+        if tree_any(_on_gpu, checkpoint):
+            self.thread = self.thread or ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+            self._wait_until(WAITING_AT_MOST - 1)
+            self.writing.append(self.thread.submit(self.write, tree_map(_copied, checkpoint), Path(path)))
+        else:
+            self.write(checkpoint, Path(path))
         self.seconds += time.perf_counter() - started
 
     def write(self, checkpoint: dict[str, Any], path: Path) -> None:
@@ -110,39 +124,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None) -> dict:
         """Returns the checkpoint's plain types and tensors; other content is refused whatever `weights_only` is."""
+        self.wait()
         try:
             return read_checkpoint(Path(path), map_location)
         except UserError as error:
             raise UserError(f"{error}; remove it to train from the start") from error
-
-
-class CheckpointWriter(AtomicCheckpointIO):
-    """Copies checkpoints on a GPU and writes them in a thread, in the order of the calls; others are written at once.
-
-    To write, flush and read back the 175 MB of BagNet-17 with Adam takes a second or more, and a fast GPU trains an
-    epoch in a few. If a write in the thread fails, a later call or `wait` raises the error.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.writing: deque[Future] = deque()
-        self.thread: ThreadPoolExecutor | None = None
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Writes `path`, now or in the thread. Raises UserError if this or an earlier checkpoint cannot be written."""
-        if not tree_any(_on_gpu, checkpoint):
-            super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        started = time.perf_counter()
-        if self.thread is None:
-            self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._wait_until(WAITING_AT_MOST - 1)
-        self.writing.append(self.thread.submit(self.write, tree_map(_copied, checkpoint), Path(path)))
-        self.seconds += time.perf_counter() - started
-
-    def load_checkpoint(self, path: str | Path, *args, **kwargs) -> dict:
-        self.wait()
-        return super().load_checkpoint(path, *args, **kwargs)
 
     def wait(self) -> None:
         """Waits until all checkpoints are on the disk. Raises UserError if one could not be written."""

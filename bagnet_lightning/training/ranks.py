@@ -23,7 +23,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from bagnet_lightning.config import kind, plain
 from bagnet_lightning.errors import SIGNALS, Interrupted, UserError
+from bagnet_lightning.memory import keep_freed_memory
 from bagnet_lightning.results import write_result
+from bagnet_lightning.runs import goes_on
 
 GRACE_S = 10  # seconds for ranks to end by themselves after one has failed, or rank 0 has stopped
 SERVE = "import sys; sys.path[:] = {path!r}; from bagnet_lightning.training.ranks import serve; serve({descriptor})"
@@ -82,7 +84,7 @@ def run(config: DictConfig, folder: Path, requested: dict) -> dict:
             for number in range(count(config)):
                 ranks.append(_start(number, count(config), port))
                 ranks[-1][0].send((plain(config), str(folder), requested))
-            end = _wait_for_end(ranks)
+            end = _wait_for_end(ranks, goes_on(config))
     finally:
         for connection, process in ranks:
             process.kill()
@@ -99,6 +101,7 @@ def run(config: DictConfig, folder: Path, requested: dict) -> dict:
 
 def serve(descriptor: int) -> None:
     """Runs in a rank's process: receives a run, and sends its log records and its result, or a signal's number."""
+    keep_freed_memory()
     connection = Connection(descriptor)
     config, folder, requested = connection.recv()
     threading.Thread(target=_exit_with_parent, args=(connection,), daemon=True).start()
@@ -138,10 +141,11 @@ def _start(number: int, ranks: int, port: int) -> tuple[Connection, subprocess.P
     return ours, process
 
 
-def _wait_for_end(ranks: list[tuple[Connection, subprocess.Popen]]) -> dict | int | str:
+def _wait_for_end(ranks: list[tuple[Connection, subprocess.Popen]], advice: str) -> dict | int | str:
     """Waits until the run has ended, and returns rank 0's result or the message of the first rank that failed.
 
-    The message is a result, the number of a signal that stopped the rank, or, first of all, how a rank died.
+    The message is a result, the number of a signal that stopped the rank, or, first of all, how a rank died, with the
+    `advice` what to do then.
     """
     ends, died, deadline = [], [], None
     running = {connection: number for number, (connection, _) in enumerate(ranks)}
@@ -157,7 +161,7 @@ def _wait_for_end(ranks: list[tuple[Connection, subprocess.Popen]]) -> dict | in
                 del running[connection]
                 if code := ranks[number][1].wait():
                     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-                    died.append(f"rank {number} of {len(ranks)} {how}; the same command goes on from last.ckpt")
+                    died.append(f"rank {number} of {len(ranks)} {how}; {advice}")
                     deadline = deadline or time.monotonic() + GRACE_S
                 continue
             if isinstance(message, logging.LogRecord):

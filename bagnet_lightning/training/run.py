@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from bagnet_lightning.config import plain
 from bagnet_lightning.errors import Interrupted, in_one_line
 from bagnet_lightning.results import write_result
-from bagnet_lightning.runs import outcome
+from bagnet_lightning.runs import goes_on, outcome
 from bagnet_lightning.training.loggers import RunLogger
 from bagnet_lightning.training.ranks import rank
 
@@ -37,7 +37,7 @@ def run(config: DictConfig, folder: Path, requested: dict, fit: Callable[..., di
     try:
         result = outcome(requested, folder, work)
     except Interrupted as stop:
-        log.info(stopped := f"stopped by {stop}; the same command again goes on")
+        log.info(stopped := f"stopped by {stop}; {goes_on(config)}")
         if rank(config) == 0:
             print(stopped, file=sys.stderr)
         _close(logger, {**requested, "status": "unfinished"})

@@ -179,6 +179,6 @@ def _out_of_memory(module: Learner, data: ImageData) -> UserError:
     if not odd:
         advice += (
             f", or for that with trainer.accumulate_grad_batches={twice}, which differs only in its batch statistics "
-            f"(of {half} images)"
+            f"(of {half} images) and in an epoch's last step"
         )
     return UserError(f"out of memory at data.batch_size={data.batch_size}; {advice}")

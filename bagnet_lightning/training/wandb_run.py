@@ -77,7 +77,9 @@ class WandbRun(RunLogger):
         """Does nothing: the whole configuration is logged from the start."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.log({**metrics, "epoch": metrics["epoch"] + 1, "step": step})  # epochs counted as in metrics.csv
+        """Logs Lightning's values. Those of its callbacks have no epoch, and are drawn at the latest one by W&B."""
+        epoch = {"epoch": metrics["epoch"] + 1} if "epoch" in metrics else {}  # counted as in metrics.csv
+        self.log({**metrics, **epoch, "step": step})
 
     @rank_zero_only
     def log_graph(self, *args, **kwargs) -> None:

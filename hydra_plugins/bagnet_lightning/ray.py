@@ -14,7 +14,8 @@ from hydra.types import TaskFunction
 from omegaconf import DictConfig
 
 from bagnet_lightning.errors import UserError, in_one_line
-from bagnet_lightning.launching import GOES_ON, ParallelLauncher, devices, failed, folder, on_cpu, run
+from bagnet_lightning.launching import ParallelLauncher, devices, failed, folder, on_cpu, run
+from bagnet_lightning.runs import goes_on
 
 _ENVIRONMENT = ("BAGNET_", "WANDB_")  # variables that jobs on other nodes get from the command
 _TIME_TO_SAVE = 60  # s; a job that is stopped finishes its step first
@@ -154,7 +155,7 @@ def _result(ray: ModuleType, task: _Task, ref: object) -> dict:
         reason = in_one_line(error.cause)
     except ray.exceptions.RayError as error:
         reason = in_one_line(error)
-    return failed(task.job, f"{reason}; {GOES_ON}")
+    return failed(task.job, f"{reason}; {goes_on(task.job)}")
 
 
 def _nodes(ray: ModuleType) -> list[dict]:

@@ -19,9 +19,9 @@ from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bagnet_lightning.config import digest, without_hydra
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.launching import (
-    GOES_ON,
     ParallelLauncher,
     describe_exit_code,
     devices,
@@ -30,6 +30,7 @@ from bagnet_lightning.launching import (
     on_cpu,
     run_until_stopped,
 )
+from bagnet_lightning.runs import goes_on
 
 if TYPE_CHECKING:
     from submitit import AutoExecutor, Job
@@ -60,6 +61,13 @@ class SlurmLauncher(ParallelLauncher):
         executor = self._executor()
         earlier = _still_there(executor)
         waiting = {earlier[folder(job)]: job for job in jobs if folder(job) in earlier}
+        for submitted, job in waiting.items():
+            (config,) = submitted.submission().args
+            if digest(without_hydra(config)) != digest(without_hydra(job)):
+                raise UserError(
+                    f"SLURM job {submitted.job_id} trains another configuration in {folder(job)}: wait for it, end it "
+                    "by scancel, or name another sweep=NAME"
+                )
         new = [job for job in jobs if folder(job) not in earlier]
         if new:
             waiting |= dict(zip(self._submit(executor, new), new, strict=True))
@@ -126,7 +134,7 @@ class _Task:
         try:
             signal.raise_signal(signal.SIGUSR1)  # all is saved, and submitit's own handler requeues and exits
         except UncompletedJobError:
-            return failed(job, f"its time was over more often than hydra.launcher.max_num_timeout; {GOES_ON}")
+            return failed(job, f"its time was over more often than hydra.launcher.max_num_timeout; {goes_on(job)}")
 
     def checkpoint(self, job: DictConfig):
         """Returns the job to requeue."""
@@ -165,7 +173,7 @@ def _ended(waiting: dict["Job", DictConfig]) -> Iterator[tuple[DictConfig, dict]
             else:
                 config, code = waiting.pop(job), os.waitstatus_to_exitcode(status)
                 reason = describe_exit_code(code) if state == "FAILED" and code > 128 else state
-                error = f"SLURM job {job.job_id} ended without a result: {reason}; {GOES_ON}"
+                error = f"SLURM job {job.job_id} ended without a result: {reason}; {goes_on(config)}"
                 yield config, failed(config, f"{error}; see {os.path.relpath(job.paths.stderr)}")
 
 

@@ -77,7 +77,7 @@ def test_stopped_and_killed_in_a_sweep_it_goes_on_as_if_unbroken(tmp_path, unbro
     os.kill(pids[1], signal.SIGKILL)
     code, printed = end(process)
     assert code == 1
-    assert "bagnet9 adam: failed: rank 1 of 2 was killed by SIGKILL; the same command goes on" in printed
+    assert "bagnet9 adam: failed: rank 1 of 2 was killed by SIGKILL; the same command again goes on" in printed
     assert are_gone(pids)
     run = only(sweep.glob("*/"))
     assert result(run)["status"] == "failed"
