@@ -27,7 +27,7 @@ $(BIN)/installed: pyproject.toml $(LOCK)
 demo: install ## the 3 x 3 grid on generated textures, a table and a figure: minutes on a CPU
 	$(TRAIN) -m $(GRID) sweep=demo data=textures model.width=0.25 model.stem_momentum=0.1 trainer.max_epochs=5
 
-test: install ## all tests
+test: install ## all tests but those of clusters
 	$(BIN)/python -m pytest --numprocesses=auto
 
 test-cluster: install ## sweeps on real engines on this machine, with nodes and jobs killed
@@ -51,7 +51,7 @@ train: install ## the 3 x 3 grid on Tiny ImageNet
 table1: install ## the paper's 17 rows
 	$(TRAIN) -m 'table1=glob(*)' sweep=table1
 
-report: install ## the table of the 17 rows, as far as they are
+report: install ## the table of the 17 rows, as far as they have finished
 	$(BIN)/python -m bagnet_lightning.report runs=multirun_outputs/table1
 
 readme-tables: install ## README's tables anew, from results/
@@ -67,11 +67,11 @@ t4: install ## the 17 rows on a Tesla T4
 	$(BIN)/python -m bagnet_lightning.doctor trainer=t4
 	$(TRAIN) -m 'table1=glob(*)' sweep=table1 trainer=t4
 
-k80: ## the 17 rows on a Tesla K80, as the paper did, two at a time: a row on each die
+k80: ## the 17 rows on the paper's card, a Tesla K80: two at a time, one on each die
 	$(MAKE) install VENV=.venv-k80 LOCK=constraints-k80.txt EXTRA=ray
 	.venv-k80/bin/python -m bagnet_lightning.doctor trainer=k80
 	.venv-k80/bin/python -m bagnet_lightning.train -m 'table1=glob(*)' sweep=table1 trainer=k80 hydra/launcher=ray
 
-clean: ## what can be made again, but no results and no data
+clean: ## removes what can be made again, but no results and no data
 	rm -rf .venv .venv-k80 build dist .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
