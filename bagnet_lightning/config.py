@@ -85,7 +85,7 @@ def digest(config: DictConfig) -> str:
     return hashlib.sha256(json.dumps(training_settings(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def sha256(path: object) -> str | None:
+def weights_sha256(path: object) -> str | None:
     """Returns the SHA-256 of a file of weights as hex digits, or None if there is no such file.
 
     A configuration holds it besides the path: other weights at the same path are another system.
@@ -152,6 +152,6 @@ def groups(command: str) -> str:
     return "\n".join(lines)
 
 
-for resolver in (folder, groups, image_files, keys, sha256):
+for resolver in (folder, groups, image_files, keys, weights_sha256):
     once = resolver is image_files  # computed once per configuration: there can be many files
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True, use_cache=once)

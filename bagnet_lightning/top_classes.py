@@ -17,7 +17,7 @@ TOP = 5
 
 
 @dataclass(frozen=True)
-class Prediction:
+class TopClasses:
     """An image file's classes as (index, probability), the most probable first; if unreadable, none and an error."""
 
     file: Path
@@ -25,8 +25,8 @@ class Prediction:
     error: str | None = None
 
 
-def predict_files(trained: Trained, files: Iterable[Path], size: int | None, batch_size: int) -> Iterator[Prediction]:
-    """Yields a Prediction for each of `files`, in their order, as soon as its batch is done.
+def predict_files(trained: Trained, files: Iterable[Path], size: int | None, batch_size: int) -> Iterator[TopClasses]:
+    """Yields a TopClasses for each of `files`, in their order, as soon as its batch is done.
 
     size: as for load_image; if it is None the images may differ in size, and each is a batch of its own.
     """
@@ -34,28 +34,28 @@ def predict_files(trained: Trained, files: Iterable[Path], size: int | None, bat
     for file in files:
         try:
             images.append(load_image(file, size))
-            waiting.append(Prediction(file, []))
+            waiting.append(TopClasses(file, []))
         except UserError as error:
-            waiting.append(Prediction(file, [], str(error)))
+            waiting.append(TopClasses(file, [], str(error)))
         if len(waiting) == (batch_size if size else 1):
             yield from _predicted(trained, waiting, images)
             waiting, images = [], []
     yield from _predicted(trained, waiting, images)
 
 
-def _predicted(trained: Trained, waiting: list[Prediction], images: list) -> list[Prediction]:
+def _predicted(trained: Trained, waiting: list[TopClasses], images: list) -> list[TopClasses]:
     if not images:
         return waiting
     try:
         probabilities = predict(trained, torch.stack([torch.from_numpy(image) for image in images])).softmax(1)
     except UserError as error:  # smaller than a patch
-        return [one if one.error else Prediction(one.file, [], f"{one.file}: {error}") for one in waiting]
+        return [one if one.error else TopClasses(one.file, [], f"{one.file}: {error}") for one in waiting]
     best = probabilities.topk(min(TOP, len(trained.classes)))
     tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [one if one.error else Prediction(one.file, list(zip(*next(tops), strict=True))) for one in waiting]
+    return [one if one.error else TopClasses(one.file, list(zip(*next(tops), strict=True))) for one in waiting]
 
 
-def as_json(predictions: list[Prediction], trained: Trained) -> list[dict]:
+def as_json(predictions: list[TopClasses], trained: Trained) -> list[dict]:
     """Returns one record per image, with "error" instead of "top" if it could not be read."""
 
     def record(index: int, probability: float) -> dict:
@@ -70,7 +70,7 @@ def as_json(predictions: list[Prediction], trained: Trained) -> list[dict]:
     ]
 
 
-def as_csv(predictions: list[Prediction], trained: Trained) -> str:
+def as_csv(predictions: list[TopClasses], trained: Trained) -> str:
     """Returns a line per image: the file, then class, name and probability of each of its top classes, or the error."""
     ranks = range(1, min(TOP, len(trained.classes)) + 1)
     stream = io.StringIO()
@@ -82,6 +82,6 @@ def as_csv(predictions: list[Prediction], trained: Trained) -> str:
     return stream.getvalue()
 
 
-def submission(predictions: list[Prediction], trained: Trained) -> str:
+def submission(predictions: list[TopClasses], trained: Trained) -> str:
     """Returns a submission for Tiny ImageNet's test split: a file's name and its class's identifier per line."""
     return "".join(f"{one.file.name} {trained.classes[one.top[0][0]]}\n" for one in predictions)

@@ -59,7 +59,7 @@ def test_shares_and_bias_are_the_score(choices):
     assert explanation.shares.shape == (count, len(CLASSES))
     scores = model.classifier.scores(model.encoding(model.features.describe(PICTURE.pixels[None])))[0]
     assert explanation.shares.sum(0) + explanation.bias == pytest.approx(scores, abs=2e-5)
-    assert explanation.additivity_error < 2e-5
+    assert explanation.largest_difference < 2e-5
     assert explanation.shown == list(dict.fromkeys([scores.argmax(), 2, 5]))
     assert np.abs(explanation.shares).max() > 1e-3
 
@@ -83,7 +83,7 @@ def test_an_image_without_keypoints_has_its_bias():
     explanation = explain(model, EMPTY, None)
     assert explanation.keypoints.shape == (0, 4)
     assert explanation.scores.tolist() == explanation.bias.tolist() == model.classifier.arrays["bias"].tolist()
-    assert explanation.additivity_error == 0
+    assert explanation.largest_difference == 0
     with Image.open(BytesIO(draw(EMPTY, explanation, "SIFT", CLASS_NAMES, patches=False))) as drawn:
         drawn.load()
     page = KeypointPage("SIFT", False, CLASSES, CLASS_NAMES)
@@ -198,8 +198,8 @@ def test_the_command_explains_files(model_file, tmp_path, capsys):
     assert data["asked"] == 0
 
 
-def test_the_command_explains_images_of_the_runs_data(model_file, tmp_path, capsys):
-    """Of other classes than the model's, which is said; the data are found by the file alone."""
+def test_images_of_the_runs_data_with_other_classes_are_refused(model_file, tmp_path):
+    """The data are found by the file alone."""
     with pytest.raises(UserError, match="of the data is not one of them"):
         main.__wrapped__(composed(f"checkpoint={model_file}", f"out={tmp_path}/out", name="explain"))
 

@@ -53,7 +53,7 @@ def test_both_networks_are_explained_for_the_same_classes(explanations):
     assert [*bagnet.maps()] == ["exact evidence", "exact contributions", "Grad-CAM", "integrated gradients"]
     assert [*resnet.maps()] == ["Grad-CAM", "integrated gradients"]
     assert all(maps.shape == (len(bagnet.shown), 34, 27) for e in explanations for maps in e.maps().values())
-    assert bagnet.additivity_error < 1e-5 * max(1, bagnet.logits.abs().max().item())
+    assert bagnet.largest_difference < 1e-5 * max(1, bagnet.logits.abs().max().item())
 
 
 def test_arrays_hold_the_evidence_itself(models, picture, explanations, dense):

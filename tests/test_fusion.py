@@ -117,7 +117,7 @@ def test_each_head_is_measured_beside_plain_averaging_which_is_what_evaluate_mea
 ):
     evaluated = command("evaluate", f"checkpoint={checkpoint}", f"out={tmp_path}", *SMALL)
     assert evaluated.returncode == 0, evaluated.stderr
-    accuracy = json.loads((tmp_path / "evaluation.json").read_text())["accuracy"]
+    accuracy = json.loads((tmp_path / "evaluation_textures.json").read_text())["accuracy"]
     results = {}
     for head in ("mean", "logistic", "svm"):
         (tmp_path / head).mkdir()

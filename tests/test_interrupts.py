@@ -17,6 +17,10 @@ from bagnet_lightning.training.interrupts import StopOnSignal
 OVERRIDES = [*SMALL, "optim=adam", "scheduler.step_size=1"]  # 2 epochs of 3 steps
 
 
+def power_cut():
+    raise PowerCut
+
+
 def assert_equal_runs(unbroken, broken):
     expected, continued = weights(unbroken / "last.ckpt"), weights(broken / "last.ckpt")
     assert all(torch.equal(expected[key], continued[key]) for key in expected)
@@ -126,9 +130,6 @@ def test_a_signal_ends_a_run_whose_disk_is_full(tmp_path, monkeypatch, caplog):
 def test_a_run_that_broke_off_after_an_epochs_last_step_validates_before_it_goes_on(tmp_path, monkeypatch, unbroken):
     asked = composed(*OVERRIDES, "checkpoint.every_n_steps=1")
 
-    def power_cut():
-        raise PowerCut
-
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "validation_step", before(Classifier.validation_step, 0, power_cut))
         with pytest.raises(PowerCut):
@@ -154,9 +155,6 @@ def test_a_signal_waits_for_the_gradients_that_are_being_accumulated(tmp_path, m
 def test_no_checkpoint_is_of_half_accumulated_gradients(tmp_path, monkeypatch):
     asked = composed(*OVERRIDES, "data.batch_size=6", "trainer.accumulate_grad_batches=2", "checkpoint.every_n_steps=1")
 
-    def power_cut():
-        raise PowerCut
-
     fit(asked, tmp_path / "unbroken")
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "training_step", before(Classifier.training_step, 3, power_cut))
@@ -167,9 +165,6 @@ def test_no_checkpoint_is_of_half_accumulated_gradients(tmp_path, monkeypatch):
 
 
 def test_the_last_checkpoint_is_written_by_minutes_too(tmp_path, monkeypatch):
-    def power_cut():
-        raise PowerCut
-
     monkeypatch.setattr(Classifier, "training_step", before(Classifier.training_step, 4, power_cut))
     with pytest.raises(PowerCut):
         fit(composed(*OVERRIDES, "checkpoint.every_n_minutes=1e-9"), tmp_path)

@@ -158,13 +158,6 @@ def test_keypoints_have_no_more_to_share_than_there_is():
     assert (shared <= np.abs(elements).sum(0) * (1 + 1e-3)).all()
 
 
-def test_keypoints_of_the_same_word_have_the_same_share():
-    system, bag = model("bow", "additive"), random_bag(6, [40])
-    words, shares = system.encoding.words(bag), keypoint_shares(system, bag)
-    for word in set(words):
-        np.testing.assert_allclose(shares[words == word], shares[words == word][:1].repeat((words == word).sum(), 0))
-
-
 @pytest.mark.parametrize(("encoding", "classifier"), [("bow", "additive"), ("fisher", "linear")])
 def test_a_file_gives_the_same_system(tmp_path, encoding, classifier):
     system, bag = model(encoding, classifier), random_bag(5, COUNTS)

@@ -8,7 +8,7 @@ from trained_checkpoints import write_checkpoint
 
 from bagnet_lightning import inference
 from bagnet_lightning.checkpoint import load_trained, write_backbone
-from bagnet_lightning.config import sha256
+from bagnet_lightning.config import weights_sha256
 from bagnet_lightning.data.batches import Images
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.data.store import Split
@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory):
 
 
 def features_of(path, output):
-    return BagNetFeatures(str(path), sha256(str(path)), output)
+    return BagNetFeatures(str(path), weights_sha256(str(path)), output)
 
 
 def bags(path, output, images):

@@ -134,10 +134,10 @@ def _read_val(folder: Path, classes: list[str]) -> ImageFiles:
 
 
 def _read_table(folder: Path, name: str, columns: int) -> list[list[str]]:
-    """Returns the rows of a tab-separated file; box coordinates are its last four columns if there are five or more."""
+    """Returns the rows of a tab-separated file, whose last four columns are the coordinates of a box."""
     rows = [line.split("\t") for line in _read_lines(folder, name)]
     for number, row in enumerate(rows, start=1):
-        if len(row) != columns or (columns > 4 and not "".join(row[-4:]).isdecimal()):
+        if len(row) != columns or not "".join(row[-4:]).isdecimal():
             raise _incomplete(folder, folder / name, f"is damaged in line {number}")
     return rows
 

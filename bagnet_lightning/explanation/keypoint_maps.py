@@ -30,7 +30,7 @@ class KeypointExplanation:
         return int(self.scores.argmax())
 
     @property
-    def additivity_error(self) -> float:
+    def largest_difference(self) -> float:
         """Largest difference, over the classes, of a score and the sum of its bias and shares."""
         return float(np.abs(self.shares.sum(0) + self.bias - self.scores).max())
 

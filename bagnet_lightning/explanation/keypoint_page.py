@@ -52,7 +52,7 @@ class KeypointPage:
                 ],
                 "strongest": [strongest(explanation.keypoints, shares[:, index]) for index in offered],
                 "limit": scale_end([explanation.shares[:, explanation.shown]]),
-                "error": explanation.additivity_error,
+                "error": explanation.largest_difference,
             }
         )
 

@@ -7,7 +7,7 @@ from bagnet_lightning.explanation.inputs import Picture, find_class
 from bagnet_lightning.explanation.keypoint_drawing import draw
 from bagnet_lightning.explanation.keypoint_maps import explain
 from bagnet_lightning.explanation.keypoint_page import KeypointPage
-from bagnet_lightning.local_features.model import load_local_model, system
+from bagnet_lightning.local_features.model import full_name, load_local_model
 
 
 class Keypoints:
@@ -25,7 +25,7 @@ class Keypoints:
         self.image_size = image_size(self.config)
         self.requested = None if requested is None else find_class(requested, self.classes, self.class_names)
         self.notes: list[str] = []
-        self.name = system(self.config, self.model.features)
+        self.name = full_name(self.config, self.model.features)
         self.patches = self.model.features.explains == "patches"
         self.page = KeypointPage(self.name, self.patches, self.classes, self.class_names, self.requested)
         self.arrays = Kept(self.classes, self.class_names)
@@ -42,7 +42,7 @@ class Keypoints:
         truth = "" if picture.label is None else f", true class {self.class_names[picture.label]}"
         count, kind = len(explanation.keypoints), "patches" if self.patches else "keypoints"
         exact = (
-            f"its score is its bias and the sum of {count} {kind}' shares (off by {explanation.additivity_error:.0e})"
+            f"its score is its bias and the sum of {count} {kind}' shares (off by {explanation.largest_difference:.0e})"
         )
         exact = exact if count else f"it has no {kind}, and its score is its bias"
         png = draw(picture, explanation, self.name, self.class_names, self.patches)

@@ -57,7 +57,7 @@ class Explanation:
         return self.logits.argmax().item()
 
     @property
-    def additivity_error(self) -> float:
+    def largest_difference(self) -> float:
         """Largest difference, over the classes, of a logit and the mean of its patches' logits."""
         return (self.patch_logits.mean((0, 1)) - self.logits).abs().max().item()
 

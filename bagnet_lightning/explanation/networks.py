@@ -43,7 +43,7 @@ class Networks:
             exact = ""
             if model.field:
                 patches = explanation.patch_logits[..., 0].numel()
-                exact = f"; its logit is the mean of {patches} patches' (off by {explanation.additivity_error:.0e})"
+                exact = f"; its logit is the mean of {patches} patches' (off by {explanation.largest_difference:.0e})"
             lines.append(f"{model.name} says {predicted}{truth}{exact}")
         return draw(picture, self.models, explanations), lines
 

@@ -123,7 +123,7 @@ def _explanation(model: Model, explanation: Explanation, offered: list[int], lim
             [strongest(model, explanation, index, PATCHES, largest) for largest in (True, False)] for index in offered
         ]
         entry["patches"] = explanation.patch_logits[..., 0].numel()
-        entry["error"] = explanation.additivity_error
+        entry["error"] = explanation.largest_difference
     for method, maps in others.items():
         entry["maps"].append(
             {"method": method, "classes": explanation.shown, "limit": scale_end([maps]), **fixed_point(maps)}

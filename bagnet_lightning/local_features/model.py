@@ -47,7 +47,7 @@ class LocalModel:
         return self.classifier.scores(self.encoding(bag))
 
 
-def system(config: Mapping, features: object) -> str:
+def full_name(config: Mapping, features: object) -> str:
     """Returns the system's name, "SIFT, 1000 words, linear SVM"; a BagNet's includes its receptive field."""
     name = system_name(config)
     return name.replace("BagNet", model_name(features.model)) if hasattr(features, "model") else name

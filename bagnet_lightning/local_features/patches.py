@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bagnet_lightning.checkpoint import load_backbone
-from bagnet_lightning.config import sha256 as sha256_of
+from bagnet_lightning.config import weights_sha256
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.data.batches import Images
 from bagnet_lightning.data.module import ImageData
@@ -37,7 +37,7 @@ class BagNetFeatures:
                 "that probes one, backbones.NAME=PATH"
             )
         self.trained = load_backbone(checkpoint)
-        if sha256_of(checkpoint) != sha256:
+        if weights_sha256(checkpoint) != sha256:
             raise UserError(f"{checkpoint} has changed since its patches were learned from; run classical again")
         network = self.trained.network
         if not isinstance(network, BagNet):

@@ -10,7 +10,7 @@ import sklearn
 import torch
 from omegaconf import DictConfig
 
-from bagnet_lightning.config import PARTS, plain, sha256
+from bagnet_lightning.config import PARTS, plain, weights_sha256
 from bagnet_lightning.data.batches import Images
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.data.of_config import data_of
@@ -20,7 +20,7 @@ from bagnet_lightning.local_features.bag import Bags
 from bagnet_lightning.local_features.em import fine_tuned
 from bagnet_lightning.local_features.encoding import Encoding
 from bagnet_lightning.local_features.extraction import extracted
-from bagnet_lightning.local_features.model import LocalModel, made, save_local_model, system
+from bagnet_lightning.local_features.model import LocalModel, full_name, made, save_local_model
 from bagnet_lightning.local_features.patches import BagNetFeatures, Patches
 from bagnet_lightning.machine import commit, device_name, peak_memory_mib, versions
 from bagnet_lightning.predictions import write_predictions
@@ -47,13 +47,13 @@ def run(config: DictConfig, folder: Path) -> dict:
         features.check(data)
         measured = {
             "model": features.model,
-            "system": system(config, features),
+            "system": full_name(config, features),
             "mean_accuracy": features.mean_accuracy(images["val"], data.class_ids),
         }
     tuning_seconds = 0.0
     if config.em:
         checkpoint, measured["em"], tuning_seconds = fine_tuned(config, folder / "em")
-        settings["features"] |= {"checkpoint": os.path.relpath(checkpoint), "sha256": sha256(str(checkpoint))}
+        settings["features"] |= {"checkpoint": os.path.relpath(checkpoint), "sha256": weights_sha256(str(checkpoint))}
         features = made(settings, "features")
         measured["em_mean_accuracy"] = features.mean_accuracy(images["val"], data.class_ids)
 

@@ -144,6 +144,9 @@ def test_jobs_outlive_an_interrupted_command_and_the_same_command_waits_for_them
     assert "the jobs go on in SLURM" in printed
     assert job_state(job)["JobState"] == "RUNNING"
     submitted = set(first.folder.glob(".submitit/*_submitted.pkl"))
+    code, lines, printed = Sweep(tmp_path, *[word.replace("trainer=cpu", "trainer=auto") for word in asked]).ended()
+    assert (code, lines) == (1, []), printed  # of the same name, but with another precision
+    assert re.search(r"SLURM job \S+ trains another configuration in multirun_outputs/s/bagnet9", printed)
     code, lines, printed = Sweep(tmp_path, *asked).ended()
     assert (code, len(lines)) == (0, 2), printed
     assert set(first.folder.glob(".submitit/*_submitted.pkl")) == submitted
