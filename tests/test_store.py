@@ -74,7 +74,7 @@ def test_images_that_are_in_train_too_are_told(tmp_path, capsys):
     files = source(tmp_path / "images", "more")
     files.splits["val"].paths[1:3] = files.splits["train"].paths[4], files.splits["train"].paths[0]
     packed_store(tmp_path / "toy.store", "more", lambda: files, 1, "")
-    assert capsys.readouterr().err == f"note: 2 images of val are in train too, such as {tmp_path}/images/4.png\n"
+    assert capsys.readouterr().err == f"note: images of val that are in train too: 2, such as {tmp_path}/images/4.png\n"
 
 
 def test_verify_notices_one_changed_byte(tmp_path):

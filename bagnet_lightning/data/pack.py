@@ -98,7 +98,7 @@ def _note_images_of_train(source: Source, chunks: dict[tuple[str, int], PackedCh
         images = [image for (split, _), chunk in chunks.items() if split == name for image in chunk.images]
         paths = [path for path, image in zip(source.splits[name].paths, images, strict=True) if image in seen]
         if paths:
-            print(f"note: {len(paths)} images of {name} are in train too, such as {paths[0]}", file=sys.stderr)
+            print(f"note: images of {name} that are in train too: {len(paths)}, such as {paths[0]}", file=sys.stderr)
 
 
 def _mean_and_std(chunks: list[PackedChunk], count: int) -> tuple[list[float], list[float]]:
