@@ -1,6 +1,7 @@
 """Prints a table of the runs of a sweep that shows why BagNets did not learn by SGD in the paper.
 
-python benchmarks/why_sgd.py multirun_outputs/why_sgd
+    python benchmarks/why_sgd.py multirun_outputs/why_sgd
+    python benchmarks/why_sgd.py RUN/last.ckpt    accuracies with batch statistics in the stem alone, and everywhere
 
 A run whose train accuracy is as low as its validation accuracy did not learn: its steps were too short. One that has
 learned but fails validation until the images' own batch statistics replace the running ones was evaluated with running
@@ -25,15 +26,18 @@ HEADING = (
 )  # fmt: skip
 
 
-def with_batch_statistics(checkpoint: Path) -> float:
-    """Returns the validation accuracy with every batch norm using the statistics of 250 validation images at a time."""
+def with_batch_statistics(checkpoint: Path, stem_alone: bool = False) -> float:
+    """Returns the validation accuracy with batch norms using the statistics of 250 validation images at a time.
+
+    stem_alone: the first batch norm only, instead of all.
+    """
     trained = load_trained(checkpoint)
     data = data_of_run(trained.config, None)
     data.setup()
     images = data.val_images
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))  # they are sorted by class
-    for module in trained.network.modules():
-        module.training = isinstance(module, torch.nn.BatchNorm2d)
+    for name, module in trained.network.named_modules():
+        module.training = isinstance(module, torch.nn.BatchNorm2d) and (name == "bn1" or not stem_alone)
     logits = predict(trained, images.split.images, images.chosen[order])
     return (logits.argmax(1) == images.labels[order]).float().mean().item()
 
@@ -68,6 +72,9 @@ def line(run: dict) -> list[str]:
 
 
 def main(folder: str) -> None:
+    if folder.endswith(".ckpt"):
+        print(f"{with_batch_statistics(Path(folder), stem_alone=True):.4f} {with_batch_statistics(Path(folder)):.4f}")
+        return
     lines = [line(run) for run in read_runs(folder) if run["status"] == "finished"]
     for cells in [HEADING, ["---"] * len(HEADING), *sorted(lines)]:
         print(f"| {' | '.join(cells)} |")
