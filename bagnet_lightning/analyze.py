@@ -51,7 +51,7 @@ def main(config: DictConfig) -> None:
     data = data_of_run(first.config, config.get("data"))
     data.setup()
     for trained in all_trained if config.split == "val" else ():
-        data.check_unseen(trained.config["data"])
+        data.check_unseen(trained.config, trained.classes)
     images = data.labelled_for(first.classes, config.split)
     sampled = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))[: config.count]
     split, chosen = images.split, images.chosen[sampled]

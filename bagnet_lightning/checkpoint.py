@@ -154,6 +154,7 @@ def write_backbone(network: nn.Module, about: dict, path: Path) -> None:
     model, data = about["config"]["model"], about["config"]["data"]
     metadata = {
         "config": {
+            "train_digest": about["config"].get("train_digest"),
             "model": {**model, "pretrained": model.get("pretrained", False) is not False},
             "data": {
                 "name": data["name"],

@@ -8,6 +8,7 @@ from tempfile import TemporaryFile
 
 import torch
 
+from bagnet_lightning.data.image_folder import name_in_cache
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.machine import (
     check_device,
@@ -108,7 +109,7 @@ def _state_of_data(data: dict) -> str:
     if "root" not in data:
         return "generated"
     root = Path(data["root"])
-    cached = Path(data.get("cache") or root), f"{root.resolve().name}-*.store"
+    cached = Path(data.get("cache") or root), f"{name_in_cache(root)}-*.store"
     places = [(root, "*.store"), (root, ".bagnet_store-*"), cached]
     if any(any(folder.glob(f"{name}/manifest.json")) for folder, name in places):
         return "packed"

@@ -29,7 +29,7 @@ def main(config: DictConfig) -> None:
     data = data_of_run(trained.config, requested)
     data.setup()
     if config.split == "val":
-        data.check_unseen(trained.config["data"])
+        data.check_unseen(trained.config, trained.classes)
     images = data.labelled_for(trained.classes, config.split)
     labels = images.labels
     logits = predict(trained, images.split.images, images.chosen)  # (N, classes)

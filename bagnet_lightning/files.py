@@ -164,16 +164,22 @@ def locked(folder: Path, wait: bool) -> Iterator[bool | None]:
     try:
         yield free
     finally:
-        if free:
-            (folder / LOCK).unlink(missing_ok=True)
+        if free is not False:
+            with contextlib.suppress(OSError):
+                (folder / LOCK).unlink()
         os.close(descriptor)
 
 
 def _open_locked(path: Path, wait: bool) -> tuple[int, bool | None]:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:
+            if not path.exists():
+                raise
+            descriptor = os.open(path, os.O_RDONLY)  # another user's, which NFS does not lock then
         free = _lock(descriptor, wait, path.parent)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             if not free or os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor, free
         os.close(descriptor)  # the process before has removed this file, and others lock a new one

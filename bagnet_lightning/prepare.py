@@ -22,7 +22,7 @@ def main(config: DictConfig) -> None:
     if "root" in config.data and not verify(store):
         raise UserError(
             f"the packed images under {config.data.get('cache') or config.data.root} have changed since they were "
-            "packed: delete the folder that ends in .store there, or .bagnet_store-SIZE, and give the command again"
+            "packed: delete what ends in .store there, or .bagnet_store-SIZE, and give the same command again"
         )
     for name, split in store.splits.items():
         count, height, width, _ = split.images.shape

@@ -59,7 +59,7 @@ def run_in_folder(config: DictConfig, run: Callable[[Path, dict], dict], lead: b
 
 def goes_on(config: DictConfig) -> str:
     """Says how a run that has ended early is continued."""
-    return f"the same command {'without fresh=true ' if config.fresh else ''}again goes on from last.ckpt"
+    return f"the same command{', without fresh=true,' if config.fresh else ' again'} goes on from last.ckpt"
 
 
 def put_aside(folder: Path) -> None:

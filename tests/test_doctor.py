@@ -9,6 +9,7 @@ from conftest import composed
 
 from bagnet_lightning import diagnosis
 from bagnet_lightning.config import plain
+from bagnet_lightning.data.image_folder import name_in_cache
 from bagnet_lightning.diagnosis import facts, problems
 
 
@@ -38,8 +39,8 @@ def test_packed_images_are_found_and_an_offline_mode_lacks_no_key(tmp_path, monk
     (tmp_path / "images/train").mkdir(parents=True)
     asked = ["trainer=cpu", "data=image_folder", f"data.root={tmp_path}/images", f"data.cache={tmp_path}/cache"]
     assert "to be packed" in facts(doctor(*asked))["data"]
-    (tmp_path / "cache/images-64.store").mkdir(parents=True)
-    (tmp_path / "cache/images-64.store/manifest.json").touch()
+    (tmp_path / "cache" / f"{name_in_cache(tmp_path / 'images')}-64.store").mkdir(parents=True)
+    next((tmp_path / "cache").iterdir()).joinpath("manifest.json").touch()
     assert "packed" in facts(doctor(*asked))["data"]
     assert "to be packed" not in facts(doctor(*asked))["data"]
     monkeypatch.setenv("WANDB_MODE", "offline")

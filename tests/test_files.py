@@ -58,6 +58,23 @@ def test_a_folder_is_locked_for_one_process_at_a_time_and_nothing_is_left(tmp_pa
     assert not os.listdir(tmp_path)
 
 
+def test_the_lock_that_another_user_left_is_taken_over(tmp_path, monkeypatch):
+    system_open = os.open
+
+    def refuse_writing(path, flags, *mode):
+        if flags & os.O_RDWR:
+            raise PermissionError
+        return system_open(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refuse_writing)
+    with pytest.raises(PermissionError), locked(tmp_path, wait=True):
+        pass
+    (tmp_path / ".bagnet-lock").touch()
+    with locked(tmp_path, wait=True) as free:
+        assert free
+    assert not os.listdir(tmp_path)
+
+
 def test_where_nothing_can_be_locked_the_folder_of_the_faster_process_is_used(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError

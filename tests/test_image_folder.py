@@ -69,6 +69,7 @@ def test_links_to_folders_of_images_are_followed(root, tmp_path):
         (root / name).rename(tmp_path / name.replace("/", "-"))
         (root / name).symlink_to(tmp_path / name.replace("/", "-"))
     assert open_store(root, cache=tmp_path / "cache").digests == before.digests
+    (root / "val/dog/all").symlink_to(root / "val")  # round in circles
     assert find_images(root / "val") == [root / "val/cat/y.gif", root / "val/dog/x.webp"]
 
 

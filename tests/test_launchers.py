@@ -85,7 +85,7 @@ def test_a_fresh_job_that_was_stopped_goes_on_without_fresh(job):
         raise SystemExit(143)
 
     job.fresh = True
-    assert "; the same command without fresh=true again goes on from last.ckpt" in run(job, task)["error"]
+    assert "; the same command, without fresh=true, goes on from last.ckpt" in run(job, task)["error"]
 
 
 @pytest.mark.parametrize(

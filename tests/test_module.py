@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -105,6 +106,23 @@ def test_batches_of_images_kept_on_the_device_are_the_same(overrides):
     assert len(batches[True]) == len(batches[False])
     for kept, read in zip(batches[True], batches[False], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(kept, read, strict=True))
+
+
+def test_a_network_is_not_measured_on_held_out_images_that_it_was_trained_on():
+    held_out = data("data.holdout=0.25")
+    same, other = held_out.store.digests["train"], "0" * 64
+    everything = held_out.class_ids
+    for holdout, classes, digest, name, refused in (
+        (0.25, everything, same, "textures", None),
+        (0.0, everything, same, "renamed", "held out nothing, and its network has seen these images"),
+        (0.25, everything[:3], same, "textures", r"held out 0\.25 of other classes"),
+        (0.0, everything, other, "textures", None),
+        (0.0, everything, None, "textures", "held out nothing"),  # of an earlier version
+    ):
+        config = {"train_digest": digest, "data": {"name": name, "holdout": holdout, "classes": None}}
+        with pytest.raises(UserError, match=refused) if refused else nullcontext():
+            held_out.check_unseen(config, classes)
+    data().check_unseen({"data": {"name": "textures"}}, everything)  # nothing is held out
 
 
 def test_classes_by_number_identifier_and_name():

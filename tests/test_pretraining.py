@@ -142,6 +142,7 @@ def test_unlabelled_test_images_are_trained_on_too(tmp_path):
     asked += ["trainer.max_epochs=1", "images=train+test"]
     result = fit(composed(*asked, name="pretrain"), tmp_path / "run")
     assert result["train_images"] == 10
+    assert read_checkpoint(tmp_path / "run/last.ckpt")["ImageFolder"].keys() == {"train", "val", "test"}
     with pytest.raises(UserError, match=r"images=train\+test: textures has no test images"):
         fit(small("images=train+test"), tmp_path / "other")
 

@@ -61,10 +61,15 @@ def open_store(
     if cache is None:
         folder = root / f".bagnet_store-{image_size}"
     else:
-        place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]  # other roots may have the same name
-        folder = Path(cache) / f"{root.resolve().name}-{place}-{image_size}.store"
+        folder = Path(cache) / f"{name_in_cache(root)}-{image_size}.store"
     hint = "free some space, or set data.cache=DIR to a folder that can be written"
     return packed_store(folder, fingerprint, find_source, workers, if_unwritable=hint)
+
+
+def name_in_cache(root: Path) -> str:
+    """Returns the first part of the names of a root's stores in a cache: its own name, and a digest of its path."""
+    root = root.resolve()
+    return f"{root.name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
 
 
 def test_files(root: str | Path) -> list[Path]:

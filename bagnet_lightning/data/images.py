@@ -1,7 +1,8 @@
 """Decodes image files to uint8 pixels. Packing workers import this module: it imports neither torch nor Lightning."""
 
 import hashlib
-from glob import glob
+import os
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -61,18 +62,29 @@ def image_suffixes() -> tuple[str, ...]:
 def find_images(path: Path) -> list[Path]:
     """Returns the file `path`, or the files with an image's suffix in and below the folder `path`, sorted; none hidden.
 
-    Follows links to folders. Raises UserError if there is none.
+    Follows links, but enters each folder once. Raises UserError if there is none.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist; give an image file or a folder of them")
     if not path.is_dir():
         return [path]
     suffixes = image_suffixes()
-    files = sorted(path / name for name in glob("**", root_dir=path, recursive=True) if name.lower().endswith(suffixes))
-    files = [file for file in files if file.is_file()]
+    files = sorted(file for file in _files_below(path) if file.name.lower().endswith(suffixes) and file.is_file())
     if not files:
         raise UserError(f"{path} holds no image file; give an image file or a folder of them")
     return files
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    entered = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in entered:
+            folders.clear()
+            continue
+        entered.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
 class PackedChunk(NamedTuple):

@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -17,17 +16,6 @@ from bagnet_lightning.data.store import Store
 from bagnet_lightning.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # that all public weights were trained with
-
-
-class Tiles(Protocol):
-    """Cuts tiles out of batches of images (B, H, W, 3) uint8. Both methods return pixels from 0 to 255, (N, h, w, 3).
-
-    indices: (B,) int64, which images of the data set they are. keys: (3,), of the epoch's draws.
-    """
-
-    def augmented(self, images: Tensor, indices: Tensor, keys: Tensor) -> Tensor: ...
-
-    def unaugmented(self, images: Tensor, indices: Tensor) -> Tensor: ...
 
 
 class ImageData(LightningDataModule, ABC):
@@ -61,7 +49,6 @@ class ImageData(LightningDataModule, ABC):
         self.classes, self.images_per_class, self.holdout = classes, images_per_class, holdout
         self.crop_padding, self.flip, self.normalize, self.seed = crop_padding, flip, normalize, seed
         self.device_resident = device_resident
-        self.tiles: Tiles | None = None  # that batches hold in place of the images, in a pretraining
         self.resident: tuple[Images, Images] | None = None  # copies of train_images and val_images on the device
         self.keys_epoch: int | None = None
 
@@ -93,6 +80,7 @@ class ImageData(LightningDataModule, ABC):
             self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
         elif self.normalize:  # a constant channel has a deviation of 0
             self.mean, self.std = self.store.mean, tuple(deviation or 1.0 for deviation in self.store.std)
+        self.splits = {"train"} if self.holdout else {"train", "val"}
         train = self._indices_by_class("train")
         if self.holdout:
             train, held_out = _split(train, self.holdout)
@@ -142,12 +130,13 @@ class ImageData(LightningDataModule, ABC):
         return Loader(source, batches, self._share(min(map(len, batches))))
 
     def state_dict(self) -> dict[str, str]:
-        """Returns what a checkpoint tells of the images: the digests of those that are trained and validated on."""
-        used = ("train",) if self.holdout else ("train", "val")
-        return {name: self.store.digests[name] for name in used}
+        """Returns what a checkpoint tells of the images: the digests of the splits in use."""
+        return {name: self.store.digests[name] for name in sorted(self.splits)}
 
     def load_state_dict(self, state: dict[str, str]) -> None:
-        """Raises UserError if a checkpoint is of other images than these."""
+        """Raises UserError if a training is to go on with other images than its checkpoint's."""
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
         if changed := [name for name, digest in self.state_dict().items() if state.get(name) != digest]:
             raise UserError(
                 f"the images of {' and '.join(changed)} have changed since last.ckpt was written: restore them, or "
@@ -175,19 +164,20 @@ class ImageData(LightningDataModule, ABC):
         new_labels = torch.tensor([classes.index(name) for name in self.class_ids])
         return replace(images, labels=new_labels[images.labels])
 
-    def check_unseen(self, run: dict) -> None:
-        """Raises UserError if the network of a run has been trained on images that these data hold out.
+    def check_unseen(self, config: dict, classes: list[str]) -> None:
+        """Raises UserError if a network has been trained on images that these data hold out.
 
-        run: the data settings of its configuration.
+        config: of the network's run. classes: the identifiers of its classes; none for a backbone.
         """
-        held_out, classes = run.get("holdout"), run.get("classes")
-        if not self.holdout or run.get("name") != self.name:  # other data have none of these images
-            return
-        if (held_out, classes) != (self.holdout, self.classes):  # other classes change which images are held out
-            of_classes = "" if classes == self.classes else f" of data.classes={classes}"
+        run, digest = config["data"], config.get("train_digest")  # checkpoints of earlier versions have no digest
+        same_images = digest == self.store.digests["train"] if digest else run.get("name") == self.name
+        # Other classes change which images are held out.
+        same_classes = classes == self.class_ids if classes else run.get("classes") == self.classes
+        if self.holdout and same_images and not (same_classes and run.get("holdout") == self.holdout):
+            held_out = f"{run.get('holdout') or 'nothing'}{'' if same_classes else ' of other classes'}"
             raise UserError(
-                f"data.holdout={self.holdout}: the checkpoint's run held out {held_out or 'nothing'}{of_classes}, and "
-                "its network has seen these images; train one with the same data.holdout and data.classes"
+                f"data.holdout={self.holdout}: the checkpoint's run held out {held_out}, and its network has seen "
+                "these images; train one with the same data.holdout and data.classes"
             )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -200,17 +190,11 @@ class ImageData(LightningDataModule, ABC):
         return images, labels, indices
 
     def augmented(self, images: Tensor, indices: Tensor, keys: Tensor) -> Tensor:
-        """Augments and normalises; replaced by acceleration. keys: (3,), of this epoch's draws."""
-        if self.tiles:
-            return self._rescaled(self.tiles.augmented(images, indices, keys))
-        return self._rescaled(augment(images, indices, keys, self.crop_padding, self.flip))
+        """Augments and normalises; replaced by acceleration and by pretraining. keys: (3,), of this epoch's draws."""
+        return rescale(augment(images, indices, keys, self.crop_padding, self.flip), self.scale, self.bias)
 
     def unaugmented(self, images: Tensor, indices: Tensor) -> Tensor:
-        return self._rescaled(self.tiles.unaugmented(images, indices) if self.tiles else images)
-
-    def _rescaled(self, images: Tensor) -> Tensor:
-        row = 3 * images.shape[2]
-        return rescale(images, self.scale[:row], self.bias[:row])
+        return rescale(images, self.scale, self.bias)
 
     def _keys(self) -> Tensor:
         """Returns draw_keys of this epoch, on the device."""

@@ -94,7 +94,7 @@ def pack(folder: Path, source: Source, workers: int | None) -> dict:
 def _note_images_of_train(source: Source, chunks: dict[tuple[str, int], PackedChunk]) -> None:
     """Prints a note if images of train are in another split too, where a network knows their class by heart."""
     seen = {image for (name, _), chunk in chunks.items() if name == "train" for image in chunk.images}
-    for name in source.splits.keys() - {"train"}:
+    for name in [name for name in source.splits if name != "train"]:
         images = [image for (split, _), chunk in chunks.items() if split == name for image in chunk.images]
         paths = [path for path, image in zip(source.splits[name].paths, images, strict=True) if image in seen]
         if paths:

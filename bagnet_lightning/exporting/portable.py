@@ -60,6 +60,7 @@ def describe(trained: Trained, normalises: bool) -> dict:
         "mean": trained.mean,
         "std": trained.std,
         "config": {
+            "train_digest": trained.config.get("train_digest"),
             "model": {**model, "pretrained": model.get("pretrained", False) is not False},
             "data": {
                 "name": data["name"],

@@ -76,7 +76,7 @@ class BagNetFeatures:
                 f"the checkpoint decides between {len(self.trained.classes)} classes, and the data have "
                 f"{len(data.class_ids)}, or others: choose the same ones with data.classes=..."
             )
-        data.check_unseen(self.trained.config["data"])
+        data.check_unseen(self.trained.config, self.trained.classes)
 
     def keypoints(self, height: int, width: int) -> np.ndarray:
         """Returns an image's patches as keypoints, (patches, 4). Raises UserError if it is smaller than a patch."""

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from bagnet_lightning.checkpoint import write_backbone
 from bagnet_lightning.config import plain
+from bagnet_lightning.data.augment import draw_key, rescale
 from bagnet_lightning.data.batches import Images
 from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.data.of_config import data_of
@@ -17,7 +18,7 @@ from bagnet_lightning.data.store import Split
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.pretraining.pretrainer import Method, Pretrainer, neighbour_is_nearer
-from bagnet_lightning.pretraining.tiles import Tiles, TilesOfBatches
+from bagnet_lightning.pretraining.tiles import Tiles
 from bagnet_lightning.training.loggers import RunLogger
 from bagnet_lightning.training.trainer import prepare, schedule, train
 
@@ -46,7 +47,7 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
     if isinstance(network, BagNet):
         network.check_size(tiles.size, tiles.size, "tiles")
     _cut_into_tiles(data, tiles, method.kinds)
-    settings = plain(config) | {"image_size": data.store.side}
+    settings = plain(config) | {"image_size": data.store.side, "train_digest": data.store.digests["train"]}
     about = {"config": settings, "classes": [], "class_names": [], "mean": data.mean, "std": data.std}
     module = Pretrainer(network, features, method, **schedule(config), about=about)
     description = (
@@ -76,6 +77,7 @@ def _add_test_images(data: ImageData) -> None:
     """Adds the unlabelled test images of `data` to its training images, as a copy of all in memory."""
     if "test" not in data.store.splits:
         raise UserError(f"images=train+test: {data.name} has no test images; leave it at train")
+    data.splits.add("test")
     splits = data.train_images.split, data.store.splits["test"]
     images = torch.cat([splits[0].images.index_select(0, data.train_images.chosen), splits[1].images])
     all_indices = torch.arange(len(images))
@@ -99,4 +101,15 @@ def _cut_into_tiles(data: ImageData, tiles: Tiles, kinds: int) -> None:
                 "needs another image to be compared with; choose another size"
             )
 
-    data.tiles = TilesOfBatches(tiles, kinds, data.seed)
+    def scaled(tiles_of_batch: Tensor) -> Tensor:
+        row = 3 * tiles.size
+        return rescale(tiles_of_batch, data.scale[:row], data.bias[:row])
+
+    def augmented(images: Tensor, indices: Tensor, keys: Tensor) -> Tensor:
+        return scaled(tiles.augmented(images, indices, keys[0], kinds))
+
+    def unaugmented(images: Tensor, indices: Tensor) -> Tensor:
+        key = torch.tensor(draw_key(data.seed, -1), device=indices.device)  # -1: no epoch of training
+        return scaled(tiles.triplets(images, indices, key))
+
+    data.augmented, data.unaugmented = augmented, unaugmented

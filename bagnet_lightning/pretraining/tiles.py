@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bagnet_lightning.data.augment import draw_key, random_bits
+from bagnet_lightning.data.augment import random_bits
 from bagnet_lightning.errors import UserError
 
 ANCHOR, NEIGHBOUR, DISTANT = range(3)
@@ -70,22 +70,6 @@ class Tiles:
         distant = [_draw(bits[DISTANT], 16 * axis, end + 1) for axis, end in enumerate(ends)]
         other = (batch + 1 + _draw(bits[3], 0, len(indices) - 1)) % len(indices)
         return [(batch, *anchor), (batch, *neighbour), (other, *distant)]
-
-
-@dataclass(frozen=True)
-class TilesOfBatches:
-    """The tiles of ImageData's batches: `kinds` kinds for training; for validation triplets, always the same ones."""
-
-    tiles: Tiles
-    kinds: int
-    seed: int
-
-    def augmented(self, images: Tensor, indices: Tensor, keys: Tensor) -> Tensor:
-        return self.tiles.augmented(images, indices, keys[0], self.kinds)
-
-    def unaugmented(self, images: Tensor, indices: Tensor) -> Tensor:
-        key = torch.tensor(draw_key(self.seed, -1), device=indices.device)  # -1: no epoch of training
-        return self.tiles.triplets(images, indices, key)
 
 
 def distorted(tiles: Tensor, bits: Tensor, strength: float) -> Tensor:

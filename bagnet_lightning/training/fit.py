@@ -42,7 +42,7 @@ def fit(
     if isinstance(pretrained, str) and (adapted := adapt_head(network, data.class_ids, pretrained)):
         description += f"; {adapted}"
     about = {
-        "config": plain(config) | {"image_size": data.store.side},
+        "config": plain(config) | {"image_size": data.store.side, "train_digest": data.store.digests["train"]},
         "classes": data.class_ids,
         "class_names": data.class_names,
         "mean": data.mean,
