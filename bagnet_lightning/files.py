@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -171,7 +172,7 @@ def locked(folder: Path, wait: bool) -> Iterator[bool | None]:
 
 
 def _open_locked(path: Path, wait: bool) -> tuple[int, bool | None]:
-    while True:
+    for attempt in itertools.count():
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except PermissionError:
@@ -180,7 +181,8 @@ def _open_locked(path: Path, wait: bool) -> tuple[int, bool | None]:
             descriptor = os.open(path, os.O_RDONLY)  # another user's, which NFS does not lock then
         free = _lock(descriptor, wait, path.parent)
         with contextlib.suppress(OSError):
-            if not free or os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            # Some file systems number a file anew at each look: better one lock too few than to wait forever.
+            if not free or attempt == 1000 or os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor, free
         os.close(descriptor)  # the process before has removed this file, and others lock a new one
 

@@ -58,6 +58,12 @@ def test_a_folder_is_locked_for_one_process_at_a_time_and_nothing_is_left(tmp_pa
     assert not os.listdir(tmp_path)
 
 
+def test_a_file_system_that_numbers_files_anew_is_no_endless_loop(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "samestat", lambda *_: False)
+    with locked(tmp_path, wait=True) as free:
+        assert free
+
+
 def test_the_lock_that_another_user_left_is_taken_over(tmp_path, monkeypatch):
     system_open = os.open
 
