@@ -5,6 +5,8 @@ import io
 import json
 import logging
 import re
+from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +28,17 @@ logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it warns
 STYLE = Path(__file__).with_name("style.css")
 
 
-def fill(template: Path, **parts: str) -> str:
-    """Returns the text of `template` with each {{NAME}} replaced by parts["NAME"]."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template.read_text(encoding="utf-8"))
-
-
-def embedded(data: object) -> str:
-    """Returns JSON for a script element, with "<" escaped, so that it cannot end the element."""
-    return json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+def page(folder: Path, name: str, title: str, data: dict, scripts: Sequence[str]) -> str:
+    """Returns the page `folder`/`name`.html with page.css and `scripts` of the folder, which read `data` as JSON."""
+    parts = {
+        "TITLE": escape(title),
+        "STYLE": "".join(path.read_text(encoding="utf-8") for path in (STYLE, folder / "page.css")),
+        # "<" is escaped, so that it cannot end the script element.
+        "DATA": json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c"),
+        "SCRIPT": "\n".join((folder / script).read_text(encoding="utf-8") for script in scripts),
+    }
+    template = (folder / f"{name}.html").read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
 
 
 def png_uri(pixels: np.ndarray) -> str:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from conftest import composed
 from PIL import Image
 from test_commands import one_line
@@ -74,6 +75,9 @@ def test_mistakes_are_said_before_anything_is_made(checkpoints, photo, tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("in the way")
     other = write_checkpoint(tmp_path / "other/best.ckpt", "bagnet9", CLASSES[:3])
+    larger = torch.load(checkpoints["bagnet9"], weights_only=True)
+    larger["bagnet_lightning"]["config"]["image_size"] = 48
+    torch.save(larger, tmp_path / "larger.ckpt")
     images = f"images={photo}"
     mistakes = {
         (f"checkpoint={tmp_path}/none.ckpt",): "does not exist",
@@ -87,6 +91,7 @@ def test_mistakes_are_said_before_anything_is_made(checkpoints, photo, tmp_path)
         (bagnet, images, "class=goldfsh"): "nearest: goldfish",
         (bagnet, images, f"out={tmp_path}/file"): "choose another folder with out=",
         (f"checkpoint=[{checkpoints['bagnet33']},{other}]", images): "do not know the same classes",
+        (f"checkpoint=[{checkpoints['bagnet33']},{tmp_path}/larger.ckpt]", images): "of 40 px and 48 px; explain them",
         (f"checkpoint={checkpoints['resnet18']}", "exact=true"): "only BagNets have exact evidence",
         (bagnet, "exact=some"): "exact must be true or false",
         (bagnet, "split=test"): "no labelled images of that split",

@@ -15,7 +15,7 @@ from trained_checkpoints import CLASS_NAMES, write_checkpoint
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.predictions import write_predictions
 from bagnet_lightning.reporting.page.data import page_data
-from bagnet_lightning.reporting.page.page import page
+from bagnet_lightning.reporting.page.page import results_page
 from bagnet_lightning.reporting.page.server import Server
 from bagnet_lightning.reporting.table import read_table
 from bagnet_lightning.results import note_jobs
@@ -168,7 +168,7 @@ def test_related_systems_have_rows_and_runs_of_their_own(tmp_path):
     assert ["Images without keypoints", "12 val, 103 train"] in run["facts"]
     assert data["runs"]["sift"]["missing"] == ["model.safetensors is missing: this system cannot be explained any more"]
     assert data["without_gallery"] == "best.ckpt of the best BagNet, network, is missing."
-    page(data)
+    results_page(data)
 
 
 def test_a_page_without_networks_has_no_gallery(tmp_path):
@@ -219,8 +219,8 @@ def test_the_page_is_one_file_and_its_data_cannot_end_their_element(tmp_path):
     write_run(tmp_path / "b", status="failed", error="</script>", config={"optim.lr": float("inf")})
     data = data_of(tmp_path)
     json.dumps(data, allow_nan=False)
-    html = page(data)
-    assert html.count("</script>") == 3
+    html = results_page(data)
+    assert html.count("</script>") == 2
     assert html.count("Chart.js v") == 1
     assert "{{" not in html.split("<main")[0]
     assert 'src="http' not in html

@@ -11,7 +11,7 @@ from sweep_folders import write_related, write_run
 from test_results_page import data_of, keep_predictions
 
 from bagnet_lightning.reporting.page.data import page_data
-from bagnet_lightning.reporting.page.page import page as page_of
+from bagnet_lightning.reporting.page.page import results_page
 from bagnet_lightning.reporting.page.server import Server
 from bagnet_lightning.reporting.table import read_table
 from bagnet_lightning.results import note_jobs
@@ -40,7 +40,7 @@ def sweep(tmp_path_factory):
     )
     (failed / "train.log").write_text("Traceback\nValueError: <b>no</b>\n")
     keep_predictions(folder / "bagnet9_adam")
-    (folder / "index.html").write_text(page_of(data_of(folder)), encoding="utf-8")
+    (folder / "index.html").write_text(results_page(data_of(folder)), encoding="utf-8")
     return folder
 
 
@@ -158,7 +158,7 @@ def test_a_failed_run_shows_why_and_how_to_run_it_again(page):
 def test_related_systems_alone_have_a_table_that_sorts_and_no_empty_charts(browser, tmp_path):
     for features, accuracy in (("sift", 0.1), ("orb", 0.3), ("dense_sift", 0.2)):
         write_related(tmp_path / features, features, accuracy=accuracy)
-    (tmp_path / "index.html").write_text(page_of(data_of(tmp_path)), encoding="utf-8")
+    (tmp_path / "index.html").write_text(results_page(data_of(tmp_path)), encoding="utf-8")
     browser.get((tmp_path / "index.html").as_uri())
     shown = [heading.text for heading in browser.find_elements(By.TAG_NAME, "h2") if heading.is_displayed()]
     assert shown == ["Related systems"]

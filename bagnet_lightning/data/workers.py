@@ -28,7 +28,7 @@ def in_processes(
     is raised here.
     The processes are not multiprocessing's: those would import the user's main module first, and with it torch.
     """
-    # Those that this process may use: in a job of SLURM they are not all of the machine.
+    # Cores that this process may use: in a job of SLURM they are not all of the machine.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(workers or cores, most, MAX_WORKERS)
     command = f"import sys; sys.path[:] = {sys.path!r}; from bagnet_lightning.data.workers import serve; serve()"

@@ -8,7 +8,7 @@ from bagnet_lightning.explanation.drawing import scale_end
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.keypoint_drawing import strongest
 from bagnet_lightning.explanation.keypoint_maps import KeypointExplanation
-from bagnet_lightning.explanation.page import MOST_CLASSES, TOP, write_page
+from bagnet_lightning.explanation.page import MOST_CLASSES, TOP, explanation_page
 from bagnet_lightning.standalone import png_uri
 
 DIGITS = 5  # significant digits of a number
@@ -65,7 +65,7 @@ class KeypointPage:
             "asked": self.requested,
             "images": self.images,
         }
-        return write_page("keypoints", self.system, data)
+        return explanation_page("keypoints", self.system, data)
 
 
 def _rounded(values: np.ndarray) -> list:

@@ -14,7 +14,8 @@ class Networks:
     """Explains pictures by the networks of `paths`.
 
     requested: a class to show besides the predicted and the true ones. exact: without captum's methods.
-    Raises UserError if a file is no checkpoint, the networks have different classes, or none is the requested one.
+    Raises UserError if a file is no checkpoint, the networks have different classes or were trained on images of
+    different sizes, or no class is the requested one.
     """
 
     def __init__(self, paths: list[str], requested: str | None, exact: bool):
@@ -22,6 +23,9 @@ class Networks:
         trained = self.models[0].trained
         if any(model.trained.classes != trained.classes for model in self.models):
             raise UserError(f"{' and '.join(paths)} do not know the same classes; explain them one by one")
+        if len(sizes := {model.trained.image_size: None for model in self.models}) > 1:
+            sizes = " and ".join(f"{size} px" for size in sizes)
+            raise UserError(f"{' and '.join(paths)} were trained on images of {sizes}; explain them one by one")
         self.config, self.image_size = trained.config, trained.image_size
         self.classes, self.class_names = trained.classes, trained.class_names
         self.requested = None if requested is None else find_class(requested, self.classes, self.class_names)

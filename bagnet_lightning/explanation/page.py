@@ -3,7 +3,6 @@
 import base64
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 
 import matplotlib
@@ -14,7 +13,7 @@ from torch import Tensor
 from bagnet_lightning.explanation.drawing import COLOURS, PATCHES, exact_limit, scale_end
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.maps import EVIDENCE, Explanation, Model, strongest
-from bagnet_lightning.standalone import STYLE, embedded, fill, png_uri
+from bagnet_lightning.standalone import page, png_uri
 
 TEMPLATE = Path(__file__).parent / "template"
 MOST_CLASSES = 12  # with maps on the page, for each image: those with the highest logits
@@ -65,20 +64,13 @@ class Page:
             "images": self.images,
         }
         title = " and ".join(dict.fromkeys(model.name for model in self.models))
-        return write_page("page", title, data)
+        return explanation_page("page", title, data)
 
 
-def write_page(template: str, title: str, data: dict) -> str:
-    """Returns the page of template/`template`.html and .js: "page" for networks, or "keypoints"."""
+def explanation_page(name: str, title: str, data: dict) -> str:
+    """Returns the page template/`name`.html: "page" for networks, or "keypoints"."""
     colours = matplotlib.colormaps[COLOURS](np.linspace(0, 1, 255), bytes=True)[:, :3]
-    scripts = [(TEMPLATE / f"{name}.js").read_text(encoding="utf-8") for name in ("shared", template)]
-    return fill(
-        TEMPLATE / f"{template}.html",
-        TITLE=escape(title),
-        STYLE=STYLE.read_text(encoding="utf-8") + (TEMPLATE / "page.css").read_text(encoding="utf-8"),
-        DATA=embedded({**data, "colours": colours.tolist()}),
-        SCRIPT="\n".join(scripts),
-    )
+    return page(TEMPLATE, name, title, {**data, "colours": colours.tolist()}, ("shared.js", f"{name}.js"))
 
 
 def fixed_point(values: Tensor) -> dict:

@@ -28,7 +28,7 @@ def write_report(
     Raises UserError if there are no runs, and, after the table is printed, if nothing can be written.
     """
     from bagnet_lightning.reporting.page.data import page_data
-    from bagnet_lightning.reporting.page.page import page
+    from bagnet_lightning.reporting.page.page import results_page
 
     tables = [read_table(folder) for folder in folders]
     for table in tables:
@@ -41,7 +41,7 @@ def write_report(
     _write(files, place)  # before a network is loaded and run for the page
     pictures = {Path(name).stem: data_uri(png, "image/png") for name, png in files.items() if name.endswith(".png")}
     data = page_data(tables, pictures, gallery, live=False)
-    _write(html := {"index.html": page(data).encode()}, place)
+    _write(html := {"index.html": results_page(data).encode()}, place)
     files |= html
     if not any(table.runs for table in tables):
         raise UserError(

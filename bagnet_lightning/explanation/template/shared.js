@@ -1,4 +1,3 @@
-"use strict";
 // What the pages of networks and of keypoints share.
 
 const data = JSON.parse(document.getElementById("data").textContent);

@@ -9,7 +9,7 @@ from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.reporting.page.page import page
+from bagnet_lightning.reporting.page.page import results_page
 
 FRESH = 2  # s for which data are not read again, whatever the number of requests
 SHARE = 0.1  # of a core, at most, for reading: training needs the rest
@@ -63,7 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         if self.path == "/":
-            self._send("text/html; charset=utf-8", page(self.server.data()).encode())
+            self._send("text/html; charset=utf-8", results_page(self.server.data()).encode())
         elif self.path == "/data.json":
             data = self.server.data()
             if self.headers.get("If-None-Match") == data["tag"]:

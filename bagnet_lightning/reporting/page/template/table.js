@@ -1,4 +1,3 @@
-"use strict";
 // What all parts of the page share, and the tables.
 
 const make = (tag, className, ...children) => {
