@@ -60,10 +60,10 @@ def kind(config: Mapping) -> str | None:
     return "pretraining" if "method" in config else None
 
 
-def training_settings(config: DictConfig) -> dict[str, object]:
-    """Returns the leaves of a configuration that determine what is trained: not where, how fast, or by which name."""
+def training_settings(config: dict) -> dict[str, object]:
+    """Returns the leaves of a plain configuration that determine what is trained: not where, how fast, or its name."""
     ignored = (*NOT_IN_DIGEST, *_REDUNDANT)
-    all_leaves = leaves(plain(config), modules=True)
+    all_leaves = leaves(config, modules=True)
     kept = {key: value for key, value in all_leaves.items() if not within(key.removeprefix("em."), ignored)}
     if isinstance(kept.get("model.pretrained"), str):
         del kept["model.pretrained"]  # pretrained_sha256 identifies the file
@@ -71,8 +71,13 @@ def training_settings(config: DictConfig) -> dict[str, object]:
     if not trainer.get("sync_batchnorm", True):  # then batch statistics depend on the number of devices
         kept["trainer.devices"] = trainer.get("devices", 1) * trainer.get("num_nodes", 1)
     if kind(config) == "pretraining":  # validation draws distant tiles from its batches
-        kept["data.eval_batch_size"] = config.data.eval_batch_size
+        kept["data.eval_batch_size"] = config["data"]["eval_batch_size"]
     return kept
+
+
+def is_seed(key: str) -> bool:
+    """Whether runs that differ in this key alone are repetitions of one experiment."""
+    return key.rpartition(".")[2].endswith("seed")
 
 
 def image_size(config: Mapping) -> int:
@@ -82,7 +87,7 @@ def image_size(config: Mapping) -> int:
 
 def digest(config: DictConfig) -> str:
     """Returns twelve hex digits that are equal for two configurations exactly if they ask for the same training."""
-    return hashlib.sha256(json.dumps(training_settings(config), sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(training_settings(plain(config)), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def weights_sha256(path: object) -> str | None:

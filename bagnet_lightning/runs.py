@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from bagnet_lightning.config import digest, plain, training_settings
+from bagnet_lightning.config import plain, training_settings
 from bagnet_lightning.errors import Diverged, Interrupted, UserError, in_one_line
 from bagnet_lightning.files import locked, write_text
 from bagnet_lightning.results import describe, read_run
@@ -106,9 +106,8 @@ def _aside(folder: Path) -> tuple[Path, Path]:
 def skip_or_refuse(config: DictConfig, folder: Path, requested: dict, lead: bool) -> dict | None:
     """Returns the result if nothing is to be run in `folder`: the finished run's, or a refusal. None: run, or go on."""
     earlier = {} if config.fresh else read_run(folder)
-    earlier_config = OmegaConf.create(earlier.get("config") or {})
-    if earlier_config and digest(earlier_config) != requested["config_digest"] and not nothing_to_lose(earlier):
-        before, now = training_settings(earlier_config), training_settings(config)
+    before, now = training_settings(earlier.get("config") or {}), training_settings(plain(config))
+    if before and before != now and not nothing_to_lose(earlier):
         changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
         changed = ["the images under data.root" if key == "image_files" else key for key in changed]
         error = (

@@ -17,10 +17,10 @@ from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
-from bagnet_lightning.config import NAMING, digest, without_hydra
+from bagnet_lightning.config import NAMING, plain, training_settings, without_hydra
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.launching import ParallelLauncher, folder
 from bagnet_lightning.results import note_jobs, read_run
@@ -133,7 +133,8 @@ def _print_jobs(jobs: list[tuple[Path, DictConfig, str]]) -> None:
     """Prints what each job would do, in which folder and with what share of the devices, and ends the command."""
     for number, (run_folder, job, share) in enumerate(jobs, start=1):
         run = {"status": "unfinished"} if job.fresh else read_run(run_folder)
-        differs = run.get("config") and digest(OmegaConf.create(run["config"])) != digest(without_hydra(job))
+        before, now = training_settings(run.get("config") or {}), training_settings(plain(without_hydra(job)))
+        differs = bool(before) and before != now
         if differs and not nothing_to_lose(run):
             status = "refused, since it holds a run of another configuration"
         elif run["status"] == "finished":

@@ -13,8 +13,8 @@ from bagnet_lightning.paths import CONF
 
 # Not settings of the training, repeated by other keys, or what a row is chosen by.
 _NO_SETTING = (
-    *(*NOT_IN_DIGEST, "seed", "data.seed", "data.name", "data.sha256", "data._target_", "image_files", "image_size"),
-    *("batches", "bagnet", "pretrained_sha256", "model._target_", "optim._target_", "trainer.max_epochs"),
+    *(*NOT_IN_DIGEST, "seed", "data.seed", "data.name", "data.sha256", "image_files", "image_size"),
+    *("batches", "bagnet", "pretrained_sha256", "trainer.max_epochs"),
     *("trainer.accelerator", "trainer.precision", "trainer.deterministic", "trainer.sync_batchnorm"),
     *("trainer.strategy", "trainer.benchmark", "trainer.detect_anomaly"),
 )
@@ -66,11 +66,16 @@ def departures(config: dict, row: PaperRow) -> list[str]:
     changed = [key for key in {**expected, **ours} if key in ours and ours[key] != expected.get(key)]
     if "scheduler._target_" in changed:  # another scheduler's keys mean something else
         changed = [key for key in changed if not key.startswith("scheduler.")] + ["scheduler._target_"]
-    return [f"{key.removesuffix('._target_')}={ours[key]}" for key in changed]
+    short = leaves(config)
+
+    def shown(key: str) -> object:  # with its module if a class of the same name is expected
+        return ours[key] if str(expected.get(key)).rpartition(".")[2] == short[key] else short[key]
+
+    return [f"{key.removesuffix('._target_')}={shown(key)}" for key in changed]
 
 
 def _settings(config: dict) -> dict[str, object]:
-    return {key: value for key, value in leaves(config).items() if not within(key, _NO_SETTING)}
+    return {key: value for key, value in leaves(config, modules=True).items() if not within(key, _NO_SETTING)}
 
 
 @cache

@@ -35,7 +35,13 @@ def write_run(
         },
         "optim": {"_target_": f"torch.optim.{TARGETS[optimizer]}", "lr": 1.0 if optimizer == "adadelta" else 0.001},
         "scheduler": {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 7},
-        "data": {"_target_": "m.TinyImageNet", "name": "tiny_imagenet", "classes": None, "seed": seed, "root": "data"},
+        "data": {
+            "_target_": "bagnet_lightning.data.module.TinyImageNet",
+            "name": "tiny_imagenet",
+            "classes": None,
+            "seed": seed,
+            "root": "data",
+        },
         "trainer": {"accelerator": "auto", "max_epochs": epochs},
         "paper": None,
     }

@@ -58,6 +58,9 @@ def test_the_same_training_in_two_folders_is_no_other_seed(tmp_path):
         {"config": {"optim.lr": 0.01}},
         {"config": {"data.classes": [1, 2]}},
         {"config": {"sweep": "another"}},
+        {"config": {"data._target_": "mine.Darkened"}},
+        {"config": {"model._target_": "mine.bagnet17"}},
+        {"config": {"model.pad": 2}},  # equal to the seed
         {"status": None, "done": 3},
     ],
 )

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 
-from bagnet_lightning.config import NOT_IN_DIGEST, PARTS, leaves, within
+from bagnet_lightning.config import NOT_IN_DIGEST, PARTS, is_seed, leaves, within
 from bagnet_lightning.names import clipped
 
-# Leaves of the config that have a column anyway, that seeds are merged over, or that do not affect the training.
-_NOT_A_SETTING = {"seed", "model._target_", "model.pretrained", "optim._target_", "trainer.max_epochs", "data._target_"}
+# Leaves of the config that have a column anyway, or that do not affect the training.
+_NOT_A_SETTING = {"model._target_", "model.pretrained", "optim._target_", "trainer.max_epochs"}
 _NOT_A_SETTING |= {*NOT_IN_DIGEST} - {"sweep"}
 _NOT_A_SETTING |= {"batches", "bagnet", "pretrained_sha256"}  # repeat data.* and model.*
 #: Names that every table and title already uses.
@@ -21,19 +21,22 @@ def differing_settings(runs: list[dict]) -> list[str]:
     """Returns the config keys, like "model.width", in which `runs` differ beyond seed, epochs, model and optimizer."""
     configs = [leaves(run["config"]) for run in runs]
     overridden = {override.lstrip("+~").partition("=")[0] for run in runs for override in run.get("overrides") or []}
-    known = [[repr(run.get(name)) for run in runs] for name in ("seed", "epochs", "model", "optimizer")]
+    known = [[repr(run.get(name)) for run in runs] for name in ("epochs", "model", "optimizer")]
     names = []
     for name in dict.fromkeys(leaf for config in configs for leaf in config):
-        if within(name, _NOT_A_SETTING):
+        if within(name, _NOT_A_SETTING) or is_seed(name):
             continue
         if name == "scheduler._target_":
             differs = len({_scheduler(config) for config in configs if config}) > 1
+        elif name == "data._target_":  # other data have another name
+            sources = {(config.get("data.name"), config.get(name)) for config in configs if config}
+            differs = len(sources) > len({data for data, _ in sources})
         else:
             differs = _differs(name, configs, name in overridden)
         if not differs:
             continue
         values = [repr(config[name]) if name in config else _absent(name, config, configs) for config in configs]
-        # data.seed that follows seed, or max_lr that follows lr, adds nothing
+        # max_lr that follows lr adds nothing
         if not any(all(a in (None, b) for a, b in zip(values, other, strict=True)) for other in known):
             names.append(name)
             known.append(values)
