@@ -144,6 +144,14 @@ def adapt_head(network: nn.Module, classes: list[str], path: str | Path) -> str 
     return f"its last layer begins anew, but for {len(found)} of {len(classes)} classes that {path} knows"
 
 
+def mean_of_inputs(path: str | Path) -> tuple[float, ...] | None:
+    """Returns the mean that the inputs of a checkpoint's network are normalised by; None for another program's file."""
+    try:
+        return tuple(_read(weights_file(path))[0]["mean"])
+    except UserError:
+        return None
+
+
 def write_backbone(network: nn.Module, about: dict, path: Path) -> None:
     """Writes all of `network` but its classifier, as a state dict for `load_backbone` and `load_pretrained`.
 
@@ -161,6 +169,7 @@ def write_backbone(network: nn.Module, about: dict, path: Path) -> None:
                 "image_size": image_size(about["config"]),
                 "classes": data.get("classes"),
                 "holdout": data.get("holdout", 0.0),
+                "fold": data.get("fold", 0),
             },
         },
         "classes": [],

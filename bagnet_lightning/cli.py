@@ -150,6 +150,9 @@ def _one_line(error: Exception) -> str:
         close = below or get_close_matches(str(key), choices, n=1)
         guess = f"did you mean {close[0]}? " if close else ""
         full_key = getattr(cause, "full_key", key)
+        group = str(full_key).partition(".")[0]
+        if any(re.match(f"{group}=.*,", argument) for argument in sys.argv):
+            guess += f"(in a sweep over {group} each choice needs it: give those with it a command of their own) "
         if str(full_key).startswith("trainer."):
             guess += f"(Lightning's other arguments: +{full_key}=...) "
         return f"there is no key {full_key}; {guess}choices: {', '.join(choices)}"

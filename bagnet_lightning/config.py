@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -76,8 +77,8 @@ def training_settings(config: dict) -> dict[str, object]:
 
 
 def is_seed(key: str) -> bool:
-    """Whether runs that differ in this key alone are repetitions of one experiment."""
-    return key.rpartition(".")[2].endswith("seed")
+    """Whether runs that differ in this key alone, a seed or the fold of a holdout, repeat one experiment."""
+    return key == "data.fold" or key.rpartition(".")[2].endswith("seed")
 
 
 def image_size(config: Mapping) -> int:
@@ -110,11 +111,18 @@ def image_files(target: str, root: str | None) -> str | None:
     """
     if target.endswith(".TinyImageNet") or root is None or not (Path(root) / "train").is_dir():
         return None
+    folders = [path for pattern in ("train", "val", "train/*", "val/*") for path in sorted(Path(root).glob(pattern))]
+    return _image_files(Path(root), tuple(path.stat().st_mtime_ns for path in folders if path.is_dir()))
+
+
+@cache
+def _image_files(root: Path, changed: tuple[int, ...]) -> str:
+    """Returns image_files of `root`, looked at anew when one of its folders has `changed`: there can be many files."""
     from bagnet_lightning.data.images import image_suffixes  # imports Pillow, not needed here for other data
 
     digest, suffixes = hashlib.sha256(), image_suffixes()
     for pattern in ("train/*/*", "val/*/*"):  # follows links, unlike rglob
-        for path in sorted(Path(root).glob(pattern)):
+        for path in sorted(root.glob(pattern)):
             name = path.relative_to(root).as_posix()
             if name.lower().endswith(suffixes) and "/." not in name and path.is_file():
                 digest.update(f"{name} {path.stat().st_size}\n".encode())
@@ -158,5 +166,4 @@ def groups(command: str) -> str:
 
 
 for resolver in (folder, groups, image_files, keys, weights_sha256):
-    once = resolver is image_files  # computed once per configuration: there can be many files
-    OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True, use_cache=once)
+    OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)

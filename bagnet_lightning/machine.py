@@ -5,6 +5,7 @@ import platform
 import re
 import resource
 import subprocess
+from functools import cache
 from importlib.metadata import version
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -48,6 +49,14 @@ def gpu_problem() -> str | None:
                 "for a newer card, that of constraints-k80.txt (3.7 to 8.6) for an older one"
             )
     return None
+
+
+@cache
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices several times as fast as float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)  # torch before 2.13 does not report it
 
 
 def serves(architectures: list[str], capability: tuple[int, int]) -> bool:
@@ -109,7 +118,7 @@ def versions() -> dict[str, str]:
     """Returns the versions of all that affects the results."""
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # not its own class, which checkpoints must not hold
         "torchvision": version("torchvision"),
         "pytorch_lightning": version("pytorch-lightning"),
         "bagnet_lightning": bagnet_lightning.__version__,

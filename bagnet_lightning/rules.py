@@ -77,6 +77,7 @@ RULES: dict[str, Rule] = {
     "data.classes": or_null(_CLASSES),
     "data.images_per_class": or_null(whole(1)),
     "data.holdout": _SHARE,
+    "data.fold": whole(0),
     "data.crop_padding": whole(0),
     "data.flip": (lambda value: BOOL[0](value) or value == "alternating", "true, false or alternating"),
     "data.normalize": (lambda value: BOOL[0](value) or value == "imagenet", "true, false or imagenet"),
@@ -154,17 +155,23 @@ RULES: dict[str, Rule] = {
 _MISSING = object()
 
 
+def _is_own(config: DictConfig, group: str) -> bool:
+    """Whether a group's choice is a class of the user's, for whose arguments there are no rules; data have ours too."""
+    target = OmegaConf.select(config, f"{group}._target_")
+    return group != "data" and target is not None and str(target).partition(".")[0] not in ("bagnet_lightning", "torch")
+
+
 def check(config: DictConfig, rules: dict[str, Rule] = RULES) -> None:
     """Raises UserError, naming the key and its permitted values, for the first value of a wrong type or range.
 
-    The rules hold for the same keys within `em`, too.
+    The rules hold for the same keys within `em`, too, but not for the arguments of a class of the user's own.
     """
     for key in sorted(OmegaConf.missing_keys(config)):
         raise UserError(f"{key} is needed: add {key}=...")
     everywhere = {name: rule for key, rule in rules.items() for name in (key, f"em.{key}")}
     for key, (test, description) in everywhere.items():
         value = OmegaConf.select(config, key, default=_MISSING)
-        if value is _MISSING:
+        if value is _MISSING or _is_own(config, key.partition(".")[0]):
             continue
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value, resolve=True)

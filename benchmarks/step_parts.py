@@ -19,6 +19,7 @@ from bagnet_lightning.machine import chosen_precision
 from bagnet_lightning.training.acceleration import SWITCHES, accelerate
 from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.cuda_graphs import Graphed
+from bagnet_lightning.training.fit import loss_settings
 
 KINDS = {  # the first that matches a kernel's name, on a CPU an operator's
     "compiled, with sums": r"^triton_(red|per)_",  # of Inductor: mostly batch norm's statistics and gradients
@@ -55,8 +56,9 @@ class StepParts:
         self.data.setup("fit")
         self.image_size = self.data.store.splits["train"].images.shape[1]
         self.network = instantiate(config.model, num_classes=len(self.data.class_ids))
-        losses = {"label_smoothing": config.label_smoothing, "patch_loss": config.patch_loss}
-        self.classifier = Classifier(self.network, instantiate(config.optim), None, "epoch", **losses, about={})
+        self.classifier = Classifier(
+            self.network, instantiate(config.optim), None, "epoch", {}, **loss_settings(config)
+        )
         self.classifier.trainer = trainer
         self.classifier.to(self.device).train()
         self.classifier.on_train_start()

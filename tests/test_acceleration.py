@@ -79,7 +79,7 @@ def cuda(monkeypatch):
         graph=Recording,
     )
     monkeypatch.setattr(muon, "ITERATIONS", 1)  # most of a step's time here
-    monkeypatch.setattr(muon, "_multiplies_bfloat16", lambda device: False)
+    monkeypatch.setattr(muon, "multiplies_bfloat16", lambda device: False)
     monkeypatch.setattr(acceleration, "_no_graph", lambda trainer: None)
     monkeypatch.setattr(cuda_graphs, "torch", SimpleNamespace(**{**vars(torch), "cuda": simulated}))
 

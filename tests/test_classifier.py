@@ -32,7 +32,6 @@ def rates(scheduler, interval, epochs, accumulate=1) -> list[float]:
         partial(torch.optim.SGD, lr=1.0),
         scheduler,
         interval,
-        label_smoothing=0.0,
         about={},
     )
     data = TensorDataset(torch.randn(BATCHES * 2, 3, 1, 1), torch.zeros(BATCHES * 2).long(), torch.arange(BATCHES * 2))
@@ -70,7 +69,7 @@ def test_schedules_count_epochs_and_steps_where_batches_are_accumulated():
 def test_norms_and_biases_do_not_decay():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 4))
     optimizer = partial(torch.optim.SGD, lr=0.0, weight_decay=0.5)
-    module = Classifier(network, optimizer, partial(StepLR, step_size=1), "epoch", label_smoothing=0.0, about={})
+    module = Classifier(network, optimizer, partial(StepLR, step_size=1), "epoch", about={})
     module._trainer = SimpleNamespace(estimated_stepping_batches=1, num_training_batches=1, max_epochs=1)
     decays = {
         p: group["weight_decay"]
@@ -104,7 +103,9 @@ def test_a_share_of_the_loss_is_of_every_patchs_own_logits():
     network, images, labels = bagnet9(5, width=0.25).eval(), torch.randn(2, 3, 33, 33), torch.tensor([1, 3])
 
     def trained(patch_loss):
-        return Classifier(network, torch.optim.SGD, StepLR, "epoch", 0.1, {}, patch_loss).cross_entropy(images, labels)
+        criterion = partial(F.cross_entropy, label_smoothing=0.1)
+        module = Classifier(network, torch.optim.SGD, StepLR, "epoch", {}, criterion, patch_loss)
+        return module.logits_and_loss(images, labels)
 
     evidence = network.patch_logits(images)  # (2, h, w, 5)
     own = [
@@ -115,7 +116,7 @@ def test_a_share_of_the_loss_is_of_every_patchs_own_logits():
     torch.testing.assert_close(logits, trained(0.0)[0])
     torch.testing.assert_close(loss, 0.75 * trained(0.0)[1] + 0.25 * torch.stack(own).mean())
     with pytest.raises(UserError, match=r"patch_loss=0\.5 is of a BagNet's patches; Linear has none"):
-        Classifier(nn.Linear(4, 4), torch.optim.SGD, StepLR, "epoch", 0.0, {}, 0.5)
+        Classifier(nn.Linear(4, 4), torch.optim.SGD, StepLR, "epoch", {}, patch_loss=0.5)
 
 
 def test_totals_are_of_losses_hits_and_images():
@@ -139,7 +140,7 @@ def test_the_classes_that_are_kept_are_those_that_count_as_hits():
 
 def test_checkpoints_carry_what_the_epoch_has_come_to():
     def module():
-        return Classifier(nn.Linear(4, 4), torch.optim.SGD, StepLR, "epoch", 0.0, {"classes": ["a"]})
+        return Classifier(nn.Linear(4, 4), torch.optim.SGD, StepLR, "epoch", {"classes": ["a"]})
 
     saved, continued = module(), module()
     checkpoint = {"lr_schedulers": [{"last_epoch": 3, "anneal_func": max}]}  # as of torch 2.0's OneCycleLR

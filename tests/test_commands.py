@@ -230,12 +230,12 @@ def test_a_network_an_optimizer_and_a_schedule_of_the_users_own(command, tmp_pat
     (tmp_path / "mynet.py").write_text(
         "from torch import nn\n"
         "class SmallNet(nn.Sequential):\n"
-        "    def __init__(self, num_classes, width):\n"
+        "    def __init__(self, num_classes, width, stem):\n"
         "        parts = nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes)\n"
         "        super().__init__(*parts)\n"
     )
     for name, text in {
-        "model/smallnet": "_target_: mynet.SmallNet\nwidth: 4\n",
+        "model/smallnet": "_target_: mynet.SmallNet\nwidth: 4\nstem: patchify\n",
         "optim/nadam": "_target_: torch.optim.NAdam\n_partial_: true\nlr: 0.001\n",
         "optim/whole": "_target_: torch.optim.NAdam\nlr: 0.001\n",
         "scheduler/plateau": "_target_: torch.optim.lr_scheduler.ReduceLROnPlateau\n_partial_: true\n",
@@ -277,10 +277,10 @@ def test_data_of_the_users_own_say_what_holds_under_any_recipe_and_callbacks_are
     np.savez(
         tmp_path / "cells.npz", **arrays, **labels, test_images=arrays["val_images"], test_labels=np.zeros(12, int)
     )
-    training = block(told, "    import torch\n    from pytorch_lightning").replace("(ImageFolder)", "(Arrays)")
+    training = block(told, "    import torch\n    from torch.nn").replace("(ImageFolder)", "(Arrays)")
     (tmp_path / "mytraining.py").write_text(f"from mydata import Arrays\n{training}")
     (tmp_path / "my/data/darkened.yaml").write_text("defaults: [arrays, _self_]\n_target_: mytraining.Darkened\n")
-    weights = ["+callbacks.w._target_=mytraining.ClassWeights", "+callbacks.w.weights=[0.0,0.0]"]
+    weights = ["+loss._target_=mytraining.Weighted", "+loss.weights=[0.0,0.0]"]
     own = ["--config-dir", "my", "data=arrays"]
     asked = [*own, "recipe=modern", "model=bagnet9", "model.width=0.25", "trainer=cpu", "+callbacks=stop"]
     done = command("train", *asked)

@@ -68,7 +68,7 @@ def test_presets_for_a_card_say_that_there_is_none(monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     for preset in ("t4", "k80"):
         assert problems(doctor(f"trainer={preset}", "data=textures"))[0].fatal
-    assert facts(doctor("trainer=k80"))["precision"] == "32-true"
+    assert facts(doctor("trainer=k80"))["precision"].startswith("32-true")
     assert facts(doctor("trainer=t4"))["W&B"] == "online"
 
 

@@ -1,5 +1,6 @@
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -101,13 +102,13 @@ def test_the_e_step_keeps_the_patches_whose_smoothed_probability_reaches_the_thr
 
 def test_the_m_step_is_cross_entropy_of_the_discriminative_patches_alone(trained):
     callback = em()
-    callback.network, callback.module = load_trained(trained).network, type("", (), {"label_smoothing": 0})
+    callback.network, callback.module = load_trained(trained).network, SimpleNamespace(criterion=F.cross_entropy)
     torch.manual_seed(0)
     images, labels = torch.randn(2, 3, 33, 33), torch.tensor([2, 0])
     callback.chosen = torch.zeros(2, 4, 4, dtype=torch.bool)
     for patch in [(0, 0, 0), (0, 1, 3), (1, 2, 2)]:
         callback.chosen[patch] = True
-    logits, loss = callback.patch_cross_entropy(images.requires_grad_(), labels)
+    logits, loss = callback.logits_and_patch_loss(images.requires_grad_(), labels)
     loss.backward()
     patches = callback.network.patch_logits(images)
     by_hand = [F.cross_entropy(patches[i, r, c], labels[i]) for i, r, c in [(0, 0, 0), (0, 1, 3), (1, 2, 2)]]

@@ -66,7 +66,7 @@ def test_seeds_have_error_bars_and_a_word_in_the_legend(tmp_path):
     (errorbar,) = figure.axes[0].containers[1:2]
     (segment,) = errorbar.lines[2][0].get_segments()
     assert segment[:, 1].tolist() == pytest.approx([32 - 2 * 2**0.5, 32 + 2 * 2**0.5])
-    assert "n = 2 seeds" in figure.legends[0].get_texts()[-1].get_text()
+    assert "n = 2 runs" in figure.legends[0].get_texts()[-1].get_text()
 
 
 def test_the_legend_says_when_the_paper_cannot_be_compared(tmp_path):

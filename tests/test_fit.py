@@ -83,12 +83,12 @@ def test_the_settings_of_the_loss_reach_the_training(tmp_path, monkeypatch):
     seen, start = [], Classifier.on_train_start
 
     def started(self):
-        seen.append((self.label_smoothing, self.patch_loss))
+        seen.append((self.criterion.keywords, self.patch_loss))
         start(self)
 
     monkeypatch.setattr(Classifier, "on_train_start", started)
     fit(composed(*SMALL, "label_smoothing=0.1", "patch_loss=0.2", "trainer.max_epochs=1"), tmp_path)
-    assert seen == [(0.1, 0.2)]
+    assert seen == [({"label_smoothing": 0.1}, 0.2)]
 
 
 def test_the_training_loss_of_an_epoch_is_the_mean_over_its_own_images(tmp_path, monkeypatch):
@@ -133,13 +133,17 @@ def test_the_speed_is_of_the_epochs_after_the_first_in_whichever_process():
     assert second.timing(1000) == {"train_seconds": 70, "compile_seconds": 60, "images_per_second": 500}
 
 
-def test_a_run_that_starts_from_anothers_weights_tells_what_becomes_of_the_head(tmp_path, capsys):
+def test_a_run_that_starts_from_anothers_weights_tells_what_becomes_of_the_head_and_of_the_inputs(tmp_path, capsys):
     fit(composed(*SMALL, "data.classes=3", "trainer.max_epochs=1"), tmp_path / "three")
     start = f"model.pretrained={tmp_path / 'three/best.ckpt'}"
     fit(composed(*SMALL, start, "trainer.max_epochs=1"), tmp_path / "six")
     assert "its last layer begins anew, but for 3 of 6 classes" in capsys.readouterr().out
     fit(composed(*SMALL, "data.classes=3", start, "trainer.max_epochs=1"), tmp_path / "again")
-    assert "last layer" not in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "last layer" not in told
+    assert "pixels" not in told
+    fit(composed(*SMALL, "data.classes=3", start, "data.normalize=true", "trainer.max_epochs=1"), tmp_path / "other")
+    assert "weights are of pixels that were not normalised, unlike data.normalize here" in capsys.readouterr().out
 
 
 def test_lightnings_own_checkpoints_can_be_added(tmp_path, monkeypatch):
@@ -155,7 +159,7 @@ def test_the_classifier_trains_in_a_trainer_of_ones_own(tmp_path):
     data.setup()
     assert len(next(iter(data.train_dataloader()))[0]) == 12
     network = instantiate(config.model, num_classes=6)
-    module = Classifier(network, **schedule(config), label_smoothing=0.0, about={})
+    module = Classifier(network, **schedule(config), about={})
     trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, num_sanity_val_steps=2)
     trainer.fit(module, data)
     assert trainer.callback_metrics["train_loss"] > 0

@@ -123,6 +123,10 @@ def test_a_network_is_not_measured_on_held_out_images_that_it_was_trained_on():
         with pytest.raises(UserError, match=refused) if refused else nullcontext():
             held_out.check_unseen(config, classes)
     data().check_unseen({"data": {"name": "textures"}}, everything)  # nothing is held out
+    another = {"train_digest": same, "data": {"holdout": 0.25, "fold": 1}}
+    with pytest.raises(UserError, match=r"held out 0\.25, fold 1, and its network has seen"):
+        held_out.check_unseen(another, everything)
+    data("data.holdout=0.25", "data.fold=1").check_unseen(another, everything)
 
 
 def test_classes_by_number_identifier_and_name():
@@ -189,6 +193,18 @@ def test_images_per_class_cuts_the_train_split_alone():
     count = len(module.class_ids)
     assert labels_of(module.train_images) == [2] * count
     assert len(module.val_images) == 12
+
+
+def test_folds_of_a_holdout_are_every_image_once():
+    folds = [data("data.holdout=0.2", f"data.fold={fold}") for fold in range(5)]
+    held = [index for fold in folds for index in fold.val_images.chosen.tolist()]
+    assert sorted(held) == list(range(36))
+    for fold in folds:
+        assert {*fold.train_images.chosen.tolist()} == {*range(36)} - {*fold.val_images.chosen.tolist()}
+        assert labels_of(fold.train_images) == [6 - count for count in labels_of(fold.val_images)]
+    for asked in (["data.holdout=0.2", "data.fold=5"], ["data.fold=1"]):
+        with pytest.raises(UserError, match=r"has no such fold; those of 0\.2 are 0 to 4"):
+            data(*asked)
 
 
 def test_holdout_is_stratified_disjoint_and_the_same_for_every_seed():

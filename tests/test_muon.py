@@ -8,7 +8,7 @@ from bagnet_lightning.training.muon import Muon, orthogonal_filters, orthogonali
 @pytest.mark.parametrize(("amx", "atol"), [(False, 1e-3), (True, 1e-2)])  # in float32, in bfloat16
 @pytest.mark.parametrize("shape", [(3, 20, 50), (1, 16, 16)])
 def test_singular_values_become_about_one(shape, amx, atol, monkeypatch):
-    monkeypatch.setattr(muon, "_multiplies_bfloat16", lambda device: amx)
+    monkeypatch.setattr(muon, "multiplies_bfloat16", lambda device: amx)
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     values = torch.linalg.svdvals(orthogonalized(matrices))
     assert values.min() > 0.3

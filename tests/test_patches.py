@@ -111,12 +111,12 @@ def test_a_backbone_tells_what_it_has_not_seen(checkpoint, tmp_path):
         ("other", 0.1, 3, None),
     ):
         with pytest.raises(UserError, match=refused) if refused else nullcontext():
-            features.check(Data(name=name, holdout=holdout, classes=classes))
+            features.check(Data(name=name, holdout=holdout, fold=0, classes=classes))
 
 
 def test_logits_are_of_the_datas_own_classes(checkpoint):
     classes = load_trained(checkpoint).classes
-    data = Data(class_ids=classes, holdout=0.0, name="other", classes=None)
+    data = Data(class_ids=classes, holdout=0.0, fold=0, name="other", classes=None)
     features_of(checkpoint, "logits").check(data)
     data.class_ids = classes[::-1]
     with pytest.raises(UserError, match="or others: choose the same ones"):

@@ -25,10 +25,10 @@ def data_of(*folders, gallery=False) -> dict:
     return page_data([read_table(folder) for folder in folders], {}, gallery, live=False)
 
 
-def keep_predictions(folder, side=40):
-    """Twelve images, ten of them right, one of class 1 and one of class 2 taken for class 0."""
+def keep_predictions(folder, side=40, wrong=(4, 8)):
+    """Twelve images, ten of them right, one of class 1 and one of class 2 taken for class 0. wrong: other ones."""
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2])
-    predicted = np.where(np.isin(np.arange(12), (4, 8)), 0, labels)
+    predicted = np.where(np.isin(np.arange(12), wrong), 0, labels)
     pixels = np.random.default_rng(0).integers(0, 256, (12, side, side, 3), dtype=np.uint8)
     write_predictions(folder / "predictions.npz", CLASS_NAMES, labels, predicted, lambda places: pixels[places])
 
@@ -89,10 +89,19 @@ def test_neighbours_differ_in_the_fewest_things(tmp_path):
     write_run(tmp_path / "b", "bagnet17", "sgd", 0.1)
     write_run(tmp_path / "c", "bagnet9", "adam", 0.3, config={"model.width": 0.5})
     write_run(tmp_path / "d", "bagnet17", "adam", 0.35, config={"model.width": 0.5})
+    keep_predictions(tmp_path / "a")
+    keep_predictions(tmp_path / "b", wrong=(4, 8, 9, 10))
+    keep_predictions(tmp_path / "d", side=41)  # of other images
+    error = np.std([1] * 2 + [0] * 10, ddof=1) / 12**0.5  # two images that "b" alone has wrong
     near = {name: run["neighbours"] for name, run in data_of(tmp_path)["runs"].items()}
     assert near["a"] == [
-        {"run": "b", "differs": [["optimizer", "SGD", "Adam"]], "accuracy": 0.1},
-        {"run": "d", "differs": [["width", "0.5", "1.0"]], "accuracy": 0.35},
+        {
+            "run": "b",
+            "differs": [["optimizer", "SGD", "Adam"]],
+            "accuracy": 0.1,
+            "error": pytest.approx(error),
+        },
+        {"run": "d", "differs": [["width", "0.5", "1.0"]], "accuracy": 0.35, "error": None},
     ]
     assert [other["run"] for other in near["c"]] == ["d"]
 
@@ -161,7 +170,7 @@ def test_related_systems_have_rows_and_runs_of_their_own(tmp_path):
     assert run["explain"]["words"] == "which keypoint spoke for which class"
     assert run["explain"]["command"].endswith("additive/model.safetensors split=val")
     assert run["neighbours"] == [
-        {"run": "sift", "differs": [["classifier", "linear SVM", "additive SVM"]], "accuracy": 0.2}
+        {"run": "sift", "differs": [["classifier", "linear SVM", "additive SVM"]], "accuracy": 0.2, "error": None}
     ]
     assert run["missing"] == []
     assert run["curves"]["epoch"] == []

@@ -36,6 +36,13 @@ def test_files_of_two_runs_have_the_names_of_these_and_are_no_seeds_of_one_line(
     assert sorted(line.pretrained for line in lines) == ["bagnet17", "bagnet17", "bagnet17_seed-1", "mine.pt"]
 
 
+def test_folds_become_mean_and_deviation_too(tmp_path):
+    for fold, accuracy in enumerate((0.4, 0.5)):
+        write_run(tmp_path / str(fold), accuracy=accuracy, config={"data.holdout": 0.2, "data.fold": fold})
+    line = only_line(tmp_path)
+    assert (line.accuracy, len(line.runs)) == (pytest.approx(0.45), 2)
+
+
 def test_one_run_has_no_deviation(tmp_path):
     write_run(tmp_path / "a")
     assert only_line(tmp_path).std is None

@@ -23,10 +23,10 @@ class ImageData(LightningDataModule, ABC):
 
     name: the data's name in tables. classes: all (None), the first N, or a list of identifiers or names.
     images_per_class: only the first N train images of each class; with holdout N at random. holdout: this share of
-    every class's train images is validated on instead of the val split, which is then untouched. crop_padding, flip:
-    see augment.py. normalize: by the train split's mean and standard deviation (False: pixels / 255; "imagenet": by
-    ImageNet's). device_resident: gather batches from a copy of the images on the device that trains ("auto": on a GPU
-    with room). seed: of the order and the augmentation.
+    every class's train images is validated on instead of the val split, which is then untouched. fold: which of these
+    shares, from 0; they do not overlap. crop_padding, flip: see augment.py. normalize: by the train split's mean and
+    standard deviation (False: pixels / 255; "imagenet": by ImageNet's). device_resident: gather batches from a copy of
+    the images on the device that trains ("auto": on a GPU with room). seed: of the order and the augmentation.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class ImageData(LightningDataModule, ABC):
         classes: int | list[str] | None,
         images_per_class: int | None,
         holdout: float,
+        fold: int,
         crop_padding: int,
         flip: bool | str,
         normalize: bool | str,
@@ -46,7 +47,7 @@ class ImageData(LightningDataModule, ABC):
         super().__init__()
         self.name = name
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.classes, self.images_per_class, self.holdout = classes, images_per_class, holdout
+        self.classes, self.images_per_class, self.holdout, self.fold = classes, images_per_class, holdout, fold
         self.crop_padding, self.flip, self.normalize, self.seed = crop_padding, flip, normalize, seed
         self.device_resident = device_resident
         self.resident: tuple[Images, Images] | None = None  # copies of train_images and val_images on the device
@@ -82,8 +83,12 @@ class ImageData(LightningDataModule, ABC):
             self.mean, self.std = self.store.mean, tuple(deviation or 1.0 for deviation in self.store.std)
         self.splits = {"train"} if self.holdout else {"train", "val"}
         train = self._indices_by_class("train")
+        if self.fold and not 0 < self.holdout * (self.fold + 1) < 1 + 1e-6:
+            raise UserError(
+                f"data.fold={self.fold}: data.holdout={self.holdout} has no such fold; those of 0.2 are 0 to 4"
+            )
         if self.holdout:
-            train, held_out = _split(train, self.holdout)
+            train, held_out = _split(train, self.holdout, self.fold)
             self.val_images = self._images("train", held_out)
         else:
             self.val_images = self._images("val", self._indices_by_class("val"))
@@ -173,11 +178,13 @@ class ImageData(LightningDataModule, ABC):
         same_images = digest == self.store.digests["train"] if digest else run.get("name") == self.name
         # Other classes change which images are held out.
         same_classes = classes == self.class_ids if classes else run.get("classes") == self.classes
-        if self.holdout and same_images and not (same_classes and run.get("holdout") == self.holdout):
+        same_share = (run.get("holdout"), run.get("fold", 0)) == (self.holdout, self.fold)
+        if self.holdout and same_images and not (same_classes and same_share):
             held_out = f"{run.get('holdout') or 'nothing'}{'' if same_classes else ' of other classes'}"
+            fold = f", fold {run.get('fold', 0)}" if run.get("fold", 0) != self.fold else ""
             raise UserError(
-                f"data.holdout={self.holdout}: the checkpoint's run held out {held_out}, and its network has seen "
-                "these images; train one with the same data.holdout and data.classes"
+                f"data.holdout={self.holdout}: the checkpoint's run held out {held_out}{fold}, and its network has "
+                "seen these images; train one with the same data.holdout, data.fold and data.classes"
             )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -246,15 +253,16 @@ class ImageData(LightningDataModule, ABC):
         return Images(self.store.splits[split], torch.cat(by_class), labels)
 
 
-def _split(by_class: list[Tensor], holdout: float) -> tuple[list[Tensor], list[Tensor]]:
+def _split(by_class: list[Tensor], holdout: float, fold: int) -> tuple[list[Tensor], list[Tensor]]:
     """Returns each class's indices to keep and to hold out, drawn at random but the same for every run and seed."""
     generator = torch.Generator().manual_seed(0)
-    shuffled = [indices[torch.randperm(len(indices), generator=generator)] for indices in by_class]
-    counts = [round(len(indices) * holdout) for indices in shuffled]
-    return (
-        [indices[count:] for indices, count in zip(shuffled, counts, strict=True)],
-        [indices[:count] for indices, count in zip(shuffled, counts, strict=True)],
-    )
+    kept, held_out = [], []
+    for indices in by_class:
+        shuffled = indices[torch.randperm(len(indices), generator=generator)]
+        start, end = (round(len(indices) * holdout * number) for number in (fold, fold + 1))
+        kept.append(torch.cat([shuffled[:start], shuffled[end:]]))
+        held_out.append(shuffled[start:end])
+    return kept, held_out
 
 
 class TinyImageNet(ImageData):

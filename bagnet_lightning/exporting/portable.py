@@ -67,6 +67,7 @@ def describe(trained: Trained, normalises: bool) -> dict:
                 "image_size": trained.image_size,
                 "classes": data.get("classes"),
                 "holdout": data.get("holdout", 0.0),
+                "fold": data.get("fold", 0),
             },
         },
         "bagnet_lightning": bagnet_lightning.__version__,

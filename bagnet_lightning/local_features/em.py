@@ -18,7 +18,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.nn import functional as F
 
 from bagnet_lightning.checkpoint import load_trained
 from bagnet_lightning.config import plain
@@ -52,7 +51,7 @@ def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict], floa
         raise UserError("EM trains on one device; leave em.trainer.devices and em.trainer.num_nodes at 1")
     run_config = {
         **{key: em[key] for key in TRAINING_KEYS},
-        "patch_loss": 0.0,  # EM replaces the loss
+        **{"loss": {}, "patch_loss": 0.0},  # EM replaces the loss
         "weight_average": None,
         "callbacks": {},
         "seed": config.seed,
@@ -83,7 +82,7 @@ class ExpectationMaximization(Callback):
         if not isinstance(module.network, BagNet):
             raise UserError(f"EM needs a network of patches, a BagNet, and not {type(module.network).__name__}")
         self.network, self.module = module.network, module
-        module.cross_entropy = self.patch_cross_entropy
+        module.logits_and_loss = self.logits_and_patch_loss
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.discriminative = self.discriminative.to(module.device)  # a checkpoint's, for the rest of its epoch
@@ -100,13 +99,11 @@ class ExpectationMaximization(Callback):
         if trainer.current_epoch + 1 == trainer.max_epochs:
             self._e_step(trainer)
 
-    def patch_cross_entropy(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def logits_and_patch_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the images' logits, (B, classes), and the M step's loss, over their discriminative patches."""
         logits = self.network.patch_logits(images)  # (B, h, w, classes)
         patch_labels = labels[:, None, None].expand(self.chosen.shape)
-        smoothing = self.module.label_smoothing
-        loss = F.cross_entropy(logits[self.chosen], patch_labels[self.chosen], label_smoothing=smoothing)
-        return logits.mean((1, 2)), loss
+        return logits.mean((1, 2)), self.module.criterion(logits[self.chosen], patch_labels[self.chosen])
 
     def _e_step(self, trainer: Trainer) -> None:
         log_probabilities, labels = self._label_log_probabilities(trainer.datamodule)

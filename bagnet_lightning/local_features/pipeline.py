@@ -124,7 +124,7 @@ def chosen_images(config: DictConfig, data: ImageData) -> dict[str, Images]:
         return {"train": data.train_images, "val": data.val_images}
     if not data.holdout:
         raise UserError("fit_on=holdout: add data.holdout=SHARE, what the checkpoint's run held out")
-    whole = data_of({**config.data, "holdout": 0.0})
+    whole = data_of({**config.data, "holdout": 0.0, "fold": 0})
     whole.setup()
     return {"train": data.val_images, "val": whole.val_images}
 

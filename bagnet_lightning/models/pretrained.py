@@ -93,4 +93,6 @@ def state_dict_of(loaded: object, source: object) -> dict[str, Tensor]:
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise UserError(f"{source} holds no state dict of tensors")
+    if any(key.startswith("network.") for key in loaded):  # a run of this package, whose loss may have weights too
+        loaded = {key: value for key, value in loaded.items() if key.startswith("network.")}
     return {key.removeprefix("module.").removeprefix("network."): value for key, value in loaded.items()}

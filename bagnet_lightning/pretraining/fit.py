@@ -30,7 +30,7 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
 
     Writes backbone.safetensors, the network after the last epoch. Raises UserError for what the user can fix.
     """
-    versions = prepare(config, folder)
+    code = prepare(config, folder)
     data = data_of(config.data)
     data.setup()
     if config.images == "train+test":
@@ -54,7 +54,7 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
         f"{sum(p.numel() for p in network.parameters()):,} parameters; {method.name} of tiles of {tiles.size} px, "
         f"neighbours within {tiles.radius} px; {len(data.train_images):,} images and {len(data.val_images):,} held out"
     )
-    rows, measured = train(config, folder, module, data, [], logger, description)
+    rows, measured = train(config, folder, module, data, [], logger, description, code)
     write_backbone(network, about, folder / BACKBONE)
     return {
         "loss": rows[-1]["train_loss"],
@@ -62,7 +62,6 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
         "val_triplet_accuracy": rows[-1]["val_triplet_accuracy"],
         "colour_triplet_accuracy": _colour_triplet_accuracy(data),
         **measured,
-        **versions,
     }
 
 

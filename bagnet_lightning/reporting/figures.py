@@ -102,7 +102,7 @@ def draw_curves(table: Table) -> Figure:
             for i, variant in enumerate(variants[:16])
         ]
     if any(line.std is not None for line in table.lines):
-        handles.append(Patch(facecolor=GREY, alpha=0.18, label="lowest to highest seed"))
+        handles.append(Patch(facecolor=GREY, alpha=0.18, label="lowest to highest run"))
     if crosses:
         handles.append(Line2D([], [], color=GREY, linestyle="", marker="x", label="did not finish"))
     _add_legend(figure, handles)
@@ -222,9 +222,9 @@ def _bar_legend(table: Table) -> list:
         comparable = any(line.paper and not line.not_comparable for line in table.lines)
         label = "the paper" if comparable else "the paper, on the full Tiny ImageNet: not comparable"
         handles.append(Patch(facecolor="none", edgecolor=GREY, hatch="////", label=label))
-    seeds = {len(line.runs) for line in table.lines if line.std is not None}
-    if seeds:
-        label = f"± standard deviation, n = {'–'.join(map(str, sorted({min(seeds), max(seeds)})))} seeds"
+    counts = {len(line.runs) for line in table.lines if line.std is not None}
+    if counts:
+        label = f"± standard deviation, n = {'–'.join(map(str, sorted({min(counts), max(counts)})))} runs"
         handles.append(Line2D([], [], color="black", marker="|", markersize=10, linestyle="", label=label))
     return handles
 

@@ -6,7 +6,7 @@ from bagnet_lightning.reporting.table import Table, pretraining_name
 from bagnet_lightning.results import read_jobs
 
 # Overrides that a column or the name of a related system already shows.
-_IN_COLUMNS = (*NAMING, "table1", "model.pretrained", "trainer.max_epochs", "seed")
+_IN_COLUMNS = (*NAMING, "table1", "model.pretrained", "trainer.max_epochs", "seed", "data.fold")
 
 
 def notes(table: Table) -> list[str]:
@@ -30,7 +30,7 @@ def notes(table: Table) -> list[str]:
             f"settings and cannot be compared. Here: {'; '.join(reasons)}."
         )
     if any(line.std is not None for line in [*table.lines, *table.related]):
-        texts.append("± is the standard deviation over n runs that differ only in their seed.")
+        texts.append("± is the standard deviation over n runs that differ only in their seed or fold.")
     if any(any(line.without_keypoints.values()) for line in table.related):
         texts.append("Images without keypoints are classified all the same, and count in the accuracy.")
     commands = [run["overrides"] for run in runs if isinstance(run.get("overrides"), list)]

@@ -6,13 +6,12 @@ Their runs are those of `python -m bagnet_lightning.classical`, "kind": "related
 import re
 from dataclasses import dataclass
 
-from bagnet_lightning.config import NOT_IN_DIGEST, leaves, within
+from bagnet_lightning.config import NOT_IN_DIGEST, is_seed, leaves, within
 from bagnet_lightning.reporting.seeds import SeedsLine, mean, over_seeds, values
 from bagnet_lightning.reporting.settings import format_settings
 
 FEATURES = ("sift", "fast_brief", "orb", "dense_sift", "bagnet")  # in the table's order
 _NOT_SHOWN = "features.sha256"  # distinguishes two runs, but a digest tells a reader nothing
-_NOT_A_SETTING = (*NOT_IN_DIGEST, "seed", "data.seed", "data._target_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +62,10 @@ def system(run: dict) -> str:
 
 def _settings(run: dict) -> dict[str, object]:
     """Returns the leaves of a run's config that change what it computes, except for the seed."""
-    found = leaves(run["config"])
     return {
-        name: value for name, value in found.items() if not name.endswith(".label") and not within(name, _NOT_A_SETTING)
+        name: value
+        for name, value in leaves(run["config"]).items()
+        if not (name.endswith(".label") or is_seed(name) or within(name, (*NOT_IN_DIGEST, "data._target_")))
     }
 
 

@@ -17,7 +17,8 @@ from bagnet_lightning.results import read_runs
 from bagnet_lightning.table1 import PaperRow, departures, paper_row, paper_rows
 
 TINY_IMAGENET = {"train_images": 100_000, "val_images": 10_000, "classes": 200}  # the data of the paper's values
-_COUNTED = ("data.classes=", "data.images_per_class=", "data.holdout=")  # settings covered by TINY_IMAGENET's counts
+# Settings covered by TINY_IMAGENET's counts.
+_COUNTED = ("data.classes=", "data.images_per_class=", "data.holdout=", "data.fold=")
 FILES_OF_RUNS = ("backbone.safetensors", "best.ckpt", "best.safetensors", "last.ckpt", "model.safetensors")
 
 

@@ -17,8 +17,9 @@ from bagnet_lightning.training.learner import Learner
 class Classifier(Learner):
     """Trains `network` ((B, 3, H, W) -> (B, num_classes)) by cross-entropy; the other arguments are Learner's.
 
-    patch_loss: the share of the loss that is the mean cross-entropy of the patches' own logits, whose mean is a
-    BagNet's output. With it, raises UserError for other networks.
+    criterion: the loss of logits (N, num_classes) and labels (N,), a scalar; if it is a module, it is moved to the
+    device and its parameters are trained too. patch_loss: the share of the loss that is the criterion of the patches'
+    own logits, whose mean is a BagNet's output. With it, raises UserError for other networks.
     """
 
     logged = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_top5_accuracy", "learning_rate")
@@ -29,12 +30,12 @@ class Classifier(Learner):
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[..., LRScheduler],
         interval: str,
-        label_smoothing: float,
         about: dict,
+        criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         patch_loss: float = 0.0,
     ):
         super().__init__(network, optimizer, scheduler, interval, about, figures=4)  # see `totals` below
-        self.label_smoothing, self.patch_loss = label_smoothing, patch_loss
+        self.criterion, self.patch_loss = criterion, patch_loss
         if patch_loss:
             if not isinstance(network, BagNet):
                 raise UserError(
@@ -49,22 +50,19 @@ class Classifier(Learner):
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Returns the loss of a training batch, and adds the batch to the epoch's totals."""
-        logits, loss = self.cross_entropy(images, labels)
+        logits, loss = self.logits_and_loss(images, labels)
         self.train_totals += totals(top5(logits.detach()), labels, loss.detach())
         return loss
 
-    def cross_entropy(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def logits_and_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the logits, (B, classes), and the loss to minimise; a callback may replace this function."""
         if not self.patch_loss:
             logits = self.forward_pass(images)
-            return logits, self._cross_entropy(logits, labels)
+            return logits, self.criterion(logits, labels)
         evidence = self.forward_pass(images).flatten(1, 2)  # (B, patches, classes)
         logits = evidence.mean(1)
-        patch_cross_entropy = self._cross_entropy(evidence.flatten(0, 1), labels.repeat_interleave(evidence.shape[1]))
-        return logits, torch.lerp(self._cross_entropy(logits, labels), patch_cross_entropy, self.patch_loss)
-
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        of_patches = self.criterion(evidence.flatten(0, 1), labels.repeat_interleave(evidence.shape[1]))
+        return logits, torch.lerp(self.criterion(logits, labels), of_patches, self.patch_loss)
 
     @torch.inference_mode()
     def validation_step(self, batch: Batch) -> Tensor:

@@ -1,16 +1,18 @@
 """Training of a classifier: from a configuration to checkpoints and measurements."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning import Callback
 from torch import nn
+from torch.nn import functional as F
 
-from bagnet_lightning.checkpoint import adapt_head
+from bagnet_lightning.checkpoint import adapt_head, mean_of_inputs
 from bagnet_lightning.config import plain
-from bagnet_lightning.data.module import ImageData
+from bagnet_lightning.data.module import IMAGENET_MEAN, ImageData
 from bagnet_lightning.data.of_config import data_of
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import BagNet
@@ -27,10 +29,10 @@ def fit(
 ) -> dict:
     """Trains the network of `config` in `folder`, from last.ckpt if it exists, and returns the measurements.
 
-    added_callbacks: Lightning's, which may replace the classifier's `cross_entropy`; last.ckpt holds their state.
+    added_callbacks: Lightning's, which may replace the classifier's `logits_and_loss`; last.ckpt holds their state.
     Raises UserError for what the user can fix.
     """
-    versions = prepare(config, folder)
+    code = prepare(config, folder)
     data = data_of(config.data)
     data.setup()
     if len(data.class_ids) < 2:
@@ -41,6 +43,10 @@ def fit(
     description, pretrained = summary(network, data), config.model.get("pretrained")
     if isinstance(pretrained, str) and (adapted := adapt_head(network, data.class_ids, pretrained)):
         description += f"; {adapted}"
+    mean = IMAGENET_MEAN if pretrained is True else mean_of_inputs(pretrained) if pretrained else None
+    if mean and any(mean) != any(data.mean):
+        normalized = "normalised" if any(mean) else "not normalised"
+        description += f"; note: its weights are of pixels that were {normalized}, unlike data.normalize here"
     about = {
         "config": plain(config) | {"image_size": data.store.side, "train_digest": data.store.digests["train"]},
         "classes": data.class_ids,
@@ -48,13 +54,12 @@ def fit(
         "mean": data.mean,
         "std": data.std,
     }
-    loss_settings = {"label_smoothing": config.label_smoothing, "patch_loss": config.patch_loss}
-    classifier = Classifier(network, **schedule(config), **loss_settings, about=about)
+    classifier = Classifier(network, **schedule(config), **loss_settings(config), about=about)
     own_callbacks = instantiate([*config.callbacks.values()])
     callbacks = [BestPredictions(folder / "predictions.npz"), BestCheckpoint(folder), *own_callbacks, *added_callbacks]
     if config.weight_average is not None:
         callbacks.insert(0, WeightAverage(config.weight_average))
-    rows, measured = train(config, folder, classifier, data, callbacks, logger, description)
+    rows, measured = train(config, folder, classifier, data, callbacks, logger, description, code)
     best = max(rows, key=lambda row: row["val_accuracy"])  # the first of equal epochs
     return {
         "best_val_accuracy": best["val_accuracy"],
@@ -62,8 +67,13 @@ def fit(
         "final_val_accuracy": rows[-1]["val_accuracy"],
         "val_top5_accuracy": best["val_top5_accuracy"],
         **measured,
-        **versions,
     }
+
+
+def loss_settings(config: DictConfig) -> dict:
+    """Returns Classifier's arguments from the keys loss, label_smoothing and patch_loss of the configuration."""
+    smoothed = partial(F.cross_entropy, label_smoothing=config.label_smoothing)
+    return {"criterion": instantiate(config.loss) if config.loss else smoothed, "patch_loss": config.patch_loss}
 
 
 def summary(network: nn.Module, data: ImageData) -> str:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from bagnet_lightning.machine import multiplies_bfloat16
+
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: small singular values grow fastest
 ITERATIONS = 5
 STREAMS = 4
@@ -92,7 +94,7 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     Ampere and on CPUs with AMX, where this is about three times as fast.
     """
     a, b, c = QUINTIC
-    x = matrices.bfloat16() if _multiplies_bfloat16(matrices.device) else matrices
+    x = matrices.bfloat16() if multiplies_bfloat16(matrices.device) else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
@@ -114,13 +116,6 @@ def _run_in_streams(jobs: list[Callable[[], list[Tensor]]], tensors: list[Tensor
     for stream in streams:
         current.wait_stream(stream)
     return results
-
-
-@cache
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)  # torch before 2.13 does not report it
 
 
 @cache

@@ -30,6 +30,7 @@ from bagnet_lightning.training.interrupts import StopOnSignal, ValidateOnContinu
 from bagnet_lightning.training.learner import Learner
 from bagnet_lightning.training.loggers import RunLogger
 from bagnet_lightning.training.progress import Progress
+from bagnet_lightning.training.provenance import Provenance
 
 log = logging.getLogger(__name__)
 EXPECTED_WARNINGS = (
@@ -77,10 +78,11 @@ def train(
     callbacks: Sequence[Callback],
     logger: RunLogger | None,
     description: str,
+    code: dict,
 ) -> tuple[list[dict], dict]:
     """Fits `module` to `data` in `folder`, from last.ckpt if it exists; returns rows of metrics.csv and measurements.
 
-    callbacks: added to those that every training has. description: one line on what is trained.
+    callbacks: added to those that every training has. description: one line on what is trained. code: from `prepare`.
     Raises UserError for what the user can fix.
     """
     last = folder / "last.ckpt"
@@ -97,12 +99,14 @@ def train(
         *(logger.callbacks if logger else ()),
     ]
     trainer = _trainer(config, callbacks, logger)
+    device = trainer.strategy.root_device
+    provenance = Provenance(**code, device=device_name(device), precision=trainer.precision)
+    trainer.callbacks.append(provenance)
     accelerate(module, data, trainer, **{key: config.trainer[key] for key in SWITCHES})
     if trainer.precision == "64-true":
         module.double()  # Lightning does so, but only after it has loaded a checkpoint
     trainer.strategy.setup_environment()  # from here on ranks can communicate
     resumed = trainer.strategy.broadcast(last.exists())  # rank 0 decides
-    device = trainer.strategy.root_device
     if trainer.is_global_zero:
         print(f"{os.path.relpath(folder)}: {description}; {device_name(device)}, {trainer.precision}", flush=True)
         if resumed:
@@ -136,10 +140,9 @@ def train(
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
         "receptive_field": getattr(module.network, "receptive_field", None),
         "peak_memory_mib": peak_memory_mib(device),
-        "device": device_name(device),
         "devices": trainer.num_devices,
         "num_nodes": trainer.num_nodes,
-        "precision": trainer.precision,
+        **provenance.result(),
     }
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from bagnet_lightning.config import leaves
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.names import clipped, model_name, model_order
-from bagnet_lightning.predictions import read_predictions
+from bagnet_lightning.predictions import Predictions, read_predictions
 from bagnet_lightning.reporting.figures import optimizer_colour
 from bagnet_lightning.reporting.notes import notes, problems
 from bagnet_lightning.reporting.page.neighbours import distinguished, neighbours
@@ -72,6 +72,7 @@ def _runs_of(table: Table, prefix: str, classes: list[list[str]]) -> dict[str, d
     for part in distinguished(table):
         cells = {prefix + run_name(run, table): cell for run, _, cell in part}
         accuracies = {prefix + run_name(run, table): run.get("best_val_accuracy") for run, *_ in part}
+        predictions = {name: _predictions(run) for name, (run, *_) in zip(cells, part, strict=True)}
         for name, (run, title, _) in zip(cells, part, strict=True):
             described = describe(run, jobs.get(name.removeprefix(prefix)))
             if confusion := described["confusion"]:
@@ -80,12 +81,19 @@ def _runs_of(table: Table, prefix: str, classes: list[list[str]]) -> dict[str, d
                 confusion["classes"] = classes.index(confusion["classes"])
             runs[name] = described | {
                 "title": title,
-                "neighbours": neighbours(name, cells, accuracies),
+                "neighbours": neighbours(name, cells, accuracies, predictions),
                 "optimizer": run["optimizer"] or "?",
                 "model": run["model"] or "?",
             }
     waiting = {prefix + name: overrides for name, overrides in jobs.items() if prefix + name not in runs}
     return runs | {name: {"state": "waiting", "overrides": overrides} for name, overrides in waiting.items()}
+
+
+def _predictions(run: dict) -> Predictions | None:
+    try:
+        return read_predictions(run["folder"])
+    except ValueError:  # `describe` tells of it
+        return None
 
 
 def _notes(table: Table) -> list[str]:

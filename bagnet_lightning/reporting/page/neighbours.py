@@ -2,6 +2,7 @@
 
 from bagnet_lightning.config import PARTS, leaves
 from bagnet_lightning.names import clipped, model_name, optimizer_name
+from bagnet_lightning.predictions import Predictions, paired_error
 from bagnet_lightning.reporting.related import RelatedLine
 from bagnet_lightning.reporting.settings import short
 from bagnet_lightning.reporting.table import Table, start
@@ -22,8 +23,16 @@ def distinguished(table: Table) -> list[list[tuple[dict, str, Cell]]]:
     ]
 
 
-def neighbours(name: str, cells: dict[str, dict[str, str]], accuracies: dict[str, float | None]) -> list[dict]:
-    """Returns the runs with the fewest differences from `name`, and these: [{"run", "differs", "accuracy"}]."""
+def neighbours(
+    name: str,
+    cells: dict[str, Cell],
+    accuracies: dict[str, float | None],
+    predictions: dict[str, Predictions | None],
+) -> list[dict]:
+    """Returns the runs with the fewest differences from `name`, and these: [{"run", "differs", "accuracy", "error"}].
+
+    error: one standard error of the difference of the accuracies, paired by image; None if that is not known.
+    """
     own = cells[name]
     differences = {
         other: [key for key in own.keys() | cell.keys() if own.get(key) != cell.get(key)]
@@ -39,6 +48,7 @@ def neighbours(name: str, cells: dict[str, dict[str, str]], accuracies: dict[str
                 [key, cells[other].get(key, "none"), own.get(key, "none")] for key in own if key in differences[other]
             ],
             "accuracy": accuracies[other],
+            "error": paired_error(predictions[name], predictions[other]),
         }
         for other in nearest
     ]

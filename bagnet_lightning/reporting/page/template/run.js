@@ -94,11 +94,11 @@ function confusions(data, run) {
 
 function nearest(data, run) {
   if (!run.neighbours.length) return [];
-  return [make("h3", "", "Its neighbours, and what they differ in"), make("div", "wide", make("table", "neighbours", ...run.neighbours.map(other => {
+  return [make("h3", "", "Its neighbours, and what they differ in (± one standard error, paired by image)"), make("div", "wide", make("table", "neighbours", ...run.neighbours.map(other => {
     const difference = known(run.best) && known(other.accuracy) ? run.best - other.accuracy : null;
     return make("tr", "", make("td", "left", runLink(other.run, other.differs.map(([key, theirs]) => `${key} ${theirs}`).join(", ") || "the same")),
       make("td", "left quiet", other.differs.map(([, , own]) => `here ${own}`).join(", ")),
-      make("td", "", share(other.accuracy)), make("td", direction(difference), known(difference) ? `${signed(difference)} here` : ""));
+      make("td", "", share(other.accuracy)), make("td", direction(difference), known(difference) ? `${signed(difference)}${known(other.error) ? ` ± ${share(other.error)}` : ""} here` : ""));
   })))];
 }
 

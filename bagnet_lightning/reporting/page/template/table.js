@@ -35,7 +35,7 @@ function columns(data) {
     const of = name => row => row.entries[i]?.[name], group = several ? sweep.name : null;
     list.push({ group, name: "accuracy", of: of("accuracy"), cell: row => accuracyCell(data, row.entries[i], several), strong: true });
     if (any(entry => known(entry.std))) list.push(
-      { group, name: "±", title: "standard deviation over seeds", of: of("std"), show: share },
+      { group, name: "±", title: "standard deviation over seeds or folds", of: of("std"), show: share },
       { group, name: "n", title: "runs that differ only in their seed", of: of("n") });
     if (compared && !several) list.push(paper);
     if (any(entry => known(entry.difference)))
@@ -77,7 +77,7 @@ function relatedColumns(data) {
     ...(data.sweeps.length > 1 ? [{ name: "sweep", left: true, of: row => row.sweep }] : []),
     { name: "system", left: true, of: row => row.system, cell: row => runLink(row.runs[0], row.system) },
     { name: "accuracy", of: row => row.accuracy, cell: row => accuracyCell(data, row, false), strong: true },
-    ...(any("std") ? [{ name: "±", title: "standard deviation over seeds", of: row => row.std, show: share },
+    ...(any("std") ? [{ name: "±", title: "standard deviation over seeds or folds", of: row => row.std, show: share },
       { name: "n", title: "runs that differ only in their seed", of: row => row.n }] : []),
     { name: "top-5", of: row => row.top5, show: share },
     { name: "features", title: "time to compute the features of all images", of: row => row.feature_seconds, show: duration },
