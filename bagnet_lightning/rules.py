@@ -56,6 +56,7 @@ _SIZES: Rule = (
     lambda value: isinstance(value, list) and len(value) > 0 and all(map(number(1)[0], value)),
     "a list of numbers from 1",
 )
+_ACCURACIES = ("val_accuracy", "val_top5_accuracy", "val_balanced_accuracy")
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 _PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "64-true")
 
@@ -69,6 +70,7 @@ RULES: dict[str, Rule] = {
     ),
     "label_smoothing": number(0, 1),
     "patch_loss": number(0, 1),
+    "monitor": (lambda value: value in _ACCURACIES, f"one of {', '.join(_ACCURACIES)}"),
     "weight_average": or_null(_SHARE),
     "checkpoint.every_n_steps": or_null(whole(1)),
     "checkpoint.every_n_minutes": or_null(number(0, above=True)),

@@ -79,7 +79,7 @@ def test_the_last_checkpoint_is_written_once_in_the_minutes_that_were_asked_for(
 
 
 def test_the_best_accuracy_is_remembered_where_the_folder_has_been_moved(tmp_path):
-    before, after = BestCheckpoint(tmp_path / "a"), BestCheckpoint(tmp_path / "b")
+    before, after = (BestCheckpoint(tmp_path / name, "val_accuracy") for name in "ab")
     before.best_model_score, before.best_model_path = torch.tensor(0.5), str(tmp_path / "a/best.ckpt")
     before.best_k_models, before.kth_value = {before.best_model_path: before.best_model_score}, before.best_model_score
     before.kth_best_model_path = before.best_model_path

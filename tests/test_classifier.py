@@ -132,10 +132,12 @@ def test_the_classes_that_are_kept_are_those_that_count_as_hits():
         def forward(self, images):
             return torch.zeros(len(images), 200)
 
-    module = Classifier(Equal(), torch.optim.SGD, StepLR, "epoch", 0.0, {})
+    module = Classifier(Equal(), torch.optim.SGD, StepLR, "epoch", {})
+    module.on_validation_epoch_start()
     labels = torch.arange(200)
     predicted = module.validation_step((torch.randn(200, 4), labels, labels))
-    assert (predicted == labels).sum() == module.val_totals[1] == 1
+    assert (predicted == labels).sum() == module.val_totals[1] == module.val_classes[:, 1].sum() == 1
+    assert module.val_classes[:, 0].tolist() == [1] * 200
 
 
 def test_checkpoints_carry_what_the_epoch_has_come_to():

@@ -102,6 +102,25 @@ def test_a_run_keeps_those_of_its_best_checkpoint(tmp_path):
     loss = F.cross_entropy(logits, data.val_images.labels).item()  # smoothed in training alone
     assert read_metrics(tmp_path)[result["best_epoch"] - 1]["val_loss"] == pytest.approx(loss, rel=1e-4)
     assert not (tmp_path / "progress.json").exists()
+    recalls = [(read.predicted[read.labels == label] == label).mean() for label in np.unique(read.labels)]
+    assert result["val_balanced_accuracy"] == pytest.approx(np.mean(recalls))
+
+
+@pytest.mark.parametrize(("monitor", "epoch"), [("val_accuracy", 1), ("val_balanced_accuracy", 2)])
+def test_the_best_epoch_is_that_of_the_chosen_accuracy(tmp_path, monkeypatch, monitor, epoch):
+    def scripted(self, batch):
+        right = [(8, 0), (4, 3)][self.trainer.current_epoch]  # of 8 images of a class, and 4 of another
+        self.val_totals += torch.tensor([12.0, sum(right), 12, 12])
+        self.val_classes = torch.tensor([[8, right[0]], [4, right[1]], [0, 0]])
+        return batch[1]
+
+    monkeypatch.setattr(Classifier, "validation_step", scripted)
+    result = fit(composed(*SMALL, "trainer.max_epochs=2", f"monitor={monitor}"), tmp_path)
+    assert result["best_epoch"] == epoch
+    assert result["val_balanced_accuracy"] == pytest.approx([0.5, 0.625][epoch - 1])
+    assert result["best_val_accuracy"] == pytest.approx([8 / 12, 7 / 12][epoch - 1])
+    best = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    assert best["global_step"] == 3 * epoch
 
 
 def test_a_run_that_goes_on_keeps_its_best_epoch(tmp_path, monkeypatch):
@@ -109,6 +128,7 @@ def test_a_run_that_goes_on_keeps_its_best_epoch(tmp_path, monkeypatch):
         labels, epoch = batch[1], self.trainer.current_epoch
         hits = (6, 10, 3)[epoch]  # of 12
         self.val_totals += torch.tensor([12.0, hits, 12 - epoch, 12])
+        self.val_classes = torch.ones(6, 2)
         return torch.where(torch.arange(12) < hits, labels, (labels + 1) % 6)
 
     monkeypatch.setattr(Classifier, "validation_step", scripted)

@@ -53,6 +53,7 @@ def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict], floa
         **{key: em[key] for key in TRAINING_KEYS},
         **{"loss": {}, "patch_loss": 0.0},  # EM replaces the loss
         "weight_average": None,
+        "monitor": "val_accuracy",
         "callbacks": {},
         "seed": config.seed,
         "data": {**plain(config)["data"], **inherited},

@@ -11,10 +11,10 @@ from bagnet_lightning.predictions import write_predictions
 
 
 class BestPredictions(Callback):
-    """Writes `path` in every epoch with a new best val_accuracy, from the outputs of validation_step."""
+    """Writes `path` in every epoch with a new highest `monitor`, from the outputs of validation_step."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, monitor: str):
+        self.path, self.monitor = path, monitor
         self.best = -1.0
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -24,10 +24,10 @@ class BestPredictions(Callback):
         self.predictions.append((batch[2], outputs))
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        accuracy = trainer.callback_metrics["val_accuracy"].item()
-        if accuracy <= self.best:
+        value = trainer.callback_metrics[self.monitor].item()
+        if value <= self.best:
             return
-        self.best = accuracy
+        self.best = value
         indices, predicted = (torch.cat(parts).cpu().numpy() for parts in zip(*self.predictions, strict=True))
         if trainer.world_size > 1:
             shares = [None] * trainer.world_size

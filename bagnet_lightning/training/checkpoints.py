@@ -22,14 +22,14 @@ WAITING_AT_MOST = 2  # checkpoints: an epoch's best.ckpt and last.ckpt
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """best.ckpt: the weights of the highest validation accuracy, kept also when the run's folder has been moved.
+    """best.ckpt: the weights of the epoch with the highest `monitor`, kept also when the run's folder has been moved.
 
-    Lightning forgets the best accuracy in another folder, and would overwrite the best epoch with the next one.
+    Lightning forgets the best value in another folder, and would overwrite the best epoch with the next one.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, monitor: str):
         super().__init__(
-            folder, "best", monitor="val_accuracy", mode="max", save_weights_only=True, enable_version_counter=False
+            folder, "best", monitor=monitor, mode="max", save_weights_only=True, enable_version_counter=False
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

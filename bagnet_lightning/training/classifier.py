@@ -22,7 +22,10 @@ class Classifier(Learner):
     own logits, whose mean is a BagNet's output. With it, raises UserError for other networks.
     """
 
-    logged = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_top5_accuracy", "learning_rate")
+    logged = (
+        *("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_top5_accuracy", "val_balanced_accuracy"),
+        "learning_rate",
+    )
 
     def __init__(
         self,
@@ -64,6 +67,10 @@ class Classifier(Learner):
         of_patches = self.criterion(evidence.flatten(0, 1), labels.repeat_interleave(evidence.shape[1]))
         return logits, torch.lerp(self.criterion(logits, labels), of_patches, self.patch_loss)
 
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self.val_classes: Tensor | None = None  # (classes, 2): of each, the images and those predicted rightly
+
     @torch.inference_mode()
     def validation_step(self, batch: Batch) -> Tensor:
         """Returns the predicted classes, (B,)."""
@@ -71,7 +78,11 @@ class Classifier(Learner):
         logits = self.network(images.to(self.dtype))
         classes = top5(logits)
         self.val_totals += totals(classes, labels, F.cross_entropy(logits, labels))
-        return classes[:, 0]  # not argmax, which may choose another of equal logits, as are many in 16 bits
+        predicted = classes[:, 0]  # not argmax, which may choose another of equal logits, as are many in 16 bits
+        if self.val_classes is None:
+            self.val_classes = labels.new_zeros(logits.shape[1], 2)
+        self.val_classes.index_add_(0, labels, torch.stack([torch.ones_like(labels), predicted == labels], 1))
+        return predicted
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:  # only in a user's own Trainer
@@ -83,6 +94,8 @@ class Classifier(Learner):
         self.log("val_loss", loss)
         self.log("val_accuracy", accuracy, prog_bar=True)
         self.log("val_top5_accuracy", top5_accuracy)
+        images_of_class, right = self.trainer.strategy.reduce(self.val_classes.clone(), reduce_op="sum").unbind(1)
+        self.log("val_balanced_accuracy", (right / images_of_class).nanmean())  # some classes may have no image
         self.log("learning_rate", self.rate)
 
     def _weight(self, images: int) -> Tensor:

@@ -56,16 +56,18 @@ def fit(
     }
     classifier = Classifier(network, **schedule(config), **loss_settings(config), about=about)
     own_callbacks = instantiate([*config.callbacks.values()])
-    callbacks = [BestPredictions(folder / "predictions.npz"), BestCheckpoint(folder), *own_callbacks, *added_callbacks]
+    best_epoch = [BestPredictions(folder / "predictions.npz", config.monitor), BestCheckpoint(folder, config.monitor)]
+    callbacks = [*best_epoch, *own_callbacks, *added_callbacks]
     if config.weight_average is not None:
         callbacks.insert(0, WeightAverage(config.weight_average))
     rows, measured = train(config, folder, classifier, data, callbacks, logger, description, code)
-    best = max(rows, key=lambda row: row["val_accuracy"])  # the first of equal epochs
+    best = max(rows, key=lambda row: row[config.monitor])  # the first of equal epochs
     return {
         "best_val_accuracy": best["val_accuracy"],
         "best_epoch": best["epoch"],
         "final_val_accuracy": rows[-1]["val_accuracy"],
         "val_top5_accuracy": best["val_top5_accuracy"],
+        "val_balanced_accuracy": best["val_balanced_accuracy"],
         **measured,
     }
 

@@ -118,6 +118,7 @@ def _facts(run: dict) -> list[list[str]]:
         "Best epoch": cell(run.get("best_epoch")),
         "Final validation accuracy": cell(run.get("final_val_accuracy"), ".4f"),
         "Top-5 accuracy": cell(run.get("val_top5_accuracy"), ".4f"),
+        "Balanced accuracy": cell(run.get("val_balanced_accuracy"), ".4f"),
         "Speed": cell(run.get("images_per_second"), ",.0f", " images/s in training"),
         "Loss": cell(run.get("loss"), ".4f"),
         "Held-out triplets whose neighbour is nearer": cell(run.get("val_triplet_accuracy"), ".4f"),
