@@ -19,7 +19,7 @@ from bagnet_lightning.errors import UserError, in_one_line
 from bagnet_lightning.files import write_bytes
 from bagnet_lightning.models.bagnet import BagNet, bagnet9, bagnet17, bagnet33
 from bagnet_lightning.models.resnet import resnet18
-from bagnet_lightning.names import model_name
+from bagnet_lightning.names import model_name, network_name
 from bagnet_lightning.paths import weights_file
 from bagnet_lightning.safe_load import safe_load
 
@@ -40,7 +40,7 @@ class Trained:
     @property
     def name(self) -> str:
         """The model's name: "BagNet-17"."""
-        return model_name(self.config["model"]["_target_"].rpartition(".")[2])
+        return model_name(network_name(self.config["model"]))
 
     @property
     def image_size(self) -> int:

@@ -1,6 +1,7 @@
 """Display names of networks, optimizers and classes."""
 
 import re
+from collections.abc import Mapping
 
 OPTIMIZERS = {
     "sgd": "SGD",
@@ -9,6 +10,11 @@ OPTIMIZERS = {
     "adamw": "AdamW",
     "muon": "Muon",
 }  # in the paper's order
+
+
+def network_name(model: Mapping) -> str | None:
+    """Returns the name of a configuration's network: "bagnet17", or of a network of timm the one that timm knows."""
+    return str(model.get("model_name") or str(model.get("_target_") or "").rpartition(".")[2]) or None
 
 
 def model_name(model: str | None) -> str:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bagnet_lightning.config import PARTS, digest, kind, plain
 from bagnet_lightning.files import write_text
+from bagnet_lightning.names import network_name
 from bagnet_lightning.table1 import departures, paper_row
 
 #: Incremented when a field of result.json changes its meaning; files of a newer format are not interpreted.
@@ -82,7 +83,7 @@ def _fields(config: Mapping) -> dict:
     optimizer = _class(config.get("optim", {}))
     return {
         **({"kind": "pretraining", "method": config["method"].get("name")} if kind(config) else {}),
-        "model": _class(model),
+        "model": network_name(model),
         "optimizer": optimizer and optimizer.lower(),
         "pretrained": model.get("pretrained", False) is not False,
         "epochs": epochs if isinstance(epochs, int) else None,

@@ -70,6 +70,8 @@ def test_an_unfinished_run_has_the_names_that_its_result_will_have(tmp_path):
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
     asked, run = describe(config, []), read_run(tmp_path)
     assert asked["model"] == "SmallNet"
+    timm = describe(composed("model._target_=timm.create_model", "+model.model_name=vit_tiny.v1"), [])
+    assert timm["model"] == "vit_tiny.v1"
     for name in ("model", "optimizer", "pretrained", "epochs", "seed"):
         assert run[name] == asked[name]
 

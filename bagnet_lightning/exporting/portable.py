@@ -6,6 +6,7 @@ from torch import Tensor, nn
 import bagnet_lightning
 from bagnet_lightning.checkpoint import Trained
 from bagnet_lightning.models.bagnet import BagNet
+from bagnet_lightning.names import network_name
 
 
 class Portable(nn.Module):
@@ -39,7 +40,7 @@ def describe(trained: Trained, normalises: bool) -> dict:
     """
     model, data = trained.config["model"], trained.config["data"]
     about = {
-        "model": model["_target_"].rpartition(".")[2],
+        "model": network_name(model),
         "input": "images: (batch, 3, height, width) float32, RGB from 0 to 1"
         + ("; the graph normalises them itself" if normalises else ", less the mean and divided by std"),
         "logits": "(batch, classes)",
