@@ -151,7 +151,7 @@ def _one_line(error: Exception) -> str:
         guess = f"did you mean {close[0]}? " if close else ""
         full_key = getattr(cause, "full_key", key)
         group = str(full_key).partition(".")[0]
-        if any(re.match(f"{group}=.*,", argument) for argument in sys.argv):
+        if {"-m", "--multirun"} & {*sys.argv} and any(re.match(rf"{group}=[\w/]+,", argument) for argument in sys.argv):
             guess += f"(in a sweep over {group} each choice needs it: give those with it a command of their own) "
         if str(full_key).startswith("trainer."):
             guess += f"(Lightning's other arguments: +{full_key}=...) "

@@ -76,6 +76,11 @@ def training_settings(config: dict) -> dict[str, object]:
     return kept
 
 
+def experiment(config: dict) -> str:
+    """Returns a text that is equal for plain configurations that repeat one training with other seeds or folds."""
+    return repr(sorted((key, value) for key, value in training_settings(config).items() if not is_seed(key)))
+
+
 def is_seed(key: str) -> bool:
     """Whether runs that differ in this key alone, a seed or the fold of a holdout, repeat one experiment."""
     return key == "data.fold" or key.rpartition(".")[2].endswith("seed")

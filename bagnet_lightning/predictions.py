@@ -53,12 +53,12 @@ def most_confused(matrix: np.ndarray, count: int) -> list[tuple[int, int]]:
     return [divmod(int(place), len(matrix)) for place in order if mistakes.flat[place]]
 
 
-def paired_error(one: Predictions | None, other: Predictions | None) -> float | None:
+def paired_error(one: Predictions | ValueError | None, other: Predictions | ValueError | None) -> float | None:
     """Returns the standard error of the difference of two accuracies; None if they are not known of the same images.
 
     Images that both classify rightly, or both wrongly, do not add to it (McNemar 1947).
     """
-    if one is None or other is None or len(one.labels) < 2:
+    if not (isinstance(one, Predictions) and isinstance(other, Predictions)) or len(one.labels) < 2:
         return None
     if not (np.array_equal(one.labels, other.labels) and np.array_equal(one.examples, other.examples)):
         return None

@@ -159,8 +159,10 @@ _MISSING = object()
 
 def _is_own(config: DictConfig, group: str) -> bool:
     """Whether a group's choice is a class of the user's, for whose arguments there are no rules; data have ours too."""
+    if group in ("", "data"):
+        return False
     target = OmegaConf.select(config, f"{group}._target_")
-    return group != "data" and target is not None and str(target).partition(".")[0] not in ("bagnet_lightning", "torch")
+    return target is not None and str(target).partition(".")[0] not in ("bagnet_lightning", "torch")
 
 
 def check(config: DictConfig, rules: dict[str, Rule] = RULES) -> None:
@@ -173,7 +175,7 @@ def check(config: DictConfig, rules: dict[str, Rule] = RULES) -> None:
     everywhere = {name: rule for key, rule in rules.items() for name in (key, f"em.{key}")}
     for key, (test, description) in everywhere.items():
         value = OmegaConf.select(config, key, default=_MISSING)
-        if value is _MISSING or _is_own(config, key.partition(".")[0]):
+        if value is _MISSING or _is_own(config, key.rpartition(".")[0]):
             continue
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value, resolve=True)

@@ -315,7 +315,7 @@ export TMPDIR=$WORK/tmp # checkpoints that are timed go where runs go
 # Compiled code does not: it cannot be loaded from a disk that is mounted noexec, as those in memory often are.
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-/tmp/bagnet_lightning_inductor}
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/bagnet_lightning_triton}
-export PYTHONPATH=$WORK/site:$REPOSITORY${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OUT WORK
+export PYTHONPATH=$WORK/shadow:$WORK/site:$REPOSITORY${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OUT WORK
 cd "$WORK" || exit 1
 if [ "${1:-}" = --inside ]; then
     trap 'wait; exit 143' TERM # once the training has saved itself
@@ -331,8 +331,8 @@ if [ -d "$WHEELS" ] && [ ! -d "$WORK/site" ]; then
 fi
 # With transformers on the machine, torchmetrics would import it, and so would every process that imports Lightning: for
 # seconds. Of this version it does not.
-mkdir -p "$WORK/site/transformers-0.dist-info"
-printf 'Metadata-Version: 2.1\nName: transformers\nVersion: 0\n' >"$WORK/site/transformers-0.dist-info/METADATA"
+mkdir -p "$WORK/shadow/transformers-0.dist-info"
+printf 'Metadata-Version: 2.1\nName: transformers\nVersion: 0\n' >"$WORK/shadow/transformers-0.dist-info/METADATA"
 failed=()
 for name in "${@:-${STEPS[@]}}"; do
     step "$name" || failed+=("$name")

@@ -149,7 +149,8 @@ def origin(runs: list[dict[str, str]]) -> str:
     """Returns the line below a table: device, precision, torch and commit of its runs."""
     if not runs:
         return "\nEmpty cells: not run yet.\n"
-    used = [" / ".join(dict.fromkeys(run[name] for run in runs)) for name in ("device", "precision", "torch", "commit")]
+    columns = ("device", "precision", "torch", "commit")
+    used = [" / ".join(dict.fromkeys(part for run in runs for part in run[name].split("; "))) for name in columns]
     return "\n{}, {}, torch {}, commit {}. Empty cells: not run yet.\n".format(*used)
 
 

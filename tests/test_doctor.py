@@ -68,7 +68,11 @@ def test_presets_for_a_card_say_that_there_is_none(monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     for preset in ("t4", "k80"):
         assert problems(doctor(f"trainer={preset}", "data=textures"))[0].fatal
-    assert facts(doctor("trainer=k80"))["precision"].startswith("32-true")
+    for amx in (False, True):
+        monkeypatch.setattr(diagnosis, "multiplies_bfloat16", lambda device, amx=amx: amx)
+        precision = facts(doctor("trainer=k80"))["precision"]
+        assert precision.startswith("32-true")
+        assert ("trainer.precision=bf16-mixed trainer.compile=true" in precision) is amx
     assert facts(doctor("trainer=t4"))["W&B"] == "online"
 
 

@@ -13,8 +13,9 @@ from torch import nn
 
 from bagnet_lightning.checkpoint import load_trained, read_checkpoint
 from bagnet_lightning.errors import Diverged, UserError
+from bagnet_lightning.results import read_metrics
 from bagnet_lightning.training.classifier import Classifier
-from bagnet_lightning.training.fit import fit
+from bagnet_lightning.training.fit import fit, loss_settings
 from bagnet_lightning.training.history import History
 from bagnet_lightning.training.trainer import schedule
 
@@ -89,6 +90,18 @@ def test_the_settings_of_the_loss_reach_the_training(tmp_path, monkeypatch):
     monkeypatch.setattr(Classifier, "on_train_start", started)
     fit(composed(*SMALL, "label_smoothing=0.1", "patch_loss=0.2", "trainer.max_epochs=1"), tmp_path)
     assert seen == [({"label_smoothing": 0.1}, 0.2)]
+
+
+def test_a_loss_of_ones_own_is_a_function_or_a_module(tmp_path):
+    function = loss_settings(composed("+loss._target_=torch.nn.functional.multi_margin_loss", "+loss.margin=0.5"))
+    logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    expected = torch.nn.functional.multi_margin_loss(logits, labels, margin=0.5)
+    assert function["criterion"](logits, labels) == expected
+    module = "+loss._target_=torch.nn.MultiMarginLoss"
+    assert isinstance(loss_settings(composed(module, "+loss.margin=0.5"))["criterion"], torch.nn.MultiMarginLoss)
+    fit(composed(*SMALL, module, "+loss.margin=100.0", "trainer.max_epochs=1"), tmp_path)
+    (epoch,) = read_metrics(tmp_path)
+    assert epoch["train_loss"] > 50 > epoch["val_loss"]  # which is cross-entropy
 
 
 def test_the_training_loss_of_an_epoch_is_the_mean_over_its_own_images(tmp_path, monkeypatch):

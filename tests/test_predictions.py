@@ -23,6 +23,7 @@ from bagnet_lightning.predictions import (
     write_predictions,
 )
 from bagnet_lightning.results import read_metrics
+from bagnet_lightning.training import trainer
 from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.fit import fit
 
@@ -136,11 +137,14 @@ def test_a_run_that_goes_on_keeps_its_best_epoch(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop = before(Classifier.training_step, 6, lambda: signal.raise_signal(signal.SIGTERM))
         patch.setattr(Classifier, "training_step", stop)
+        patch.setattr(trainer, "commit", lambda: "before")
         with pytest.raises(Interrupted):
             fit(asked, tmp_path)
+    monkeypatch.setattr(trainer, "commit", lambda: "after")
     best = weights(tmp_path / "best.ckpt")
     result = fit(asked, tmp_path)
     assert (result["best_epoch"], result["best_val_accuracy"]) == (2, pytest.approx(10 / 12))
+    assert result["commit"] == "before / after"
     assert result["val_top5_accuracy"] == pytest.approx(11 / 12)
     assert result["final_val_accuracy"] == pytest.approx(3 / 12)
     assert all(torch.equal(value, best[key]) for key, value in weights(tmp_path / "best.ckpt").items())

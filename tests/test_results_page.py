@@ -84,6 +84,15 @@ def test_confusions_and_what_is_missing(tmp_path):
         assert words in missing
 
 
+def test_folds_are_told_apart(tmp_path):
+    for fold in (0, 1):
+        write_run(tmp_path / str(fold), config={"data.holdout": 0.2, "data.fold": fold}, validated_on="holdout")
+    runs = data_of(tmp_path)["runs"]
+    assert [run["title"] for run in runs.values()] == [f"BagNet-17, Adam, 15 epochs, fold {n}, seed 0" for n in (0, 1)]
+    assert runs["1"]["neighbours"][0]["differs"] == [["fold", "0", "1"]]
+    assert ["Fold", "1"] in runs["1"]["facts"]
+
+
 def test_neighbours_differ_in_the_fewest_things(tmp_path):
     write_run(tmp_path / "a", "bagnet17", "adam", 0.4)
     write_run(tmp_path / "b", "bagnet17", "sgd", 0.1)

@@ -36,7 +36,7 @@ def data_of_run(run: dict, requested: DictConfig | None) -> ImageData:
             raise UserError("the checkpoint does not say where its data are; add data=tiny_imagenet, or another source")
         if target not in SOURCES:
             raise UserError(f"the checkpoint names the data {target}, which are not of this package; add data=SOURCE")
-        data = OmegaConf.create(run["data"])
+        data = OmegaConf.create({"fold": 0, **run["data"]})  # which checkpoints of earlier versions lack
         OmegaConf.set_struct(data, True)
         config = OmegaConf.merge(data, requested or {})
     check(OmegaConf.create({"data": plain(config)}))

@@ -119,7 +119,7 @@ def one_cell(text: str) -> str:
 
 
 def _accuracies(lines: list[Line] | list[RelatedLine]) -> dict[str, list[str]]:
-    """Returns the column of accuracies and, if some are means over seeds, the column of n."""
+    """Returns the column of accuracies and, if some are means over runs, the column of n."""
     columns = {"accuracy": [_accuracy(line) for line in lines]}
     if any(line.std is not None for line in lines):
         columns["n"] = [str(len(line.runs)) if line.accuracy is not None else "" for line in lines]

@@ -70,7 +70,8 @@ def draw_figure2(table: Table) -> Figure:
 def draw_curves(table: Table) -> Figure:
     """Draws validation accuracy and train loss over epochs: one column per model, one curve per optimizer and settings.
 
-    Seeds are drawn as their mean in a band from lowest to highest. A cross marks the end of a run that did not finish.
+    Runs of one line are drawn as their mean in a band from lowest to highest. A cross marks the end of a run that did
+    not finish.
     """
     models = sorted({line.model for line in table.lines}, key=model_order)
     variants = list(dict.fromkeys(_variant(line) for line in table.lines))

@@ -74,10 +74,11 @@ def _provenance(table: Table) -> list[str]:
 def _describe(finished: list[dict]) -> str:
     def all_values(name: str) -> str:
         values = [result_field(run, name) for run in finished]
-        return " / ".join(dict.fromkeys(f"{v:,}" if isinstance(v, int) else str(v or "unknown") for v in values))
+        texts = (f"{v:,}" if isinstance(v, int) else str(v or "unknown") for v in values)
+        # A continued run may have several, "A / B".
+        return " / ".join(dict.fromkeys(part for text in texts for part in text.split(" / ")))
 
-    precisions = dict.fromkeys(run["precision"] for run in finished if run.get("precision"))  # only networks have one
-    precision = f", {' / '.join(precisions)}" if precisions else ""
+    precision = f", {all_values('precision')}" if any(run.get("precision") for run in finished) else ""
     return (
         f"Data: {all_values('data')}, {all_values('classes')} classes, {all_values('train_images')} train and "
         f"{all_values('val_images')} validation images. Device: {all_values('device')}{precision}. "

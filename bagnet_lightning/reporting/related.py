@@ -6,7 +6,7 @@ Their runs are those of `python -m bagnet_lightning.classical`, "kind": "related
 import re
 from dataclasses import dataclass
 
-from bagnet_lightning.config import NOT_IN_DIGEST, is_seed, leaves, within
+from bagnet_lightning.config import NOT_IN_DIGEST, experiment, is_seed, leaves, within
 from bagnet_lightning.reporting.seeds import SeedsLine, mean, over_seeds, values
 from bagnet_lightning.reporting.settings import format_settings
 
@@ -48,8 +48,8 @@ def related_lines(runs: list[dict]) -> list[RelatedLine]:
     groups: dict[tuple, list[dict]] = {}
     settings = {}
     for run, config in zip(runs, configs, strict=True):
-        # A run that did not finish has a line of its own.
-        key = (run["status"] == "finished" or run["folder"], system(run), repr(sorted(config.items())))
+        finished = run["status"] == "finished" or run["folder"]  # a run that did not has a line of its own
+        key = (finished, system(run), repr(sorted(config.items())), experiment(run["config"]))
         groups.setdefault(key, []).append(run)
         settings[key] = {name: value for name, value in config.items() if name in shown[system(run)] - {_NOT_SHOWN}}
     return sorted((_line(group, settings[key]) for key, group in groups.items()), key=_order)
@@ -61,7 +61,7 @@ def system(run: dict) -> str:
 
 
 def _settings(run: dict) -> dict[str, object]:
-    """Returns the leaves of a run's config that change what it computes, except for the seed."""
+    """Returns the leaves of a run's config that change what it computes, except for seed and fold."""
     return {
         name: value
         for name, value in leaves(run["config"]).items()

@@ -1,4 +1,4 @@
-"""The runs of one line of a table, merged: numbers over seeds, or why there are none."""
+"""The runs of one line of a table, merged: numbers over seeds and folds, or why there are none."""
 
 import statistics
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class SeedsLine:
-    """A line of a table: one finished run, the seeds of one configuration, or one run that did not finish.
+    """A line of a table: one finished run, the seeds and folds of one configuration, or one run that did not finish.
 
     Accuracies are fractions; numbers are means over `runs`; std is the accuracy's standard deviation (ddof=1) if
     there are two or more.

@@ -18,7 +18,7 @@ _CHOICES = ("model", "optim", "scheduler", "data")  # config groups whose choice
 
 
 def differing_settings(runs: list[dict]) -> list[str]:
-    """Returns the config keys, like "model.width", in which `runs` differ beyond seed, epochs, model and optimizer."""
+    """Returns the keys, like "model.width", in which `runs` differ beyond seed, fold, epochs, model and optimizer."""
     configs = [leaves(run["config"]) for run in runs]
     overridden = {override.lstrip("+~").partition("=")[0] for run in runs for override in run.get("overrides") or []}
     known = [[repr(run.get(name)) for run in runs] for name in ("epochs", "model", "optimizer")]

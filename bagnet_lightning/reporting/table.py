@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from bagnet_lightning.config import is_seed, leaves, training_settings
+from bagnet_lightning.config import experiment, leaves
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.names import OPTIMIZERS, model_name, model_order, optimizer_name
 from bagnet_lightning.reporting.related import RelatedLine, related_lines
@@ -90,12 +90,12 @@ def read_table(folder: Path) -> Table:
     groups: dict[tuple, list[dict]] = {}
     copies = Counter()
     for run in networks:
-        shown, trained = leaves(run["config"]), training_settings(run["config"])
+        shown = leaves(run["config"])
         training = run.get("config_digest") or run["folder"]
         key = (
             run["status"] == "finished" or run["folder"],  # a run that did not finish has a line of its own
             *(_cell(run), _pretrained(run)),
-            repr(sorted((name, value) for name, value in trained.items() if not is_seed(name))),
+            experiment(run["config"]),
             repr([shown.get(name) for name in settings]),
             copies[training],  # a repetition of a training in another folder is not another seed
         )

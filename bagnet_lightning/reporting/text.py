@@ -157,7 +157,8 @@ def _related_record(line: RelatedLine, table: Table, settings: list[str]) -> dic
 def _end_of_record(line: Line | RelatedLine, table: Table) -> dict:
     def all_values(name: str) -> str:
         values = (result_field(run, name) for run in line.runs)
-        return "; ".join(dict.fromkeys(str(value) for value in values if value is not None))
+        texts = (str(value) for value in values if value is not None)
+        return "; ".join(dict.fromkeys(part for text in texts for part in text.split(" / ")))  # of a continued run
 
     return {
         "status": line.status,

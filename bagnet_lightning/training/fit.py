@@ -43,7 +43,7 @@ def fit(
     description, pretrained = summary(network, data), config.model.get("pretrained")
     if isinstance(pretrained, str) and (adapted := adapt_head(network, data.class_ids, pretrained)):
         description += f"; {adapted}"
-    mean = IMAGENET_MEAN if pretrained is True else mean_of_inputs(pretrained) if pretrained else None
+    mean = mean_of_inputs(pretrained) if isinstance(pretrained, str) else IMAGENET_MEAN if pretrained is True else None
     if mean and any(mean) != any(data.mean):
         normalized = "normalised" if any(mean) else "not normalised"
         description += f"; note: its weights are of pixels that were {normalized}, unlike data.normalize here"
@@ -74,8 +74,12 @@ def fit(
 
 def loss_settings(config: DictConfig) -> dict:
     """Returns Classifier's arguments from the keys loss, label_smoothing and patch_loss of the configuration."""
-    smoothed = partial(F.cross_entropy, label_smoothing=config.label_smoothing)
-    return {"criterion": instantiate(config.loss) if config.loss else smoothed, "patch_loss": config.patch_loss}
+    if config.loss:
+        criterion = instantiate(config.loss, _partial_=True)  # a function with its settings, or the class of a module
+        criterion = criterion() if isinstance(criterion.func, type) else criterion
+    else:
+        criterion = partial(F.cross_entropy, label_smoothing=config.label_smoothing)
+    return {"criterion": criterion, "patch_loss": config.patch_loss}
 
 
 def summary(network: nn.Module, data: ImageData) -> str:

@@ -137,7 +137,7 @@ def train(
         "val_images": len(data.val_images),
         "validated_on": "holdout" if data.holdout else "val",
         "classes": len(data.class_ids),
-        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
         "receptive_field": getattr(module.network, "receptive_field", None),
         "peak_memory_mib": peak_memory_mib(device),
         "devices": trainer.num_devices,

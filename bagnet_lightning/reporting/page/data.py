@@ -74,7 +74,7 @@ def _runs_of(table: Table, prefix: str, classes: list[list[str]]) -> dict[str, d
         accuracies = {prefix + run_name(run, table): run.get("best_val_accuracy") for run, *_ in part}
         predictions = {name: _predictions(run) for name, (run, *_) in zip(cells, part, strict=True)}
         for name, (run, title, _) in zip(cells, part, strict=True):
-            described = describe(run, jobs.get(name.removeprefix(prefix)))
+            described = describe(run, jobs.get(name.removeprefix(prefix)), predictions[name])
             if confusion := described["confusion"]:
                 if confusion["classes"] not in classes:
                     classes.append(confusion["classes"])
@@ -89,11 +89,11 @@ def _runs_of(table: Table, prefix: str, classes: list[list[str]]) -> dict[str, d
     return runs | {name: {"state": "waiting", "overrides": overrides} for name, overrides in waiting.items()}
 
 
-def _predictions(run: dict) -> Predictions | None:
+def _predictions(run: dict) -> Predictions | ValueError | None:
     try:
         return read_predictions(run["folder"])
-    except ValueError:  # `describe` tells of it
-        return None
+    except ValueError as error:
+        return error
 
 
 def _notes(table: Table) -> list[str]:

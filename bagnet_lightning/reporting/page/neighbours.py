@@ -27,7 +27,7 @@ def neighbours(
     name: str,
     cells: dict[str, Cell],
     accuracies: dict[str, float | None],
-    predictions: dict[str, Predictions | None],
+    predictions: dict[str, Predictions | ValueError | None],
 ) -> list[dict]:
     """Returns the runs with the fewest differences from `name`, and these: [{"run", "differs", "accuracy", "error"}].
 
@@ -62,6 +62,7 @@ def _network(run: dict, settings: list[str]) -> Cell:
         "pretrained": start(run),
         "epochs": str(run.get("epochs") or "?"),
         **{label: _text(values.get(name)) for name, label in short(settings).items()},
+        **({"fold": _text(values.get("data.fold"))} if values.get("data.holdout") else {}),
         "seed": str(run.get("seed", "?")),
     }
 
@@ -76,6 +77,7 @@ def _system(run: dict, line: RelatedLine) -> Cell:
     return {
         **parts,
         **{label: clipped(line.settings[name]) for name, label in short(line.settings).items()},
+        **({"fold": _text(values.get("data.fold"))} if values.get("data.holdout") else {}),
         "seed": str(run.get("seed", "?")),
     }
 

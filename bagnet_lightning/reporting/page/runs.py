@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bagnet_lightning.config import leaves
-from bagnet_lightning.predictions import IMAGES_PER_PAIR, PAIRS, SIDE, most_confused, read_predictions
+from bagnet_lightning.predictions import IMAGES_PER_PAIR, PAIRS, SIDE, Predictions, most_confused
 from bagnet_lightning.reporting.columns import cell, duration, size, without_keypoints
 from bagnet_lightning.results import read_metrics
 from bagnet_lightning.standalone import data_uri
@@ -45,8 +45,11 @@ def state(run: dict) -> str:
     return "running" if young and not run["epochs_done"] and not (run["folder"] / "last.ckpt").exists() else "stopped"
 
 
-def describe(run: dict, overrides: list[str] | None) -> dict:
-    """Returns all of a run's data except its neighbours; overrides: those of the run in sweep.json."""
+def describe(run: dict, overrides: list[str] | None, predictions: Predictions | ValueError | None) -> dict:
+    """Returns all of a run's data except its neighbours.
+
+    overrides: those of the run in sweep.json. predictions: None if there are none, or why they cannot be read.
+    """
     metrics = read_metrics(run["folder"])
     run_state = state(run)
     requested = run.get("overrides") or overrides
@@ -76,11 +79,9 @@ def describe(run: dict, overrides: list[str] | None) -> dict:
             "words": EXPLAINS.get(run["explains"], run["explains"]),
             "command": shlex.join(["python", "-m", "bagnet_lightning.explain", f"checkpoint={path}", "split=val"]),
         }
-    try:
-        described["confusion"] = _confusion(folder)
-    except ValueError as error:
-        described["confusion"] = None
-        described["missing"].append(str(error))
+    described["confusion"] = _confusion(predictions) if isinstance(predictions, Predictions) else None
+    if isinstance(predictions, ValueError):
+        described["missing"].append(str(predictions))
     return described
 
 
@@ -114,7 +115,7 @@ def _facts(run: dict) -> list[list[str]]:
     seconds, devices = run.get("train_seconds"), (run.get("devices") or 1) * (run.get("num_nodes") or 1)
     versions = run.get("versions") or {}
     facts = {
-        "Best validation accuracy": cell(run.get("best_val_accuracy"), ".4f"),
+        "Validation accuracy of the best epoch": cell(run.get("best_val_accuracy"), ".4f"),
         "Best epoch": cell(run.get("best_epoch")),
         "Final validation accuracy": cell(run.get("final_val_accuracy"), ".4f"),
         "Top-5 accuracy": cell(run.get("val_top5_accuracy"), ".4f"),
@@ -135,6 +136,7 @@ def _facts(run: dict) -> list[list[str]]:
         "Data": cell(run.get("data")),
         "Training images": cell(run.get("train_images"), ","),
         "Validation images": cell(run.get("val_images"), ","),
+        "Fold": cell(run["config"].get("data", {}).get("fold")) if run.get("validated_on") == "holdout" else "",
         "Seed": cell(run.get("seed")),
         "Versions": ", ".join(f"{name} {versions[name]}" for name in ("bagnet_lightning", "torch") if name in versions),
         "Commit": cell(run.get("commit")),
@@ -144,10 +146,7 @@ def _facts(run: dict) -> list[list[str]]:
     return [[name, value] for name, value in facts.items() if value]
 
 
-def _confusion(folder: Path) -> dict | None:
-    predictions = read_predictions(folder)
-    if predictions is None:
-        return None
+def _confusion(predictions: Predictions) -> dict:
     matrix = predictions.confusion()
     pairs = most_confused(matrix, PAIRS)
     classes = list(dict.fromkeys(index for pair in pairs for index in pair))

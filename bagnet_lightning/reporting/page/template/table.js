@@ -36,7 +36,7 @@ function columns(data) {
     list.push({ group, name: "accuracy", of: of("accuracy"), cell: row => accuracyCell(data, row.entries[i], several), strong: true });
     if (any(entry => known(entry.std))) list.push(
       { group, name: "±", title: "standard deviation over seeds or folds", of: of("std"), show: share },
-      { group, name: "n", title: "runs that differ only in their seed", of: of("n") });
+      { group, name: "n", title: "runs that differ only in their seed or fold", of: of("n") });
     if (compared && !several) list.push(paper);
     if (any(entry => known(entry.difference)))
       list.push({ group, name: several ? "− paper" : "difference", of: of("difference"), show: signed, direction: true });
@@ -78,7 +78,7 @@ function relatedColumns(data) {
     { name: "system", left: true, of: row => row.system, cell: row => runLink(row.runs[0], row.system) },
     { name: "accuracy", of: row => row.accuracy, cell: row => accuracyCell(data, row, false), strong: true },
     ...(any("std") ? [{ name: "±", title: "standard deviation over seeds or folds", of: row => row.std, show: share },
-      { name: "n", title: "runs that differ only in their seed", of: row => row.n }] : []),
+      { name: "n", title: "runs that differ only in their seed or fold", of: row => row.n }] : []),
     { name: "top-5", of: row => row.top5, show: share },
     { name: "features", title: "time to compute the features of all images", of: row => row.feature_seconds, show: duration },
     { name: "training", title: "time to train on them", of: row => row.seconds, show: duration },
