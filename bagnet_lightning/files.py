@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -157,20 +158,33 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 def locked(folder: Path, wait: bool) -> Iterator[bool | None]:
     """Yields whether this process has locked `folder`, waiting for it if `wait`; None: no locks on this file system.
 
-    The lock is on a hidden file in it, which stays: NFS would lock a folder for this machine alone.
+    The lock is on a file in it, which is removed at the end: NFS would lock a folder for this machine alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK
+    descriptor, free = _open_locked(folder / LOCK, wait)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:
-        if not path.exists():
-            raise
-        descriptor = os.open(path, os.O_RDONLY)  # another user's, which NFS does not lock then
-    try:
-        yield _lock(descriptor, wait, folder)
+        yield free
     finally:
+        if free is not False:
+            with contextlib.suppress(OSError):
+                (folder / LOCK).unlink()
         os.close(descriptor)
+
+
+def _open_locked(path: Path, wait: bool) -> tuple[int, bool | None]:
+    for attempt in itertools.count():
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:
+            if not path.exists():
+                raise
+            descriptor = os.open(path, os.O_RDONLY)  # another user's, which NFS does not lock then
+        free = _lock(descriptor, wait, path.parent)
+        with contextlib.suppress(OSError):
+            # Some file systems number a file anew at each look: better one lock too few than to wait forever.
+            if not free or attempt == 1000 or os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor, free
+        os.close(descriptor)  # the process before has removed this file, and others lock a new one
 
 
 def _lock(descriptor: int, wait: bool, folder: Path) -> bool | None:

@@ -47,7 +47,7 @@ for _ in range(50):
 """
 
 
-def test_a_folder_is_locked_for_one_process_at_a_time(tmp_path):
+def test_a_folder_is_locked_for_one_process_at_a_time_and_nothing_is_left(tmp_path):
     processes = [subprocess.Popen([sys.executable, "-c", TAKE_TURNS, str(tmp_path)]) for _ in range(3)]
     assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
     with locked(tmp_path, wait=False) as one:
@@ -55,6 +55,13 @@ def test_a_folder_is_locked_for_one_process_at_a_time(tmp_path):
             assert (one, other) == (True, False)
         with locked(tmp_path, wait=False) as other:  # the loser has left the lock to its owner
             assert not other
+    assert not os.listdir(tmp_path)
+
+
+def test_a_file_system_that_numbers_files_anew_is_no_endless_loop(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "samestat", lambda *_: False)
+    with locked(tmp_path, wait=True) as free:
+        assert free
 
 
 def test_the_lock_that_another_user_left_is_taken_over(tmp_path, monkeypatch):
@@ -71,6 +78,7 @@ def test_the_lock_that_another_user_left_is_taken_over(tmp_path, monkeypatch):
     (tmp_path / ".bagnet-lock").touch()
     with locked(tmp_path, wait=True) as free:
         assert free
+    assert not os.listdir(tmp_path)
 
 
 def test_where_nothing_can_be_locked_the_folder_of_the_faster_process_is_used(tmp_path, monkeypatch):
