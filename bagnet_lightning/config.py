@@ -72,7 +72,7 @@ def training_settings(config: dict) -> dict[str, object]:
     if not trainer.get("sync_batchnorm", True):  # then batch statistics depend on the number of devices
         kept["trainer.devices"] = trainer.get("devices", 1) * trainer.get("num_nodes", 1)
     if kind(config) == "pretraining":  # validation draws distant tiles from its batches
-        kept["data.eval_batch_size"] = config["data"]["eval_batch_size"]
+        kept["data.eval_batch_size"] = config.get("data", {}).get("eval_batch_size")
     return kept
 
 
