@@ -62,9 +62,14 @@ def _network(run: dict, settings: list[str]) -> Cell:
         "pretrained": start(run),
         "epochs": str(run.get("epochs") or "?"),
         **{label: _text(values.get(name)) for name, label in short(settings).items()},
-        **({"fold": _text(values.get("data.fold"))} if values.get("data.holdout") else {}),
-        "seed": str(run.get("seed", "?")),
+        **_repetition(run, values),
     }
+
+
+def _repetition(run: dict, values: dict[str, object]) -> Cell:
+    """Returns what runs of one line differ in. values: the leaves of the run's configuration."""
+    fold = {"fold": _text(values.get("data.fold"))} if values.get("data.holdout") else {}
+    return {**fold, "seed": str(run.get("seed", "?"))}
 
 
 def _text(value: object) -> str:
@@ -77,8 +82,7 @@ def _system(run: dict, line: RelatedLine) -> Cell:
     return {
         **parts,
         **{label: clipped(line.settings[name]) for name, label in short(line.settings).items()},
-        **({"fold": _text(values.get("data.fold"))} if values.get("data.holdout") else {}),
-        "seed": str(run.get("seed", "?")),
+        **_repetition(run, values),
     }
 
 
