@@ -159,25 +159,25 @@ def write_backbone(network: nn.Module, about: dict, path: Path) -> None:
     """
     weights = {name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
     weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    model, data = about["config"]["model"], about["config"]["data"]
     metadata = {
-        "config": {
-            "train_digest": about["config"].get("train_digest"),
-            "model": {**model, "pretrained": model.get("pretrained", False) is not False},
-            "data": {
-                "name": data["name"],
-                "image_size": image_size(about["config"]),
-                "classes": data.get("classes"),
-                "holdout": data.get("holdout", 0.0),
-                "fold": data.get("fold", 0),
-            },
-        },
+        "config": published(about["config"]),
         "classes": [],
         "class_names": [],
         "mean": about["mean"],
         "std": about["std"],
     }
     write_bytes(path, save(weights, {"format": "pt", "bagnet_lightning": json.dumps(metadata)}))
+
+
+def published(config: dict) -> dict:
+    """Returns the part of a run's configuration that files for others hold: the network and its images, no paths."""
+    model, data = config["model"], config["data"]
+    choice = {key: data[key] for key in ("name", "classes", "holdout", "fold", "group") if key in data}
+    return {
+        "train_digest": config.get("train_digest"),
+        "model": {**model, "pretrained": model.get("pretrained", False) is not False},
+        "data": {**choice, "image_size": image_size(config)},
+    }
 
 
 def read_metadata(path: str | Path) -> object:

@@ -39,6 +39,13 @@ def or_own(rule: Rule) -> Rule:
     return lambda value: value in (None, "own") or rule[0](value), f"{rule[1]} px, null or own"
 
 
+def _is_pattern(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(re.compile(value))
+    except re.error:
+        return False
+
+
 PATH: Rule = (lambda value: isinstance(value, str), "a path")
 BOOL: Rule = (lambda value: isinstance(value, bool), "true or false")
 _AUTO: Rule = (lambda value: isinstance(value, bool) or value == "auto", "auto, true or false")
@@ -51,6 +58,8 @@ _PRETRAINED: Rule = (
     "true, false or the path of an existing file, or of an exported hub's folder",
 )
 _KERNELS = ("chi2", "intersection", "jensen_shannon", None)
+
+
 _SHARE: Rule = (lambda value: number(0, 1)[0](value) and value < 1, "a share from 0 to below 1")
 _SIZES: Rule = (
     lambda value: isinstance(value, list) and len(value) > 0 and all(map(number(1)[0], value)),
@@ -80,6 +89,7 @@ RULES: dict[str, Rule] = {
     "data.images_per_class": or_null(whole(1)),
     "data.holdout": _SHARE,
     "data.fold": whole(0),
+    "data.group": or_null((_is_pattern, "a regular expression")),
     "data.crop_padding": whole(0),
     "data.flip": (lambda value: BOOL[0](value) or value == "alternating", "true, false or alternating"),
     "data.normalize": (lambda value: BOOL[0](value) or value == "imagenet", "true, false or imagenet"),

@@ -106,6 +106,7 @@ def test_the_modern_recipe_fits_every_model():
         "data.classes=[]",
         "data.holdout=1",
         "data.flip=sometimes",
+        "data.group='patient('",
         "data.device_resident=often",
         "trainer.compile=yes",
         "trainer.cuda_graph=2",
@@ -126,7 +127,7 @@ def test_the_modern_recipe_fits_every_model():
 def test_wrong_values_are_refused_by_name(mistake):
     key = mistake.partition("=")[0]
     with pytest.raises(UserError, match=rf"^{key}=.*: {key} must be "):
-        check(composed("optim=sgd", mistake))
+        check(composed("optim=sgd", "data=image_folder", "data.root=.", mistake))
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,44 @@ def test_images_of_the_user_need_no_val_split_beside_a_holdout_and_may_have_a_la
         data(*asked, small=())
 
 
+def test_images_of_a_group_are_held_out_together_and_may_not_be_in_train_and_val(tmp_path):
+    groups = {"blue": "aabbbccddd", "red": "aeeffggghij"}  # a letter an image, in the store's order
+    for name, letters in groups.items():
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for number, letter in enumerate(letters):
+            Image.new("RGB", (9, 9)).save(tmp_path / "train" / name / f"patient-{letter}_{number:02}.png")
+    asked = ("data=image_folder", f"data.root={tmp_path}", "data.image_size=9", "data.holdout=0.25")
+
+    def letters(images):
+        return ["".join(groups.values())[index] for index in images.chosen.tolist()]
+
+    held = []
+    for fold in range(4):
+        module = data(*asked, "data.group='patient-([a-z])'", f"data.fold={fold}", small=())
+        assert not {*letters(module.train_images)} & {*letters(module.val_images)}
+        assert len(module.train_images) + len(module.val_images) == 21
+        held += letters(module.val_images)
+    assert sorted(held) == sorted("".join(groups.values()))
+    assert {*letters(data(*asked, small=()).train_images)} & {*letters(data(*asked, small=()).val_images)}
+
+    with pytest.raises(UserError, match=r"data\.group=doctor matches nothing in the name of .*blue/patient-a_00\.png"):
+        data(*asked, "data.group=doctor", small=())
+    with pytest.raises(UserError, match="no image of class 'blue' is left to train on"):
+        data(*asked, "data.group=patient", "data.classes=[blue]", small=())
+    config = {"data": {"name": "image_folder", "holdout": 0.25, "classes": None}}
+    with pytest.raises(UserError, match="has seen these images"):
+        module.check_unseen(config, module.class_ids)
+
+    (tmp_path / "train/red/patient-j_10.png").rename(tmp_path / "train/red/patient-k_10.png")
+    for name in groups:
+        (tmp_path / "val" / name).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / "val" / name / f"patient-j_{name}.png")
+    data(*asked[:3], "data.group='patient-.'", small=())
+    Image.new("RGB", (9, 9)).save(tmp_path / "val/red/patient-k_0.png")
+    with pytest.raises(UserError, match="1 groups of images are in train and in val, such as 'patient-k'"):
+        data(*asked[:3], "data.group='patient-.'", small=())
+
+
 def test_images_per_class_cuts_the_train_split_alone():
     module = data("data.images_per_class=2")
     count = len(module.class_ids)

@@ -1,7 +1,9 @@
 """The user's own images in folders: root/{train,val}/<class>/*, any size and format; packed once."""
 
 import hashlib
+import itertools
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,6 +72,20 @@ def name_in_cache(root: Path) -> str:
     """Returns the first part of the names of a root's stores in a cache: its own name, and a digest of its path."""
     root = root.resolve()
     return f"{root.name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
+
+
+def groups(root: str | Path, split: str, pattern: str) -> list[str]:
+    """Returns what a regular expression matches in each image's file name, in the store's order.
+
+    If the expression has a group in parentheses, what that matches. Raises UserError for a name without a match.
+    """
+    found = []
+    for name in itertools.chain.from_iterable(_list_classes(Path(root), split).values()):
+        match = re.search(pattern, name.rpartition("/")[2])
+        if match is None:
+            raise UserError(f"data.group={pattern} matches nothing in the name of {Path(root, name)}")
+        found.append(match[1] if match.re.groups else match[0])
+    return found
 
 
 def test_files(root: str | Path) -> list[Path]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from bagnet_lightning.data import image_folder, textures, tiny_imagenet
 from bagnet_lightning.data.augment import augment, draw_keys, rescale, scale_and_bias
 from bagnet_lightning.data.batches import Batch, Images, Loader, ShuffledBatches
+from bagnet_lightning.data.holdout import hold_out
 from bagnet_lightning.data.store import Store
 from bagnet_lightning.errors import UserError
 
@@ -28,6 +29,8 @@ class ImageData(LightningDataModule, ABC):
     standard deviation (False: pixels / 255; "imagenet": by ImageNet's). device_resident: gather batches from a copy of
     the images on the device that trains ("auto": on a GPU with room). seed: of the order and the augmentation.
     """
+
+    group: str | None = None  # a source's setting that `groups` follows
 
     def __init__(
         self,
@@ -57,6 +60,13 @@ class ImageData(LightningDataModule, ABC):
     def open_store(self) -> Store:
         """Opens the data's store, or makes it first. Raises UserError."""
 
+    def groups(self, split: str) -> list[str] | None:
+        """Returns the group of each image of a split, in the store's order, or None if each is its own.
+
+        Images of one group, of a patient or a slide, are held out together.
+        """
+        return None
+
     def test_files(self) -> list[Path]:
         """Returns the unlabelled test images, in order. Raises UserError if these data have none."""
         raise UserError(f"{self.name} has no test split; use images=FILE_OR_FOLDER")
@@ -83,19 +93,40 @@ class ImageData(LightningDataModule, ABC):
             self.mean, self.std = self.store.mean, tuple(deviation or 1.0 for deviation in self.store.std)
         self.splits = {"train"} if self.holdout else {"train", "val"}
         train = self._indices_by_class("train")
-        if self.fold and not 0 < self.holdout * (self.fold + 1) < 1 + 1e-6:
-            raise UserError(
-                f"data.fold={self.fold}: data.holdout={self.holdout} has no such fold; those of 0.2 are 0 to 4"
-            )
-        if self.holdout:
-            train, held_out = _split(train, self.holdout, self.fold)
+        if self.holdout or self.fold:
+            train, held_out = self._hold_out(train)
             self.val_images = self._images("train", held_out)
         else:
+            self._check_groups()
             self.val_images = self._images("val", self._indices_by_class("val"))
         self.train_images = self._images("train", [indices[: self.images_per_class] for indices in train])
         if not len(self.train_images) or not len(self.val_images):
             raise UserError("no image is left to train or to validate on; change data.holdout")
         self.scale, self.bias = scale_and_bias(self.mean, self.std, self.store.splits["train"].images.shape[2])
+
+    def _hold_out(self, by_class: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Returns each class's images to train and to validate on. Raises UserError if there are none to train on."""
+        if not 0 < self.holdout * (self.fold + 1) < 1 + 1e-6:
+            raise UserError(
+                f"data.fold={self.fold}: data.holdout={self.holdout} has no such fold; those of 0.2 are 0 to 4"
+            )
+        kept, held_out = hold_out(by_class, self.holdout, self.fold, self.groups("train"))
+        for name, indices in zip(self.class_ids, kept, strict=True):
+            if not len(indices):
+                raise UserError(
+                    f"data.holdout={self.holdout}: no image of class {name!r} is left to train on; choose others with "
+                    "data.classes, or another data.holdout"
+                )
+        return kept, held_out
+
+    def _check_groups(self) -> None:
+        """Raises UserError if images of one group are in train and in val."""
+        groups = {split: self.groups(split) or () for split in ("train", "val")}
+        if shared := sorted({*groups["train"]} & {*groups["val"]}):
+            raise UserError(
+                f"{len(shared)} groups of images are in train and in val, such as {shared[0]!r}; move them, or "
+                "validate on a part of train with data.holdout=0.2"
+            )
 
     def _move_to(self, device: torch.device) -> None:
         self.scale, self.bias = self.scale.to(device), self.bias.to(device)
@@ -178,13 +209,13 @@ class ImageData(LightningDataModule, ABC):
         same_images = digest == self.store.digests["train"] if digest else run.get("name") == self.name
         # Other classes change which images are held out.
         same_classes = classes == self.class_ids if classes else run.get("classes") == self.classes
-        same_share = (run.get("holdout"), run.get("fold", 0)) == (self.holdout, self.fold)
+        same_share = (run.get("holdout"), run.get("fold", 0), run.get("group")) == (self.holdout, self.fold, self.group)
         if self.holdout and same_images and not (same_classes and same_share):
             held_out = f"{run.get('holdout') or 'nothing'}{'' if same_classes else ' of other classes'}"
             fold = f", fold {run.get('fold', 0)}" if run.get("fold", 0) != self.fold else ""
             raise UserError(
                 f"data.holdout={self.holdout}: the checkpoint's run held out {held_out}{fold}, and its network has "
-                "seen these images; train one with the same data.holdout, data.fold and data.classes"
+                "seen these images; train one with the same data.holdout, data.fold, data.group and data.classes"
             )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -253,18 +284,6 @@ class ImageData(LightningDataModule, ABC):
         return Images(self.store.splits[split], torch.cat(by_class), labels)
 
 
-def _split(by_class: list[Tensor], holdout: float, fold: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Returns each class's indices to keep and to hold out, drawn at random but the same for every run and seed."""
-    generator = torch.Generator().manual_seed(0)
-    kept, held_out = [], []
-    for indices in by_class:
-        shuffled = indices[torch.randperm(len(indices), generator=generator)]
-        start, end = (round(len(indices) * holdout * number) for number in (fold, fold + 1))
-        kept.append(torch.cat([shuffled[:start], shuffled[end:]]))
-        held_out.append(shuffled[start:end])
-    return kept, held_out
-
-
 class TinyImageNet(ImageData):
     """Tiny ImageNet-200 under `root`, or downloaded from `url`. `options`: arguments of ImageData."""
 
@@ -291,15 +310,21 @@ class Textures(ImageData):
 
 
 class ImageFolder(ImageData):
-    """Images in `root`/{train,val}/CLASS, or in `root`/train with a holdout. `options`: arguments of ImageData."""
+    """Images in `root`/{train,val}/CLASS, or in `root`/train with a holdout. `options`: arguments of ImageData.
 
-    def __init__(self, root: str, image_size: int, cache: str | None, **options):
+    group: a regular expression; images whose file names match it alike are of one group.
+    """
+
+    def __init__(self, root: str, image_size: int, cache: str | None, group: str | None = None, **options):
         super().__init__(**options)
-        self.root, self.image_size, self.cache = root, image_size, cache
+        self.root, self.image_size, self.cache, self.group = root, image_size, cache, group
 
     def open_store(self) -> Store:
         splits = ("train", "val") if Path(self.root, "val").is_dir() or not self.holdout else ("train",)
         return image_folder.open_store(self.root, self.image_size, self.cache, splits=splits)
+
+    def groups(self, split: str) -> list[str] | None:
+        return self.group and image_folder.groups(self.root, split, self.group)
 
     def test_files(self) -> list[Path]:
         return image_folder.test_files(self.root)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 import bagnet_lightning
-from bagnet_lightning.checkpoint import Trained
+from bagnet_lightning.checkpoint import Trained, published
 from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.names import network_name
 
@@ -38,9 +38,8 @@ def describe(trained: Trained, normalises: bool) -> dict:
 
     normalises: whether the file is a Portable's, or holds the weights alone.
     """
-    model, data = trained.config["model"], trained.config["data"]
     about = {
-        "model": network_name(model),
+        "model": network_name(trained.config["model"]),
         "input": "images: (batch, 3, height, width) float32, RGB from 0 to 1"
         + ("; the graph normalises them itself" if normalises else ", less the mean and divided by std"),
         "logits": "(batch, classes)",
@@ -60,16 +59,6 @@ def describe(trained: Trained, normalises: bool) -> dict:
         "class_names": trained.class_names,
         "mean": trained.mean,
         "std": trained.std,
-        "config": {
-            "train_digest": trained.config.get("train_digest"),
-            "model": {**model, "pretrained": model.get("pretrained", False) is not False},
-            "data": {
-                "name": data["name"],
-                "image_size": trained.image_size,
-                "classes": data.get("classes"),
-                "holdout": data.get("holdout", 0.0),
-                "fold": data.get("fold", 0),
-            },
-        },
+        "config": published(trained.config),
         "bagnet_lightning": bagnet_lightning.__version__,
     }
