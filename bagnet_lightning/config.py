@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -116,21 +117,21 @@ def image_files(target: str, root: str | None) -> str | None:
     """
     if target.endswith(".TinyImageNet") or root is None or not (Path(root) / "train").is_dir():
         return None
-    folders = [path for pattern in ("train", "val", "train/*", "val/*") for path in sorted(Path(root).glob(pattern))]
-    return _image_files(Path(root), tuple(path.stat().st_mtime_ns for path in folders if path.is_dir()))
+    below = (Path(root, split) for split in ("train", "val"))
+    folders = [folder for path in below for folder, _, _ in os.walk(path, followlinks=True)]
+    return _image_files(Path(root), tuple(folders), tuple(os.stat(folder).st_mtime_ns for folder in folders))
 
 
 @cache
-def _image_files(root: Path, changed: tuple[int, ...]) -> str:
+def _image_files(root: Path, folders: tuple[str, ...], changed: tuple[int, ...]) -> str:
     """Returns image_files of `root`, looked at anew when one of its folders has `changed`: there can be many files."""
     from bagnet_lightning.data.images import image_suffixes  # imports Pillow, not needed here for other data
 
     digest, suffixes = hashlib.sha256(), image_suffixes()
-    for pattern in ("train/*/*", "val/*/*"):  # follows links, unlike rglob
-        for path in sorted(root.glob(pattern)):
-            name = path.relative_to(root).as_posix()
-            if name.lower().endswith(suffixes) and "/." not in name and path.is_file():
-                digest.update(f"{name} {path.stat().st_size}\n".encode())
+    for path in sorted(path for folder in folders for path in Path(folder).iterdir()):
+        name = path.relative_to(root).as_posix()
+        if name.count("/") > 1 and name.lower().endswith(suffixes) and "/." not in name and path.is_file():
+            digest.update(f"{name} {path.stat().st_size}\n".encode())
     return digest.hexdigest()
 
 

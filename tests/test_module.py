@@ -211,7 +211,7 @@ def test_images_of_a_group_are_held_out_together_and_may_not_be_in_train_and_val
     with pytest.raises(UserError, match=r"data\.group=doctor matches nothing in the name of .*blue/patient-a_00\.png"):
         data(*asked, "data.group=doctor", small=())
     with pytest.raises(UserError, match="no image of class 'blue' is left to train on"):
-        data(*asked, "data.group=patient", "data.classes=[blue]", small=())
+        data(*asked[:3], "data.holdout=0.6", "data.group=patient", "data.classes=[blue]", small=())
     config = {"data": {"name": "image_folder", "holdout": 0.25, "classes": None}}
     with pytest.raises(UserError, match="has seen these images"):
         module.check_unseen(config, module.class_ids)
@@ -224,6 +224,25 @@ def test_images_of_a_group_are_held_out_together_and_may_not_be_in_train_and_val
     Image.new("RGB", (9, 9)).save(tmp_path / "val/red/patient-k_0.png")
     with pytest.raises(UserError, match="1 groups of images are in train and in val, such as 'patient-k'"):
         data(*asked[:3], "data.group='patient-.'", small=())
+    (tmp_path / "val/red/patient-k_0.png").rename(tmp_path / "val/red/patient-l_0.png")
+    (tmp_path / "test").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "test/patient-j_0.png")
+    data(*asked[:3], "data.group='patient-.'", small=())
+    Image.new("RGB", (9, 9)).save(tmp_path / "test/patient-a_0.png")
+    with pytest.raises(UserError, match="in train and in test, such as 'patient-a'"):
+        data(*asked[:3], "data.group='patient-.'", small=())
+
+
+def test_images_have_the_names_of_their_files_and_a_group_may_be_a_folder(tmp_path):
+    for name in ("train/red/1/a.png", "train/red/2/a.png", "train/blue/1/a.png", "train/blue/3/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    asked = ("data=image_folder", f"data.root={tmp_path}", "data.image_size=9", "data.holdout=0.5")
+    module = data(*asked, "data.group='^[^/]+'", small=())
+    held = module.names(module.val_images)
+    assert held in (["train/blue/1/a.png", "train/red/1/a.png"], ["train/blue/3/a.png", "train/red/2/a.png"])
+    textures = data()
+    assert textures.names(textures.val_images)[:2] == [f"val {index}" for index in textures.val_images.chosen[:2]]
 
 
 def test_images_per_class_cuts_the_train_split_alone():

@@ -39,7 +39,7 @@ def _shuffle(values: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _in_fold(sizes: Tensor, share: float, fold: int) -> Tensor:
-    """Whether each of consecutive groups of these sizes has its first image in the fold."""
-    first = sizes.cumsum(0) - sizes
+    """Whether each of consecutive groups of these sizes has its middle in the fold."""
+    middle = sizes.cumsum(0) - sizes / 2
     start, end = (round(sizes.sum().item() * share * number) for number in (fold, fold + 1))
-    return (start <= first) & (first < end)
+    return (start <= middle) & (middle < end)

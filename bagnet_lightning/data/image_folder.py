@@ -1,9 +1,7 @@
-"""The user's own images in folders: root/{train,val}/<class>/*, any size and format; packed once."""
+"""The user's own images in folders: root/{train,val}/<class>/, any size and format; packed once."""
 
 import hashlib
-import itertools
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,22 +23,25 @@ def open_store(
 ) -> Store:
     """Returns the packed store of the images under `root`, packed again if a file's name, size or time has changed.
 
-    Reads root/<split>/<class>/* of the `splits`, and root/test/* and root/test/*/* if there are any: labelled in a
-    class's folder, otherwise -1. Classes are the folder names in train, sorted. Every image is decoded and resized as
-    by `images.load_image(path, image_size)`. Hidden files, files without an image's suffix and images in deeper folders
-    are skipped, the last with a note.
+    Reads the images in and below root/<split>/<class> of the `splits` and of test, if there is one; test's labels are
+    -1 if none of its folders is a class's, or for images directly in test. Classes are the folder names in train,
+    sorted. Every image is decoded and resized as by `images.load_image(path, image_size)`. Hidden files and folders,
+    and files without an image's suffix are skipped, and images beside the classes' folders, with a note.
     The store is root/.bagnet_store-<image_size>, or cache/<name of root>-<digest of its path>-<image_size>.store.
     workers: processes that decode, by default one per core.
-    Raises UserError for missing or empty folders, unreadable images, and a val class that train lacks.
+    Raises UserError for missing or empty folders, unreadable images, and a class of val or test that train lacks.
     """
     root = Path(root)
     files = {split: _list_classes(root, split) for split in splits}
     classes = sorted(files["train"])
-    for name in files.get("val", ()):
-        if name not in files["train"]:
-            raise UserError(f"{root / 'val' / name} has no counterpart {root / 'train' / name}: rename or remove it")
     if test := _list_test(root / "test"):
         files["test"] = test
+    for split in ("val", "test"):
+        folders = {*files.get(split, ())} - {""}
+        strange = sorted(folders - {*classes})
+        if strange and (split == "val" or folders & {*classes}):
+            missing = root / "train" / strange[0]
+            raise UserError(f"{root / split / strange[0]} has no counterpart {missing}: rename or remove it")
     names = {split: [name for images in by_folder.values() for name in images] for split, by_folder in files.items()}
     fingerprint = _fingerprint(root, [name for split in names.values() for name in split], image_size)
 
@@ -52,12 +53,8 @@ def open_store(
             no_boxes = np.full((len(labels), 4), -1, np.int16)
             packed[split] = ImageFiles([f"{root}/{name}" for name in names[split]], labels, no_boxes)
             if left_out := {*find_images(root / split)} - {root / name for name in names[split]}:
-                where = f"{min(left_out)} is not directly in a class's folder"
+                where = f"{min(left_out)} is not in a class's folder"
                 print(f"note: {where}: left out ({len(left_out)} images)", file=sys.stderr)
-        if unseen := sorted(files["train"].keys() - files.get("val", files["train"]).keys()):
-            print(
-                f"note: val lacks {len(unseen)} of the {len(classes)} classes: {', '.join(unseen[:3])}", file=sys.stderr
-            )
         return Source(classes, classes, image_size, True, packed, fingerprint)
 
     if cache is None:
@@ -74,23 +71,15 @@ def name_in_cache(root: Path) -> str:
     return f"{root.name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
 
 
-def groups(root: str | Path, split: str, pattern: str) -> list[str]:
-    """Returns what a regular expression matches in each image's file name, in the store's order.
-
-    If the expression has a group in parentheses, what that matches. Raises UserError for a name without a match.
-    """
-    found = []
-    for name in itertools.chain.from_iterable(_list_classes(Path(root), split).values()):
-        match = re.search(pattern, name.rpartition("/")[2])
-        if match is None:
-            raise UserError(f"data.group={pattern} matches nothing in the name of {Path(root, name)}")
-        found.append(match[1] if match.re.groups else match[0])
-    return found
+def files(root: str | Path, split: str) -> list[str]:
+    """Returns the images of a split in the store's order, as paths relative to root. Raises UserError."""
+    by_folder = _list_test(Path(root, split)) if split == "test" else _list_classes(Path(root), split)
+    return [name for images in by_folder.values() for name in images]
 
 
 def test_files(root: str | Path) -> list[Path]:
-    """Returns the images of root/test/* and root/test/*/*. Raises UserError if there is none."""
-    names = [name for images in _list_test(Path(root) / "test").values() for name in images]
+    """Returns the images in and below root/test. Raises UserError if there is none."""
+    names = files(root, "test")
     if not names:
         raise UserError(f"{Path(root) / 'test'} holds no image: put them there, or use images=FOLDER")
     return [Path(root, name) for name in names]
@@ -109,7 +98,7 @@ def _list_classes(root: Path, split: str) -> dict[str, list[str]]:
         raise UserError(f"{folder} holds no class folders: put the images into {folder}/<class>/")
     for name, images in classes.items():
         if not images:
-            raise UserError(f"{folder / name} holds no image: put images directly into it, or remove it")
+            raise UserError(f"{folder / name} holds no image: put images into it, or remove it")
     return classes
 
 
@@ -117,25 +106,35 @@ def _list_test(folder: Path) -> dict[str, list[str]]:
     """Returns the images of each folder, and those directly in `folder` under ""; empty if there is no image."""
     if not folder.is_dir():
         return {}
+    beside = [f"test/{entry.name}" for entry in _entries(folder) if _is_image(entry)]
     nested = {name: _list_images(folder / name, f"test/{name}/") for name in _list_folders(folder)}
-    images = {"": _list_images(folder, "test/"), **nested}
+    images = {"": beside, **nested}
     return images if any(images.values()) else {}
 
 
 def _list_folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in _entries(folder) if entry.is_dir())
+    return [entry.name for entry in _entries(folder) if entry.is_dir()]
 
 
 def _list_images(folder: Path, prefix: str) -> list[str]:
-    """Returns the names of the files in `folder` with an image's suffix, sorted, with `prefix` before them."""
-    suffixes = image_suffixes()
-    names = (entry.name for entry in _entries(folder) if entry.is_file())
-    return [prefix + name for name in sorted(names) if name.lower().endswith(suffixes)]
+    """Returns the paths of the images in and below `folder`, folder by folder sorted, with `prefix` before them."""
+    images = []
+    for entry in _entries(folder):
+        if entry.is_dir():
+            images += _list_images(folder / entry.name, f"{prefix}{entry.name}/")
+        elif _is_image(entry):
+            images.append(prefix + entry.name)
+    return images
+
+
+def _is_image(entry: os.DirEntry) -> bool:
+    return entry.name.lower().endswith(image_suffixes()) and entry.is_file()
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
-    """Returns the entries of `folder` that are not hidden. Raises UserError for a broken link, as to a missing disk."""
+    """Returns the entries of `folder` that are not hidden, sorted. Raises UserError for a link to nothing."""
     entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    entries.sort(key=lambda entry: entry.name)
     for entry in entries:
         if entry.is_symlink() and not os.path.exists(entry.path):
             raise UserError(f"{entry.path} is a link to nothing: fix or remove it")

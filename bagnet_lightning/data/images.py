@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -54,6 +55,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+@cache
 def image_suffixes() -> tuple[str, ...]:
     """Returns the file name suffixes of the formats that Pillow reads: ".jpg", ..."""
     return tuple(suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN)

@@ -1,5 +1,6 @@
 """Data modules, which make batches from a store: subsets, order, augmentation. One per source, named by conf/data/."""
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from difflib import get_close_matches
@@ -60,6 +61,10 @@ class ImageData(LightningDataModule, ABC):
     def open_store(self) -> Store:
         """Opens the data's store, or makes it first. Raises UserError."""
 
+    def files(self, split: str) -> list[str] | None:
+        """Returns the name of each image's file, in the store's order, or None if the images of a split have none."""
+        return None
+
     def groups(self, split: str) -> list[str] | None:
         """Returns the group of each image of a split, in the store's order, or None if each is its own.
 
@@ -97,11 +102,11 @@ class ImageData(LightningDataModule, ABC):
             train, held_out = self._hold_out(train)
             self.val_images = self._images("train", held_out)
         else:
-            self._check_groups()
             self.val_images = self._images("val", self._indices_by_class("val"))
         self.train_images = self._images("train", [indices[: self.images_per_class] for indices in train])
         if not len(self.train_images) or not len(self.val_images):
             raise UserError("no image is left to train or to validate on; change data.holdout")
+        self._check_groups()
         self.scale, self.bias = scale_and_bias(self.mean, self.std, self.store.splits["train"].images.shape[2])
 
     def _hold_out(self, by_class: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -120,13 +125,14 @@ class ImageData(LightningDataModule, ABC):
         return kept, held_out
 
     def _check_groups(self) -> None:
-        """Raises UserError if images of one group are in train and in val."""
-        groups = {split: self.groups(split) or () for split in ("train", "val")}
-        if shared := sorted({*groups["train"]} & {*groups["val"]}):
-            raise UserError(
-                f"{len(shared)} groups of images are in train and in val, such as {shared[0]!r}; move them, or "
-                "validate on a part of train with data.holdout=0.2"
-            )
+        """Raises UserError if images of one group are in train and in another split."""
+        trained = {*(self.groups("train") or ())}
+        for split in self.store.splits.keys() - {"train"} if trained else ():
+            if shared := sorted(trained & {*self.groups(split)}):
+                raise UserError(
+                    f"{len(shared)} groups of images are in train and in {split}, such as {shared[0]!r}: move them, or "
+                    "change data.group"
+                )
 
     def _move_to(self, device: torch.device) -> None:
         self.scale, self.bias = self.scale.to(device), self.bias.to(device)
@@ -164,6 +170,12 @@ class ImageData(LightningDataModule, ABC):
         indices = torch.arange(len(source), device=source.labels.device)
         batches = indices.tensor_split(-(-len(source) // self.eval_batch_size))  # none much smaller than another
         return Loader(source, batches, self._share(min(map(len, batches))))
+
+    def names(self, images: Images) -> list[str]:
+        """Returns a name for each of some images of the store: its file's, or "val 17"."""
+        (split,) = (name for name, split in self.store.splits.items() if split is images.split)
+        files = self.files(split)
+        return [files[index] if files else f"{split} {index}" for index in images.chosen.tolist()]
 
     def state_dict(self) -> dict[str, str]:
         """Returns what a checkpoint tells of the images: the digests of the splits in use."""
@@ -312,7 +324,8 @@ class Textures(ImageData):
 class ImageFolder(ImageData):
     """Images in `root`/{train,val}/CLASS, or in `root`/train with a holdout. `options`: arguments of ImageData.
 
-    group: a regular expression; images whose file names match it alike are of one group.
+    group: a regular expression; images of one group have the same match in their paths below CLASS, of its parentheses
+    if it has some.
     """
 
     def __init__(self, root: str, image_size: int, cache: str | None, group: str | None = None, **options):
@@ -323,8 +336,19 @@ class ImageFolder(ImageData):
         splits = ("train", "val") if Path(self.root, "val").is_dir() or not self.holdout else ("train",)
         return image_folder.open_store(self.root, self.image_size, self.cache, splits=splits)
 
+    def files(self, split: str) -> list[str]:
+        return image_folder.files(self.root, split)
+
     def groups(self, split: str) -> list[str] | None:
-        return self.group and image_folder.groups(self.root, split, self.group)
+        if self.group is None:
+            return None
+        found = []
+        for file in self.files(split):
+            match = re.search(self.group, file.split("/", 2)[-1])
+            if match is None:
+                raise UserError(f"data.group={self.group} matches nothing in the name of {Path(self.root, file)}")
+            found.append(match[1] if match.re.groups else match[0])
+        return found
 
     def test_files(self) -> list[Path]:
         return image_folder.test_files(self.root)

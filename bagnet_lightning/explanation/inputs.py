@@ -41,10 +41,10 @@ def find_class(requested: str, classes: list[str], class_names: list[str]) -> in
 def pictures_of_split(data: ImageData, split: str, count: int, classes: list[str]) -> list[Picture]:
     """Returns `count` images of a split of `data` (after setup), spread evenly over it and thus over its classes."""
     images = data.labelled_for(classes, split)
-    pictures = []
+    pictures, names = [], data.names(images)
     for position in _spread(len(images), count):
         index = images.chosen[position].item()
-        pictures.append(Picture(f"{split} {index}", images.split.images[index].numpy(), images.labels[position].item()))
+        pictures.append(Picture(names[position], images.split.images[index].numpy(), images.labels[position].item()))
     return pictures
 
 

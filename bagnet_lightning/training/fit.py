@@ -47,6 +47,9 @@ def fit(
     if mean and any(mean) != any(data.mean):
         normalized = "normalised" if any(mean) else "not normalised"
         description += f"; note: its weights are of pixels that were {normalized}, unlike data.normalize here"
+    if missing := sorted({*range(len(data.class_ids))} - {*data.val_images.labels.tolist()}):
+        description += f"; note: {len(missing)} classes have no validation image: {data.class_names[missing[0]]}"
+        description += ", ..." if missing[1:] else ""
     about = {
         "config": plain(config) | {"image_size": data.store.side, "train_digest": data.store.digests["train"]},
         "classes": data.class_ids,
