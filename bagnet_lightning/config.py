@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from bagnet_lightning.files import sha256_of
+from bagnet_lightning.files import sha256_of, walk
 from bagnet_lightning.paths import CONF, weights_file
 
 # Keys that change where files are, how fast a run is or how it is shown, but not what is trained.
@@ -117,20 +117,19 @@ def image_files(target: str, root: str | None) -> str | None:
     """
     if target.endswith(".TinyImageNet") or root is None or not (Path(root) / "train").is_dir():
         return None
-    below = (Path(root, split) for split in ("train", "val"))
-    folders = [folder for path in below for folder, _, _ in os.walk(path, followlinks=True)]
-    return _image_files(Path(root), tuple(folders), tuple(os.stat(folder).st_mtime_ns for folder in folders))
+    folders = [folder for split in ("train", "val") for folder in walk(Path(root, split))]
+    return _image_files(Path(root), tuple(os.path.join(folder, name) for folder, names in folders for name in names))
 
 
-@cache
-def _image_files(root: Path, folders: tuple[str, ...], changed: tuple[int, ...]) -> str:
-    """Returns image_files of `root`, looked at anew when one of its folders has `changed`: there can be many files."""
+@cache  # a sweep asks many times, and there can be many files
+def _image_files(root: Path, files: tuple[str, ...]) -> str:
+    """Returns image_files of the folder `root`, which holds `files` in train and val."""
     from bagnet_lightning.data.images import image_suffixes  # imports Pillow, not needed here for other data
 
     digest, suffixes = hashlib.sha256(), image_suffixes()
-    for path in sorted(path for folder in folders for path in Path(folder).iterdir()):
+    for path in sorted(map(Path, files)):
         name = path.relative_to(root).as_posix()
-        if name.count("/") > 1 and name.lower().endswith(suffixes) and "/." not in name and path.is_file():
+        if name.count("/") > 1 and name.lower().endswith(suffixes) and path.is_file():
             digest.update(f"{name} {path.stat().st_size}\n".encode())
     return digest.hexdigest()
 

@@ -64,6 +64,22 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yields each folder in and below `folder` with the names of its files; none hidden.
+
+    Follows links, but enters each folder once.
+    """
+    entered = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in entered:
+            folders.clear()
+            continue
+        entered.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield parent, [name for name in names if not name.startswith(".")]
+
+
 @contextlib.contextmanager
 def writing(out: Path) -> Iterator[None]:
     """Raises UserError if the block fails to write to `out`, the value of out=."""

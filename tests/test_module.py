@@ -226,21 +226,27 @@ def test_images_of_a_group_are_held_out_together_and_may_not_be_in_train_and_val
         data(*asked[:3], "data.group='patient-.'", small=())
     (tmp_path / "val/red/patient-k_0.png").rename(tmp_path / "val/red/patient-l_0.png")
     (tmp_path / "test").mkdir()
-    Image.new("RGB", (9, 9)).save(tmp_path / "test/patient-j_0.png")
-    data(*asked[:3], "data.group='patient-.'", small=())
-    Image.new("RGB", (9, 9)).save(tmp_path / "test/patient-a_0.png")
+    for name in ("unknown.png", "red/patient-a_0.png"):
+        (tmp_path / "test" / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / "test" / name)
+    module = data(*asked[:3], "data.group='patient-.'", small=())  # nothing is measured on test yet
+    with pytest.raises(UserError, match=r"data\.group=patient-\. matches nothing in the name of .*test/unknown\.png"):
+        module.labelled_for(["blue", "red"], "test")
+    (tmp_path / "test/unknown.png").unlink()
     with pytest.raises(UserError, match="in train and in test, such as 'patient-a'"):
-        data(*asked[:3], "data.group='patient-.'", small=())
+        data(*asked[:3], "data.group='patient-.'", small=()).labelled_for(["blue", "red"], "test")
+    with pytest.raises(UserError, match=r"data\.group=patient\(-x\)\? matches nothing"):
+        data(*asked[:3], "data.group='patient(-x)?'", small=())
 
 
 def test_images_have_the_names_of_their_files_and_a_group_may_be_a_folder(tmp_path):
-    for name in ("train/red/1/a.png", "train/red/2/a.png", "train/blue/1/a.png", "train/blue/3/a.png"):
+    for name in ("train/red/1/a.png", "train/red/2/a.png", "train/blue/3/a.png", "train/blue/4/a.png"):
         (tmp_path / name).parent.mkdir(parents=True)
         Image.new("RGB", (9, 9)).save(tmp_path / name)
     asked = ("data=image_folder", f"data.root={tmp_path}", "data.image_size=9", "data.holdout=0.5")
     module = data(*asked, "data.group='^[^/]+'", small=())
-    held = module.names(module.val_images)
-    assert held in (["train/blue/1/a.png", "train/red/1/a.png"], ["train/blue/3/a.png", "train/red/2/a.png"])
+    names = [*module.names(module.train_images), *module.names(module.val_images)]
+    assert sorted(names) == [f"train/{name}/a.png" for name in ("blue/3", "blue/4", "red/1", "red/2")]
     textures = data()
     assert textures.names(textures.val_images)[:2] == [f"val {index}" for index in textures.val_images.chosen[:2]]
 

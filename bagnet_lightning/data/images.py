@@ -1,8 +1,6 @@
 """Decodes image files to uint8 pixels. Packing workers import this module: it imports neither torch nor Lightning."""
 
 import hashlib
-import os
-from collections.abc import Iterator
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.files import walk
 
 
 def load_image(path: str | Path, size: int | None = None) -> np.ndarray:
@@ -70,23 +69,11 @@ def find_images(path: Path) -> list[Path]:
         raise UserError(f"{path} does not exist; give an image file or a folder of them")
     if not path.is_dir():
         return [path]
-    suffixes = image_suffixes()
-    files = sorted(file for file in _files_below(path) if file.name.lower().endswith(suffixes) and file.is_file())
+    below = (Path(folder, name) for folder, names in walk(path) for name in names)
+    files = sorted(file for file in below if file.name.lower().endswith(image_suffixes()) and file.is_file())
     if not files:
         raise UserError(f"{path} holds no image file; give an image file or a folder of them")
     return files
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    entered = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        place = os.path.realpath(parent)
-        if place in entered:
-            folders.clear()
-            continue
-        entered.add(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
 class PackedChunk(NamedTuple):

@@ -102,11 +102,11 @@ class ImageData(LightningDataModule, ABC):
             train, held_out = self._hold_out(train)
             self.val_images = self._images("train", held_out)
         else:
+            self._check_groups("val")
             self.val_images = self._images("val", self._indices_by_class("val"))
         self.train_images = self._images("train", [indices[: self.images_per_class] for indices in train])
         if not len(self.train_images) or not len(self.val_images):
             raise UserError("no image is left to train or to validate on; change data.holdout")
-        self._check_groups()
         self.scale, self.bias = scale_and_bias(self.mean, self.std, self.store.splits["train"].images.shape[2])
 
     def _hold_out(self, by_class: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -124,15 +124,13 @@ class ImageData(LightningDataModule, ABC):
                 )
         return kept, held_out
 
-    def _check_groups(self) -> None:
-        """Raises UserError if images of one group are in train and in another split."""
-        trained = {*(self.groups("train") or ())}
-        for split in self.store.splits.keys() - {"train"} if trained else ():
-            if shared := sorted(trained & {*self.groups(split)}):
-                raise UserError(
-                    f"{len(shared)} groups of images are in train and in {split}, such as {shared[0]!r}: move them, or "
-                    "change data.group"
-                )
+    def _check_groups(self, split: str) -> None:
+        """Raises UserError if images of one group are in train and in the split that is measured on."""
+        if shared := sorted({*(self.groups("train") or ())} & {*(self.groups(split) or ())}):
+            raise UserError(
+                f"{len(shared)} groups of images are in train and in {split}, such as {shared[0]!r}: move them, or "
+                "validate on a part of train with data.holdout=0.2"
+            )
 
     def _move_to(self, device: torch.device) -> None:
         self.scale, self.bias = self.scale.to(device), self.bias.to(device)
@@ -199,6 +197,7 @@ class ImageData(LightningDataModule, ABC):
         """
         images = {"train": self.train_images, "val": self.val_images}.get(split)
         if split == "test" and split in self.store.splits:
+            self._check_groups(split)
             images = self._images(split, self._indices_by_class(split))
         if not images:
             raise UserError(
@@ -345,9 +344,9 @@ class ImageFolder(ImageData):
         found = []
         for file in self.files(split):
             match = re.search(self.group, file.split("/", 2)[-1])
-            if match is None:
+            if match is None or match[match.re.groups and 1] is None:
                 raise UserError(f"data.group={self.group} matches nothing in the name of {Path(self.root, file)}")
-            found.append(match[1] if match.re.groups else match[0])
+            found.append(match[match.re.groups and 1])
         return found
 
     def test_files(self) -> list[Path]:
