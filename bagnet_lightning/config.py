@@ -78,8 +78,12 @@ def training_settings(config: dict) -> dict[str, object]:
 
 
 def experiment(config: dict) -> str:
-    """Returns a text that is equal for plain configurations that repeat one training with other seeds or folds."""
-    return repr(sorted((key, value) for key, value in training_settings(config).items() if not is_seed(key)))
+    """Returns a text that is equal for plain configurations that repeat one training with other seeds or folds.
+
+    A key that is null is as one that is missing, as new keys are in the runs of earlier versions.
+    """
+    settings = training_settings(config).items()
+    return repr(sorted((key, value) for key, value in settings if value is not None and not is_seed(key)))
 
 
 def is_seed(key: str) -> bool:

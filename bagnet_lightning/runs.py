@@ -106,9 +106,7 @@ def _aside(folder: Path) -> tuple[Path, Path]:
 def skip_or_refuse(config: DictConfig, folder: Path, requested: dict, lead: bool) -> dict | None:
     """Returns the result if nothing is to be run in `folder`: the finished run's, or a refusal. None: run, or go on."""
     earlier = {} if config.fresh else read_run(folder)
-    before, now = training_settings(earlier.get("config") or {}), training_settings(plain(config))
-    if before and before != now and not nothing_to_lose(earlier):
-        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    if (changed := changed_settings(earlier, config)) and not nothing_to_lose(earlier):
         changed = ["the images under data.root" if key == "image_files" else key for key in changed]
         error = (
             f"{folder} holds a run of another configuration ({', '.join(changed)}); name another sweep=NAME, or start "
@@ -123,9 +121,21 @@ def skip_or_refuse(config: DictConfig, folder: Path, requested: dict, lead: bool
     return None
 
 
+def changed_settings(run: dict, config: DictConfig) -> list[str]:
+    """Returns the keys by which `config` asks for another training than that of a run (from read_run).
+
+    A key that is null is as one that is missing.
+    """
+    before, now = training_settings(run.get("config") or {}), training_settings(plain(config))
+    return [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)] if before else []
+
+
 def nothing_to_lose(run: dict) -> bool:
     """Whether the folder of a run (from read_run) has no result and no checkpoint, so that another run may use it."""
-    return run["status"] not in ("finished", "unreadable") and not any(run["folder"].rglob("*.ckpt"))
+    if run["status"] in ("finished", "unreadable"):
+        return False
+    paths = [run["folder"] / name for name in RUN_FILES]
+    return not any((path.suffix == ".ckpt" and path.exists()) or any(path.rglob("*.ckpt")) for path in paths)
 
 
 def outcome(requested: dict, folder: Path, work: Callable[[], dict]) -> dict:

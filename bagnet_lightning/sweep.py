@@ -20,12 +20,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from bagnet_lightning.config import NAMING, plain, training_settings, without_hydra
+from bagnet_lightning.config import NAMING, without_hydra
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.launching import ParallelLauncher, folder
 from bagnet_lightning.results import note_jobs, read_run
 from bagnet_lightning.rules import check
-from bagnet_lightning.runs import nothing_to_lose
+from bagnet_lightning.runs import changed_settings, nothing_to_lose
 from bagnet_lightning.training import ranks
 
 # Arguments of Lightning's Trainer that a run sets itself, or with which it would leave no checkpoint or result.
@@ -133,8 +133,7 @@ def _print_jobs(jobs: list[tuple[Path, DictConfig, str]]) -> None:
     """Prints what each job would do, in which folder and with what share of the devices, and ends the command."""
     for number, (run_folder, job, share) in enumerate(jobs, start=1):
         run = {"status": "unfinished"} if job.fresh else read_run(run_folder)
-        before, now = training_settings(run.get("config") or {}), training_settings(plain(without_hydra(job)))
-        differs = bool(before) and before != now
+        differs = changed_settings(run, without_hydra(job))
         if differs and not nothing_to_lose(run):
             status = "refused, since it holds a run of another configuration"
         elif run["status"] == "finished":

@@ -32,6 +32,11 @@ def test_a_finished_run_is_told_again_and_another_configuration_refused(tmp_path
         in refused["error"]
     )
     assert (tmp_path / "result.json").exists()
+    text = (tmp_path / "config.yaml").read_text()  # as of a version that had no such key
+    (tmp_path / "config.yaml").write_text(
+        "".join(line for line in text.splitlines(True) if "  classes: null" not in line)
+    )
+    assert skip_or_refuse(config, tmp_path, described, lead=True)["skipped"]
 
 
 def test_what_failed_before_it_had_anything_to_keep_gives_way(tmp_path):
@@ -47,8 +52,8 @@ def test_what_failed_before_it_had_anything_to_keep_gives_way(tmp_path):
 
 
 def leave(folder, described, epoch, **result):
-    """A run's files, one of them a folder, and one of the user's."""
-    for name in ("notes.txt", "model.safetensors"):
+    """A run's files, one of them a folder, and two of the user's."""
+    for name in ("notes.txt", "copy.ckpt", "model.safetensors"):
         (folder / name).write_text(epoch)
     (folder / "tensorboard").mkdir()
     (folder / "tensorboard/events").write_text(epoch)
@@ -59,7 +64,7 @@ def content(folder):
     return {path.name: path.read_text() for path in folder.rglob("*") if path.is_file() and path.name != "result.json"}
 
 
-OLD = {"notes.txt": "old", "model.safetensors": "old", "events": "old"}
+OLD = {"notes.txt": "old", "copy.ckpt": "old", "model.safetensors": "old", "events": "old"}
 
 
 @pytest.mark.parametrize(
@@ -75,10 +80,10 @@ def test_fresh_replaces_a_run_unless_the_new_one_comes_to_nothing(tmp_path, old,
     folder.mkdir()
     leave(folder, described, "old", **old)
     put_aside(folder)
-    assert content(folder) == {"notes.txt": "old"}
+    assert content(folder) == {"notes.txt": "old", "copy.ckpt": "old"}
     leave(folder, described, "new", **new)
     assert restore_or_discard(folder) == back
-    assert content(folder) == (OLD if back else dict.fromkeys(OLD, "new")) | {"notes.txt": "new"}
+    assert content(folder) == (OLD if back else dict.fromkeys(OLD, "new")) | {"notes.txt": "new", "copy.ckpt": "new"}
     assert read_run(folder)["status"] == (old if back else new)["status"]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
