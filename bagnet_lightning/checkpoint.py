@@ -88,7 +88,7 @@ def load_backbone(path: str | Path) -> Trained:
     if path.suffix in (".onnx", ".pt2"):
         raise UserError(f"checkpoint {path} is for other programs; give best.ckpt, or what format=safetensors exported")
     try:
-        about, weights = _read(path)
+        about, weights = read_network(path)
         options = {key: value for key, value in about["config"]["model"].items() if key != "pretrained"}
         make = _network(options.pop("_target_"), path)
         network = make(num_classes=max(1, len(about["classes"])), **options)
@@ -119,17 +119,13 @@ def _network(target: str, path: Path) -> Callable[..., nn.Module]:
         raise UserError(f"BAGNET_NETWORKS: {target} cannot be imported from here: {error}") from error
 
 
-def adapt_head(network: nn.Module, classes: list[str], path: str | Path) -> str | None:
-    """Copies the rows of the last layer, fc, of those `classes` that the checkpoint `path` has; others begin anew.
+def adapt_head(network: nn.Module, classes: list[str], known: list[str], weights: dict[str, Tensor]) -> str | None:
+    """Copies the rows of the last layer, fc, of those `classes` that are `known` to `weights`; others begin anew.
 
     For a network after load_pretrained, which compares shapes only: its rows may be of other classes. Returns a message
-    about the change; None, with nothing changed, if the classes are the same or the file has no usable rows.
+    about the change; None, with nothing changed, if the classes are the same or the weights have no usable rows.
     """
-    try:
-        about, weights = _read(weights_file(path))
-    except UserError:  # a file of another program
-        return None
-    known, fc = about["classes"], getattr(network, "fc", None)
+    fc = getattr(network, "fc", None)
     if not known or known == classes or not isinstance(fc, nn.Linear):
         return None
     own = {f"fc.{name}": parameter for name, parameter in fc.named_parameters()}
@@ -141,15 +137,7 @@ def adapt_head(network: nn.Module, classes: list[str], path: str | Path) -> str 
     with torch.no_grad():
         for key, parameter in own.items():
             parameter[rows] = weights[key][known_rows]
-    return f"its last layer begins anew, but for {len(found)} of {len(classes)} classes that {path} knows"
-
-
-def mean_of_inputs(path: str | Path) -> tuple[float, ...] | None:
-    """Returns the mean that the inputs of a checkpoint's network are normalised by; None for another program's file."""
-    try:
-        return tuple(_read(weights_file(path))[0]["mean"])
-    except UserError:
-        return None
+    return f"its last layer begins anew, but for {len(found)} of {len(classes)} classes that the file knows"
 
 
 def write_backbone(network: nn.Module, about: dict, path: Path) -> None:
@@ -193,7 +181,9 @@ def read_metadata(path: str | Path) -> object:
         raise UserError(f"{path} cannot be read: {in_one_line(error)}") from error
 
 
-def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
+def read_network(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
+    """Returns the fields of Trained but the network, and its weights. Raises UserError for another program's file."""
+    path = weights_file(path)
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_run(path)
 
 

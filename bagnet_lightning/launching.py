@@ -20,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from bagnet_lightning.config import without_hydra
 from bagnet_lightning.errors import in_one_line
 from bagnet_lightning.files import write_text
-from bagnet_lightning.results import describe, read_run, write_result
-from bagnet_lightning.runs import goes_on
+from bagnet_lightning.results import read_run, write_result
+from bagnet_lightning.runs import describe_job, goes_on
 
 
 class ParallelLauncher(Launcher):
@@ -130,8 +130,7 @@ def describe_exit_code(code: int) -> str:
 def failed(job: DictConfig, error: str) -> dict:
     """Returns the result of a job that left none, and writes it to its folder unless that holds a finished one."""
     config = without_hydra(job)
-    requested = describe(config, OmegaConf.to_container(job.hydra.overrides.task))
-    result = {**requested, "status": "failed", "error": error}
+    result = {**describe_job(config, job.hydra), "status": "failed", "error": error}
     earlier = read_run(folder(job))
     folder(job).mkdir(parents=True, exist_ok=True)
     if not earlier["config"]:  # it never began; the table needs its settings

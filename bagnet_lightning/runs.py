@@ -34,10 +34,7 @@ def run_in_folder(config: DictConfig, run: Callable[[Path, dict], dict], lead: b
     """
     assert not config.dry_run, "sweep.py ends a dry run before this"  # Hydra turns exceptions there into warnings
     folder = Path(HydraConfig.get().runtime.output_dir)
-    requested = describe(config, list(HydraConfig.get().overrides.task))
-    for source in HydraConfig.get().runtime.config_sources:
-        if source.provider == "command-line":  # without it, config files in it are not found
-            requested["config_dir"] = os.path.relpath(source.path)
+    requested = describe_job(config, HydraConfig.get())
     with locked(folder, wait=False) if lead else nullcontext() as free:
         if free is False:
             error = f"another process trains in {folder}; wait for it, or stop it"
@@ -55,6 +52,15 @@ def run_in_folder(config: DictConfig, run: Callable[[Path, dict], dict], lead: b
             if lead and restore_or_discard(folder) and result:
                 result["error"] += "; the earlier run is kept"
         return result
+
+
+def describe_job(config: DictConfig, hydra: DictConfig) -> dict:
+    """Returns results.describe of a job, and the folder of the user's own config files, if its command names one."""
+    fields = describe(config, list(hydra.overrides.task))
+    for source in hydra.runtime.config_sources:
+        if source.provider == "command-line":
+            fields["config_dir"] = os.path.relpath(source.path)
+    return fields
 
 
 def goes_on(config: DictConfig) -> str:

@@ -32,6 +32,7 @@ from bagnet_lightning.training import ranks
 RESERVED_ARGUMENTS = (
     *("logger", "callbacks", "plugins", "profiler", "fast_dev_run", "enable_checkpointing", "enable_progress_bar"),
     *("enable_model_summary", "num_sanity_val_steps", "log_every_n_steps", "use_distributed_sampler"),
+    "val_check_interval",  # a row of metrics.csv, and a candidate for best.ckpt, is of a whole epoch
 )
 WHOLE_DEVICE = "the whole device, one after the other"
 

@@ -32,7 +32,7 @@ WORK=$(mkdir -p "${WORK:=/tmp/gpu_table1}" && cd "$WORK" && pwd)
 : "${OUT:?is the folder for the results}"
 OUT=$(mkdir -p "$OUT" && cd "$OUT" && pwd)
 export BAGNET_DATA=$(mkdir -p "${BAGNET_DATA:=$WORK/data}" && cd "$BAGNET_DATA" && pwd)
-WHEELS=${WHEELS:-$REPOSITORY/wheels}
+WHEELS=$(realpath -m "${WHEELS:-$REPOSITORY/wheels}")
 RESUME=${RESUME:+$(realpath "$RESUME")}
 OVERRIDES=${OVERRIDES:-data.eval_batch_size=1000}
 SPEED=${SPEED:-}
@@ -68,9 +68,9 @@ SMOKE="data=textures data.batch_size=48 data.crop_padding=4 model=bagnet9 model.
     model.zero_init=true optim.lr=0.001 scheduler=onecycle label_smoothing=0.1 weight_average=0.9 trainer.max_epochs=2"
 
 compile() { # all that will be trained, without data: torch keeps what it made on disk, for all that comes
-    local code=0 recipe network jobs
+    local code=0 recipe network jobs=()
+    local -x TORCHINDUCTOR_COMPILE_THREADS=4 # of each of these ten processes
     for recipe in paper modern; do
-        jobs=()
         for network in model=bagnet33 model=resnet18 model=bagnet9 model=bagnet17; do
             compile_one recipe=$recipe $network &
             jobs+=($!)
@@ -78,8 +78,8 @@ compile() { # all that will be trained, without data: torch keeps what it made o
         # shellcheck disable=SC2086
         if [ $recipe = paper ]; then compile_one $SMOKE; else compile_one recipe=modern model=resnet18 model.stem=small; fi &
         jobs+=($!)
-        for job in "${jobs[@]}"; do wait "$job" || code=1; done
     done
+    for job in "${jobs[@]}"; do wait "$job" || code=1; done
     return $code
 }
 
@@ -125,16 +125,18 @@ COMPILE
 
 smoke() { # the same losses with a plain step, a compiled and recorded one, and one that was broken off
     # On a GPU "auto" would hide what fails.
-    local on=true code=0 forms
+    local on=true code=0 forms jobs=()
     "$PYTHON" -c "import torch; raise SystemExit(not torch.cuda.is_available())" || on=auto
     for forms in false $on; do
         # shellcheck disable=SC2086
-        train "smoke_$forms" $SMOKE optim=adam,muon trainer.compile=$forms trainer.cuda_graph=$forms || code=1
+        train "smoke_$forms" $SMOKE optim=adam,muon trainer.compile=$forms trainer.cuda_graph=$forms &
+        jobs+=($!)
     done
     # shellcheck disable=SC2086
     stopped smoke_stopped $SMOKE optim=muon trainer.compile=$on trainer.cuda_graph=$on || code=1
     # shellcheck disable=SC2086
     train smoke_stopped $SMOKE optim=muon trainer.compile=$on trainer.cuda_graph=$on || code=1
+    for job in "${jobs[@]}"; do wait "$job" || code=1; done
     "$PYTHON" - <<'CHECK' || code=1
 from pathlib import Path
 from bagnet_lightning.results import read_metrics
@@ -187,7 +189,7 @@ variants() { # what each part is worth on BagNet-33: a step's time, and an epoch
     while read -r name overrides <&3; do
         echo "== $name"
         # shellcheck disable=SC2086
-        "$PYTHON" "$REPOSITORY/benchmarks/train_speed.py" "$BAGNET_DATA" $plain $SPEED \
+        "$PYTHON" "$REPOSITORY/benchmarks/train_speed.py" "$BAGNET_DATA" $SPEED $plain \
             --out "$RESULTS/speed_$name.json" $OVERRIDES $overrides || code=1
     done 3<<'VARIANTS'
 plain trainer.compile=false trainer.cuda_graph=false
@@ -285,7 +287,8 @@ pack_results() {
         [ -e "$RESULTS/$step.log" ] && printf '\n== %s (%s)\n' "$step" "$(cat "$RESULTS/$step.state" 2>/dev/null)" &&
             tail -n 40 "$RESULTS/$step.log" | cut -c 1-300
     done >"$OUT/summary.txt"
-    tar -C "$RESULTS" -czf "$OUT/.results.tar.gz" . && mv "$OUT/.results.tar.gz" "$OUT/results.tar.gz"
+    # tar's code 1: a file changed while it was read, as the log of another call of this script may
+    tar -C "$RESULTS" -czf "$OUT/.results.$$.tar.gz" . || [ $? = 1 ] && mv "$OUT/.results.$$.tar.gz" "$OUT/results.tar.gz"
 }
 
 finished() { [ "$(cut -d ' ' -f 1 "$RESULTS/$1.state" 2>/dev/null)" = done ]; } # NAME
@@ -322,9 +325,11 @@ if [ "${1:-}" = --inside ]; then
     "$2"
     exit
 fi
-if [ -n "$RESUME" ]; then
+if [ -n "$RESUME" ] && [ ! -e resumed ]; then
     tar -C "$RESULTS" -xzf "$RESUME"
+    rm -f "$RESULTS"/{compile,data}.state # what these left is not in the file
     mkdir -p multirun_outputs && cp -rn "$RESULTS/sweeps/." multirun_outputs/ # finished runs are skipped
+    touch resumed
 fi
 if [ -d "$WHEELS" ] && [ ! -d "$WORK/site" ]; then
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$WORK/site" "$WHEELS"/*.whl || exit 1

@@ -12,6 +12,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning import Trainer
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
 
 from bagnet_lightning.data.augment import draw_keys
@@ -48,6 +49,7 @@ class StepParts:
             precision=precision,
             accumulate_grad_batches=config.trainer.accumulate_grad_batches,
             gradient_clip_val=config.trainer.gradient_clip_val,
+            plugins=[LightningEnvironment()],  # instead of a search, which imports mpi4py where it is installed
             **quiet,
         )
         self.device = trainer.strategy.root_device

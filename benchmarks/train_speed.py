@@ -32,6 +32,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from step_parts import StepParts, wait
 from torch import nn
 from torch.nn import functional as F
@@ -186,7 +187,9 @@ def plain_rate(config: DictConfig, data, steps: int) -> float:
     module = Plain(network, len(images.classes), instantiate(config.optim))
     torch.backends.cudnn.benchmark = False  # Lightning's default, which `fit` has changed
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    Trainer(max_steps=PLAIN_WARM_UP + steps, max_epochs=-1, devices=1, **quiet).fit(module, loader)
+    environment = LightningEnvironment()  # instead of a search, which imports mpi4py where it is installed
+    trainer = Trainer(max_steps=PLAIN_WARM_UP + steps, max_epochs=-1, devices=1, plugins=[environment], **quiet)
+    trainer.fit(module, loader)
     return steps * data.batch_size / (module.ended - module.started)
 
 

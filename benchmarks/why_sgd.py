@@ -54,7 +54,7 @@ def reach(config: dict, steps: int) -> float:
 
 
 def line(run: dict) -> list[str]:
-    config, last = run["config"], read_metrics(run["folder"])[-1]
+    config, last, last_checkpoint = run["config"], read_metrics(run["folder"])[-1], run["folder"] / "last.ckpt"
     optimizer, schedule, sgd = config["optim"], config["scheduler"], run["optimizer"] == "sgd"
     return [
         model_name(run["model"]),
@@ -67,7 +67,7 @@ def line(run: dict) -> list[str]:
         f"{reach(config, last['step']):.3g}" if sgd else "",
         f"{last['train_accuracy']:.3f}",
         f"{last['val_accuracy']:.3f}",
-        f"{with_batch_statistics(run['folder'] / 'last.ckpt'):.3f}",
+        f"{with_batch_statistics(last_checkpoint):.3f}" if last_checkpoint.exists() else "",  # results travel without
     ]
 
 

@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 import torch
 
-from bagnet_lightning.checkpoint import adapt_head, load_backbone, load_trained, write_backbone
+from bagnet_lightning.checkpoint import adapt_head, load_backbone, load_trained, read_network, write_backbone
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import BagNet, bagnet9
 from bagnet_lightning.models.resnet import resnet18
@@ -66,19 +66,20 @@ def test_a_head_follows_its_classes(tmp_path):
     source = bagnet9(3, width=0.25)
     weights = {f"network.{key}": value for key, value in source.state_dict().items()}
     torch.save({"state_dict": weights, "bagnet_lightning": about()}, tmp_path / "best.ckpt")
+    described, read = read_network(tmp_path / "best.ckpt")
+    start = described["classes"], read
     for classes in (["n2", "new", "n0"], ["n1", "n2", "n0", "new"]):
         network = bagnet9(len(classes), width=0.25, pretrained=str(tmp_path / "best.ckpt"))
-        said = adapt_head(network, classes, tmp_path / "best.ckpt")
+        said = adapt_head(network, classes, *start)
         assert f"but for {len(classes) - 1} of {len(classes)} classes" in said
         for row, name in enumerate(classes):
             same = [torch.equal(network.fc.weight[row], source.fc.weight[place]) for place in range(3)]
             assert same == [name == f"n{place}" for place in range(3)]
             assert name == "new" or network.fc.bias[row] == source.fc.bias[int(name[1])]
-    assert adapt_head(torch.nn.Sequential(), ["n2"], tmp_path / "best.ckpt") is None  # a network of the user's own
+    assert adapt_head(torch.nn.Sequential(), ["n2"], *start) is None  # a network of the user's own
     network = bagnet9(3, width=0.25, pretrained=str(tmp_path / "best.ckpt"))
-    assert adapt_head(network, ["n0", "n1", "n2"], tmp_path / "best.ckpt") is None
-    torch.save(source.state_dict(), tmp_path / "plain.pt")  # tells of no classes
-    assert adapt_head(network, ["n2", "n1", "n0"], tmp_path / "plain.pt") is None
+    assert adapt_head(network, ["n0", "n1", "n2"], *start) is None
+    assert adapt_head(network, ["n2", "n1", "n0"], [], read) is None  # a backbone's
     assert torch.equal(network.fc.weight, source.fc.weight)
 
 

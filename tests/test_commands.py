@@ -205,6 +205,7 @@ def test_a_dry_run_prints_the_jobs_and_makes_nothing(command, tmp_path):
         (["lr=0.1"], "there is no key lr; did you mean optim.lr?"),
         (["trainer.limit_train_batches=2"], "+trainer.limit_train_batches=..."),
         (["+trainer.fast_dev_run=true"], "trainer.fast_dev_run is not for a run here"),
+        (["+trainer.val_check_interval=0.5"], "trainer.val_check_interval is not for a run here"),
         (["epochs=3"], "did you mean trainer.max_epochs?"),
         (["data.name=my images"], "it is data.name unless you say another"),
         (["model=17"], "choices: bagnet17, bagnet33, bagnet9, resnet18"),

@@ -165,7 +165,7 @@ def test_every_method_of_pretraining_composes_and_normalises_as_train_does(metho
     assert instantiate(config.method).kinds in (1, 2, 3)
     assert config.data.normalize is composed().data.normalize
     assert config.tiles.colour == (0.5 if method == "simclr" else 0)
-    assert digest(config) != digest(composed(f"method={method}", "images=train+test", name="pretrain"))
+    assert digest(config) != digest(composed(f"method={method}", "splits=train+test", name="pretrain"))
 
 
 def test_missing_values_are_asked_for():

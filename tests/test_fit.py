@@ -159,6 +159,23 @@ def test_a_run_that_starts_from_anothers_weights_tells_what_becomes_of_the_head_
     assert "weights are of pixels that were not normalised, unlike data.normalize here" in capsys.readouterr().out
 
 
+def test_a_start_from_weights_that_have_seen_the_held_out_images_is_refused(tmp_path):
+    fit(composed(*SMALL, "data.holdout=0.5", "trainer.max_epochs=1"), tmp_path / "first")
+    start = f"model.pretrained={tmp_path / 'first/last.ckpt'}"
+    asked = [*SMALL, start, "data.holdout=0.5", "trainer.max_epochs=1"]
+    fit(composed(*asked), tmp_path / "second")
+    with pytest.raises(UserError, match=r"held out 0\.5, fold 0, and its network has seen these images"):
+        fit(composed(*asked, "data.fold=1"), tmp_path / "third")
+
+
+def test_networks_of_timm_start_from_files_by_a_key_of_their_own(tmp_path):
+    (tmp_path / "weights.pt").touch()
+    config = composed(*SMALL, f"model.pretrained={tmp_path / 'weights.pt'}")
+    config.model._target_ = "timm.create_model"
+    with pytest.raises(UserError, match="networks of timm take true or false"):
+        fit(config, tmp_path / "run")
+
+
 def test_lightnings_own_checkpoints_can_be_added(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     keep = "+callbacks.keep={_target_: pytorch_lightning.callbacks.ModelCheckpoint, dirpath: kept, save_top_k: -1}"

@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from conftest import SMALL, composed, wait_for
 from hydra import compose, initialize_config_dir
+from hydra.conf import ConfigSourceInfo
 
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.launching import describe_exit_code, failed, folder, run
@@ -78,6 +80,12 @@ def test_what_a_job_raises_is_a_failed_result_in_its_folder(job, raised, words):
     assert (result["model"], result["optimizer"], result["epochs"]) == ("bagnet9", "adam", 2)
     written = json.loads((folder(job) / "result.json").read_text())
     assert written == {"format": 1, **result}
+
+
+def test_a_job_that_died_tells_where_the_users_config_files_are(job):
+    source = ConfigSourceInfo(path=str(Path("my").absolute()), schema="file", provider="command-line")
+    job.hydra.runtime.config_sources = [*job.hydra.runtime.config_sources, source]
+    assert failed(job, "the node is gone")["config_dir"] == "my"
 
 
 def test_a_fresh_job_that_was_stopped_goes_on_without_fresh(job):

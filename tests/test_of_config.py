@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from bagnet_lightning.config import plain
 from bagnet_lightning.data import of_config
 from bagnet_lightning.data.module import Textures
-from bagnet_lightning.data.of_config import data_of_run
+from bagnet_lightning.data.of_config import data_of, data_of_run
 from bagnet_lightning.errors import UserError
 
 
@@ -21,6 +21,11 @@ def test_a_finished_runs_data_with_some_keys_changed():
         data_of_run(run, OmegaConf.create({"rooot": 1}))
     with pytest.raises(UserError, match=r"^data\.classes=-1: data\.classes must be"):
         data_of_run(run, OmegaConf.create({"classes": -1}))
+
+
+def test_a_class_that_cannot_be_found_is_the_users_mistake():
+    with pytest.raises(UserError, match=r"the data mydata\.Arrays cannot be imported from here"):
+        data_of({"_target_": "mydata.Arrays"})
 
 
 def test_other_images_have_the_size_that_the_network_knows(monkeypatch):

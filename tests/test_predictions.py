@@ -157,5 +157,5 @@ def test_of_a_limited_validation_only_what_was_seen_is_kept(tmp_path):
     limited = [*SMALL, "data.val_images=11", "data.eval_batch_size=5", "+trainer.limit_val_batches=1"]
     result = fit(composed(*limited), tmp_path)
     read = read_predictions(tmp_path)
-    assert len(read.labels) == len(read.predicted) == 4
+    assert len(read.labels) == len(read.predicted) == result["val_images"] == 4
     assert (read.labels == read.predicted).mean() == pytest.approx(result["best_val_accuracy"])

@@ -139,12 +139,12 @@ def test_unlabelled_test_images_are_trained_on_too(tmp_path):
             Image.effect_noise((20, 20), 50).save(tmp_path / "mine" / folder / f"{number}.png")
     asked = ["data=image_folder", f"data.root={tmp_path / 'mine'}", "data.image_size=20", "data.batch_size=5"]
     asked += ["model=bagnet9", "model.width=0.25", "tiles.size=11", "tiles.radius=8", "trainer=cpu"]
-    asked += ["trainer.max_epochs=1", "images=train+test"]
+    asked += ["trainer.max_epochs=1", "splits=train+test"]
     result = fit(composed(*asked, name="pretrain"), tmp_path / "run")
     assert result["train_images"] == 10
     assert read_checkpoint(tmp_path / "run/last.ckpt")["ImageFolder"].keys() == {"train", "val", "test"}
-    with pytest.raises(UserError, match=r"images=train\+test: textures has no test images"):
-        fit(small("images=train+test"), tmp_path / "other")
+    with pytest.raises(UserError, match=r"splits=train\+test: textures has no test images"):
+        fit(small("splits=train+test"), tmp_path / "other")
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,8 @@ def test_shapes_types_and_balance(store):
 
 
 DIGESTS = {
-    "train": "2b9bf4e17207ba1b85ad9d89c9dfa2a293e9759b6c0f561c8edfdec322b724f5",
-    "val": "86d430ef76fa555b5ce80c9264c513fa97d41831e3df9ea54696db8d0b1fd6ef",
+    "train": "a1571b34838853b1e422fbc2e53b921a237e648995200594605a5f9b70e9b723",
+    "val": "5fd8f0b34ff7e21129a142544e7ce6518fd733736977275a34fcc25c745e4876",
 }
 
 

@@ -1,6 +1,7 @@
 """Data modules from a configuration: a command's own, or that of the run in a trained network's checkpoint."""
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,9 +14,16 @@ SOURCES = {f"{source.__module__}.{source.__name__}" for source in (TinyImageNet,
 
 
 def data_of(config: DictConfig | dict) -> ImageData:
-    """Returns the data module of a configuration's data group, not set up yet. Nothing nested is instantiated."""
-    # Partial, so that a UserError of the constructor is raised as it is, not wrapped in one of Hydra's exceptions.
-    return instantiate(config, _partial_=True, _convert_="all", _recursive_=False)()
+    """Returns the data module of a configuration's data group, not set up yet. Nothing nested is instantiated.
+
+    Raises UserError if there is no such class.
+    """
+    # Partial, so that what the constructor raises is raised as it is, not wrapped in one of Hydra's exceptions.
+    try:
+        make = instantiate(config, _partial_=True, _convert_="all", _recursive_=False)
+    except InstantiationException as error:
+        raise UserError(f"the data {config['_target_']} cannot be imported from here (PYTHONPATH=.)") from error
+    return make()
 
 
 def data_of_run(run: dict, requested: DictConfig | None) -> ImageData:

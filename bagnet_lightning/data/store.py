@@ -60,24 +60,16 @@ def store_of_arrays(
             given = f"{images.dtype} {images.shape} and {labels.shape}"
             raise UserError(f"{split}: images must be uint8 (N, H, W, 3) and labels (N,), not {given}")
     mean, std = _channel_statistics(splits["train"][0])
-    return Store(
-        classes=classes,
-        class_names=class_names,
-        mean=mean,
-        std=std,
-        splits={
-            split: Split(
-                torch.from_numpy(images),
-                torch.from_numpy(labels.astype(np.int64)),
-                torch.full((len(images), 4), -1, dtype=torch.int16),
-            )
-            for split, (images, labels) in splits.items()
-        },
-        digests={
-            split: digest(classes, class_names, [sha256(images), sha256(labels.astype("<i8"))])
-            for split, (images, labels) in splits.items()
-        },
-    )
+    of_tensors = {
+        split: Split(
+            torch.from_numpy(images),
+            torch.from_numpy(labels.astype(np.int64)),
+            torch.full((len(images), 4), -1, dtype=torch.int16),
+        )
+        for split, (images, labels) in splits.items()
+    }
+    digests = {name: _digest(classes, class_names, split) for name, split in of_tensors.items()}
+    return Store(classes, class_names, mean, std, of_tensors, digests)
 
 
 def packed_store(
@@ -100,14 +92,15 @@ def packed_store(
 
 def verify(store: Store) -> bool:
     """Whether every pixel, label, box and class name in the store still has its digest (reads everything)."""
-    for name, split in store.splits.items():
-        images = split.images.numpy()
-        step = chunk_length(images.shape[1])
-        chunks = [sha256(images[start : start + step]) for start in range(0, len(images), step)]
-        hashes = [*chunks, sha256(split.labels.numpy()), sha256(split.boxes.numpy())]
-        if store.digests[name] != digest(store.classes, store.class_names, hashes):
-            return False
-    return True
+    splits = store.splits.items()
+    return all(store.digests[name] == _digest(store.classes, store.class_names, split) for name, split in splits)
+
+
+def _digest(classes: list[str], class_names: list[str], split: Split) -> str:
+    images = split.images.numpy()
+    step = chunk_length(images.shape[1])
+    chunks = [sha256(images[start : start + step]) for start in range(0, len(images), step)]
+    return digest(classes, class_names, [*chunks, sha256(split.labels.numpy()), sha256(split.boxes.numpy())])
 
 
 def _open(folder: Path, fingerprint: str | None, manifest: dict) -> Store:

@@ -33,7 +33,7 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
     code = prepare(config, folder)
     data = data_of(config.data)
     data.setup()
-    if config.images == "train+test":
+    if config.splits == "train+test":
         _add_test_images(data)
     network = instantiate(config.model, _partial_=True)(num_classes=1)
     if not hasattr(network, "fc"):
@@ -75,7 +75,7 @@ def _colour_triplet_accuracy(data: ImageData) -> float:
 def _add_test_images(data: ImageData) -> None:
     """Adds the unlabelled test images of `data` to its training images, as a copy of all in memory."""
     if "test" not in data.store.splits:
-        raise UserError(f"images=train+test: {data.name} has no test images; leave it at train")
+        raise UserError(f"splits=train+test: {data.name} has no test images; leave it at train")
     data.splits.add("test")
     splits = data.train_images.split, data.store.splits["test"]
     images = torch.cat([splits[0].images.index_select(0, data.train_images.chosen), splits[1].images])

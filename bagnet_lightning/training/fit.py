@@ -10,7 +10,7 @@ from pytorch_lightning import Callback
 from torch import nn
 from torch.nn import functional as F
 
-from bagnet_lightning.checkpoint import adapt_head, mean_of_inputs
+from bagnet_lightning.checkpoint import adapt_head, read_network
 from bagnet_lightning.config import plain
 from bagnet_lightning.data.module import IMAGENET_MEAN, ImageData
 from bagnet_lightning.data.of_config import data_of
@@ -37,19 +37,15 @@ def fit(
     data.setup()
     if len(data.class_ids) < 2:
         raise UserError(f"there is nothing to tell apart: {config.data.name} has one class, {data.class_ids[0]}")
+    pretrained = config.model.get("pretrained")
+    if isinstance(pretrained, str) and config.model._target_.startswith("timm."):
+        raise UserError(
+            "model.pretrained: networks of timm take true or false; checkpoint_path is their key for a file"
+        )
     network = instantiate(config.model, _partial_=True)(num_classes=len(data.class_ids))
     if isinstance(network, BagNet):
         network.check_size(data.store.side, data.store.side)
-    description, pretrained = summary(network, data), config.model.get("pretrained")
-    if isinstance(pretrained, str) and (adapted := adapt_head(network, data.class_ids, pretrained)):
-        description += f"; {adapted}"
-    mean = mean_of_inputs(pretrained) if isinstance(pretrained, str) else IMAGENET_MEAN if pretrained is True else None
-    if mean and any(mean) != any(data.mean):
-        normalized = "normalised" if any(mean) else "not normalised"
-        description += f"; note: its weights are of pixels that were {normalized}, unlike data.normalize here"
-    if missing := sorted({*range(len(data.class_ids))} - {*data.val_images.labels.tolist()}):
-        description += f"; note: {len(missing)} classes have no validation image: {data.class_names[missing[0]]}"
-        description += ", ..." if missing[1:] else ""
+    description = "; ".join([summary(network, data), *adapt(network, data, pretrained or False)])
     about = {
         "config": plain(config) | {"image_size": data.store.side, "train_digest": data.store.digests["train"]},
         "classes": data.class_ids,
@@ -75,6 +71,26 @@ def fit(
     }
 
 
+def adapt(network: nn.Module, data: ImageData, pretrained: bool | str) -> list[str]:
+    """Fits a network with `pretrained` weights to other classes, and returns what to tell of it.
+
+    Raises UserError if its weights were trained on images that `data` hold out.
+    """
+    notes, mean = [], IMAGENET_MEAN
+    if isinstance(pretrained, str):
+        try:
+            about, weights = read_network(pretrained)
+        except UserError:  # a file of another program
+            return []
+        data.check_unseen(about["config"], about["classes"])
+        adapted = adapt_head(network, data.class_ids, about["classes"], weights)
+        notes, mean = [adapted] if adapted else [], about["mean"]
+    if pretrained and any(mean) != any(data.mean):
+        normalized = "normalised" if any(mean) else "not normalised"
+        notes.append(f"note: its weights are of pixels that were {normalized}, unlike data.normalize here")
+    return notes
+
+
 def loss_settings(config: DictConfig) -> dict:
     """Returns Classifier's arguments from the keys loss, label_smoothing and patch_loss of the configuration."""
     if config.loss:
@@ -93,6 +109,9 @@ def summary(network: nn.Module, data: ImageData) -> str:
         f"{len(data.train_images):,} train and {len(data.val_images):,} validation images of {width} x {height} px",
         f"{len(data.class_ids)} classes",
     ]
+    if missing := sorted({*range(len(data.class_ids))} - {*data.val_images.labels.tolist()}):
+        parts[-1] += f", {len(missing)} without a validation image ({data.class_names[missing[0]]}"
+        parts[-1] += ", ...)" if missing[1:] else ")"
     if isinstance(network, BagNet):
         parts.insert(
             1,

@@ -1,6 +1,7 @@
 """Lightning's Trainer with the settings and callbacks that make a run repeatable, interruptible and measured."""
 
 import inspect
+import itertools
 import logging
 import os
 import signal
@@ -90,9 +91,9 @@ def train(
     stopping = StopOnSignal(last)
     callbacks = [
         StopOnDivergence(last),  # first, since it waits for the device: the others then time finished work
-        history,
         Progress(folder),
         *callbacks,
+        history,  # after those that work at the end of a validation, whose time is not training's
         stopping,
         ValidateOnContinuing(),
         LastCheckpoint(last, **config.checkpoint),
@@ -128,13 +129,14 @@ def train(
         raise Interrupted(signal.SIGINT) from end
     if trainer.interrupted:  # older Lightning sets this instead
         raise Interrupted(signal.SIGINT)
+    validated = itertools.islice(data.val_dataloader().order, *(trainer.num_val_batches or [None]))
     images_per_epoch = min(len(data.train_images), trainer.num_training_batches * data.batch_size)
     return history.rows, {
         **history.timing(images_per_epoch),
         **acceleration_used(module, data),
         "checkpoint_seconds": trainer.strategy.checkpoint_io.seconds,  # that this process has waited
-        "train_images": len(data.train_images),
-        "val_images": len(data.val_images),
+        "train_images": images_per_epoch,
+        "val_images": sum(map(len, validated)),
         "validated_on": "holdout" if data.holdout else "val",
         "classes": len(data.class_ids),
         "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
