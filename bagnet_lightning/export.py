@@ -54,7 +54,7 @@ def main(config: DictConfig) -> None:
         raise UserError(
             f"cannot write to {target.parent} ({error.strerror}); choose another place with out=PATH"
         ) from error
-    print(f"loaded again and run on images of three sizes: off by {noise:.0e} of the largest logit")
+    print(f"loaded again and run on images: off by {noise:.0e} of the largest logit")
     print(f"written: {out}")
 
 

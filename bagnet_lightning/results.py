@@ -68,7 +68,7 @@ def describe(config: DictConfig, overrides: list[str]) -> dict:
 
 
 def system_name(config: Mapping) -> str:
-    """Returns a related system's name, "SIFT, 1,000 words, linear SVM". Empty labels are left out."""
+    """Returns a related system's name, "SIFT, 1000 words, linear SVM". Empty labels are left out."""
     labels = (config.get(part, {}).get("label") for part in PARTS)
     return ", ".join(str(label) for label in labels if label)
 

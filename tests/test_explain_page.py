@@ -146,6 +146,20 @@ def test_the_map_of_the_chosen_class_is_the_exact_evidence(page, explained):
         assert page.find_element(By.CSS_SELECTOR, ".stage").text.count("not computed for this class") == 3
 
 
+def test_every_image_opens_on_its_own_predicted_class_until_one_is_chosen(page, explained):
+    (first, _), (second, _) = explained[1]
+    chosen = Select(page.find_element(By.ID, "class"))
+
+    def shown(image: int) -> int:
+        page.execute_async_script("const [image, done] = arguments; showImage(image).then(done)", image)
+        return int(chosen.first_selected_option.get_attribute("value"))
+
+    assert [shown(1), shown(0)] == [second.predicted, first.predicted]
+    other = (first.predicted + 1) % 7
+    chosen.select_by_value(str(other))
+    assert shown(1) == other
+
+
 def test_the_keyboard_reaches_everything_and_moves_the_patch(page, explained):
     (bagnet, _), (second, _) = explained[1]
     order = []

@@ -152,6 +152,28 @@ def test_networks_that_are_not_ours_are_not_built(tmp_path):
         load_trained(path)
 
 
+class OneSize(torch.nn.Sequential):
+    """A network of the user's own that takes images of 9 px alone."""
+
+    def __init__(self, num_classes):
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(3 * 9 * 9, num_classes))
+
+
+def test_a_network_that_takes_one_size_goes_where_no_other_is_asked_of_it(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setenv("BAGNET_NETWORKS", "test_export.OneSize")
+    content = torch.load(checkpoints["bagnet9"], weights_only=True)
+    content["bagnet_lightning"]["config"] |= {"model": {"_target_": "test_export.OneSize"}, "image_size": 9}
+    network = OneSize(len(content["bagnet_lightning"]["classes"]))
+    content["state_dict"] = {f"network.{key}": value for key, value in network.state_dict().items()}
+    torch.save(content, tmp_path / "best.ckpt")
+    export(tmp_path / "best.ckpt", "format=safetensors")
+    back = load_trained(tmp_path / "best.safetensors").network.state_dict()
+    assert all(torch.equal(value, back[key]) for key, value in network.state_dict().items())
+    for form in ("onnx", "torch_export"):
+        with pytest.raises(UserError, match="takes images of 9 px alone: ask for format=safetensors or hub"):
+            export(tmp_path / "best.ckpt", f"format={form}")
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

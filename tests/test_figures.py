@@ -71,7 +71,9 @@ def test_seeds_have_error_bars_and_a_word_in_the_legend(tmp_path):
 
 def test_the_legend_says_when_the_paper_cannot_be_compared(tmp_path):
     write_run(tmp_path / "a", classes=10)
-    legend = draw_figure2(read_table(tmp_path)).legends[0]
+    figure = draw_figure2(read_table(tmp_path))
+    assert "(42.3)" in texts(figure.axes[0])
+    legend = figure.legends[0]
     assert "not comparable" in legend.get_texts()[-1].get_text()
 
 

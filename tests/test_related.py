@@ -61,6 +61,20 @@ def test_seeds_of_a_system_are_one_line(tmp_path):
     assert line.without_keypoints == {"train": 103, "val": 12}
 
 
+def test_the_same_system_in_two_folders_is_no_other_seed(tmp_path):
+    for name, digest in (("mean", "1"), ("bagnet_averaging", "1"), ("other", "2")):
+        write_related(tmp_path / name, config_digest=digest)
+    assert sorted(len(line.runs) for line in read_table(tmp_path).related) == [1, 2]
+
+
+def test_systems_of_two_networks_have_the_names_of_their_runs(tmp_path):
+    for name in ("bagnet17_adam", "bagnet17_sgd"):
+        checkpoint = f"multirun_outputs/tiny_imagenet/{name}/best.ckpt"
+        write_related(tmp_path / name, "bagnet", config={"features.checkpoint": checkpoint})
+    names = [line.name.rpartition(", ")[2] for line in read_table(tmp_path).related]
+    assert names == ["checkpoint bagnet17_adam", "checkpoint bagnet17_sgd"]
+
+
 def test_what_is_called_the_same_but_is_not_is_told_apart(tmp_path):
     write_related(tmp_path / "a", config={"encoding.power": 1.0})
     write_related(tmp_path / "b", config={"encoding.power": 0.5})

@@ -167,14 +167,13 @@ def test_a_mistake_is_one_line(command, arguments, said):
     assert done.stdout == ""
 
 
-def test_a_folder_without_runs_has_a_page_that_says_so_and_the_command_fails(command, tmp_path):
+def test_a_folder_without_runs_is_left_as_it_is(command, tmp_path):
     done = command("report", "runs=.")
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "error: runs=.: no runs in it, as index.html says too; train some there, or give the folder of another sweep"
+        "error: runs=.: no runs in it; train some there, or give the folder of another sweep"
     ]
-    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
-    assert "There are no runs in ." in (tmp_path / "index.html").read_text()
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_place_that_cannot_be_written_is_named_and_the_report_is_beside(tmp_path, monkeypatch):

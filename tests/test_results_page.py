@@ -93,6 +93,19 @@ def test_folds_are_told_apart(tmp_path):
     assert ["Fold", "1"] in runs["1"]["facts"]
 
 
+def test_folds_and_settings_of_related_systems_are_told_apart(tmp_path):
+    for fold in (0, 1):
+        write_related(tmp_path / f"fold {fold}", config={"data.holdout": 0.2, "data.fold": fold})
+    assert [run["title"] for run in data_of(tmp_path)["runs"].values()] == [
+        f"SIFT, 1,000 words, linear SVM, fold {fold}, seed 0" for fold in (0, 1)
+    ]
+    for power in (0.5, 1.0):
+        write_related(tmp_path / f"power {power}", config={"encoding.power": power})
+    write_related(tmp_path / "orb", "orb", config={"encoding.power": 1.0})
+    near = data_of(tmp_path)["runs"]["orb"]["neighbours"]
+    assert {"power"} <= {key for other in near for key, *_ in other["differs"]}
+
+
 def test_neighbours_differ_in_the_fewest_things(tmp_path):
     write_run(tmp_path / "a", "bagnet17", "adam", 0.4)
     write_run(tmp_path / "b", "bagnet17", "sgd", 0.1)

@@ -1,13 +1,16 @@
 """Merging of seeds, the rule of what may be compared with the paper, and what a partial sweep says."""
 
+import csv
 import statistics
 
 import pytest
 from sweep_folders import write_run
 
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.reporting.columns import table1
 from bagnet_lightning.reporting.notes import notes
 from bagnet_lightning.reporting.table import read_table
+from bagnet_lightning.reporting.text import csv_text
 from bagnet_lightning.table1 import paper_rows
 
 
@@ -136,6 +139,28 @@ def test_the_row_for_orientation(tmp_path):
         line.runs[0]["folder"].name: (line.paper and line.paper.row, line.row) for line in read_table(tmp_path).lines
     }
     assert found == {"own epochs": (9, 9), "15 epochs": (10, None), "only one": (11, None), "none": (None, None)}
+
+
+def test_weights_of_ones_own_make_no_row_of_those_from_imagenet(tmp_path):
+    write_run(tmp_path / "a", epochs=5, pretrained="runs/b/best.ckpt")
+    assert (only_line(tmp_path).pretrained, only_line(tmp_path).row) == ("b", None)
+
+
+def test_balanced_and_final_accuracies_are_means_over_the_runs_too(tmp_path):
+    for seed, balanced in enumerate((0.3, 0.4)):
+        write_run(tmp_path / str(seed), seed=seed, val_balanced_accuracy=balanced, final_val_accuracy=balanced - 0.1)
+    table = read_table(tmp_path)
+    (record,) = csv.DictReader(csv_text(table).splitlines())
+    numbers = {name: round(float(record[name]), 4) for name in record if name.startswith(("balanced", "final"))}
+    assert numbers == {
+        "balanced_accuracy": 0.35,
+        "balanced_accuracy_std": 0.0707,
+        "final_accuracy": 0.25,
+        "final_accuracy_std": 0.0707,
+    }
+    assert "balanced" not in table1(table)
+    write_run(tmp_path / "b", "bagnet9", val_balanced_accuracy=0.2, config={"monitor": "val_balanced_accuracy"})
+    assert table1(read_table(tmp_path))["balanced"] == ["0.2000", "0.3500 ± 0.0707"]
 
 
 def test_a_run_without_its_config_is_not_compared(tmp_path):

@@ -5,6 +5,8 @@ from wandb_records import history, records
 
 def test_the_report_is_one_run_of_its_type_with_table_pictures_and_page(tmp_path, command):
     write_run(tmp_path / "mine/bagnet9_sgd", "bagnet9", "sgd")
+    for seed in (0, 1):  # whose cell of the table is text
+        write_run(tmp_path / f"mine/{seed}", seed=seed)
     arguments = ["runs=mine", "logger=wandb", "logger.project=p"]
     environment = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     done = command("report", *arguments, **environment)

@@ -6,7 +6,7 @@ Means over images are {"mean", "se", "n"}, as mean_and_error returns them.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
@@ -75,7 +75,7 @@ def measure(trained: Trained, sample: Sample, map_count: int, seed: int, tile: i
     name = trained.name
     if isinstance(network, BagNet):
         network.check_size(*sample.pixels.shape[1:3])
-    trained, notes = replace(trained, network=network), []
+    notes = []
     measured = {"model": name, "images": len(sample.labels), "map_images": min(map_count, len(sample.labels))}
     measured["notes"] = notes
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -187,18 +187,15 @@ def _measure_maps(trained: Trained, sample: Sample, seed: int, tile: int, notes:
 
 
 def _summarised_curves(curves: dict[str, dict[str, list[Tensor]]]) -> dict:
-    """Returns each method's mean curve and area, and the mean over images of its area minus the first method's."""
+    """Returns each method's mean curve and area."""
     summary: dict = {}
-    first = {kind: area_under(torch.cat(values)) for kind, values in next(iter(curves.values())).items()}
     for name, method_curves in curves.items():
         summary[name] = {}
         for kind, values in method_curves.items():
             points = torch.cat(values)
-            area = area_under(points)
             summary[name][kind] = {
                 "curve": [mean_and_error(column) for column in points.T],
-                "area": mean_and_error(area),
-                "area_minus_first": mean_and_error(area - first[kind]),
+                "area": mean_and_error(area_under(points)),
             }
     return summary
 

@@ -28,15 +28,17 @@ class Format:
 
 
 def difference(trained: Trained, run: Callable[[Tensor], Outputs]) -> float:
-    """Returns the largest difference of `run` from the network, over three image sizes, in units of the largest value.
+    """Returns the largest difference of `run` from the network, in units of the largest value.
 
-    Raises UserError if it is more than float noise, or the file takes no images of one of these sizes.
+    Over images of several sizes, if the network takes these. Raises UserError if it is more than float noise, or the
+    file takes no images of one of these sizes.
     """
     portable = Portable(trained)
     generator = torch.Generator().manual_seed(0)
     size = _example_size(trained)
     differences = []
-    for shape in ((1, 3, size, size), (3, 3, size, size), (2, 3, size + 9, size + 22)):
+    shapes = [(1, 3, size, size), (3, 3, size, size)] + [(2, 3, size + 9, size + 22)] * _takes_any_size(trained)
+    for shape in shapes:
         images = torch.rand(shape, generator=generator)
         expected = portable(images)
         try:
@@ -69,6 +71,7 @@ def _load_safetensors(path: Path) -> Callable[[Tensor], Outputs]:
 def _write_onnx(trained: Trained, path: Path) -> None:
     import onnx
 
+    _require_any_size(trained)
     portable = Portable(trained)
     outputs = [*portable(_example(trained))]
     with warnings.catch_warnings():
@@ -102,6 +105,7 @@ def _load_onnx(path: Path) -> Callable[[Tensor], Outputs]:
 
 
 def _write_torch_export(trained: Trained, path: Path) -> None:
+    _require_any_size(trained)
     any_size = torch.export.Dim.DYNAMIC
     shapes = {"images": {0: any_size, 2: any_size, 3: any_size}}
     program = torch.export.export(Portable(trained), (_example(trained),), dynamic_shapes=shapes)
@@ -113,6 +117,22 @@ def _load_torch_export(path: Path) -> Callable[[Tensor], Outputs]:
     return torch.export.load(path).module()
 
 
+def _takes_any_size(trained: Trained) -> bool:
+    """Whether a network takes images of other sizes than it was trained on, as not all of the user's own do."""
+    try:
+        trained.network(torch.zeros(1, 3, trained.image_size + 37, trained.image_size + 46))
+    except Exception:  # the user's code may raise anything
+        return False
+    return True
+
+
+def _require_any_size(trained: Trained) -> None:
+    if not _takes_any_size(trained):
+        raise UserError(
+            f"this network takes images of {trained.image_size} px alone: ask for format=safetensors or hub"
+        )
+
+
 def _example(trained: Trained) -> Tensor:
     """Returns an input whose sizes differ from each other and from 1, so that none is taken for a constant."""
     size = _example_size(trained)
@@ -122,7 +142,7 @@ def _example(trained: Trained) -> Tensor:
 def _example_size(trained: Trained) -> int:
     """Returns the training images' size; more if only one patch would fit."""
     smallest = getattr(trained.network, "receptive_field", 32) + getattr(trained.network, "stride", 0)
-    return max(trained.image_size, smallest)
+    return max(trained.image_size, smallest) if _takes_any_size(trained) else trained.image_size
 
 
 FORMATS = {

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from bagnet_lightning.names import clipped, model_name, optimizer_name
 from bagnet_lightning.reporting.related import RelatedLine
+from bagnet_lightning.reporting.seeds import deviation, mean
 from bagnet_lightning.reporting.settings import short
 from bagnet_lightning.reporting.table import Line, Table
 
@@ -15,6 +16,8 @@ def table1(table: Table) -> dict[str, list[str]]:
     """Returns all columns of the networks."""
     lines = table.lines
     paper = [_paper(line) for line in lines]
+    balanced = {"balanced": [_mean_and_deviation(mean(line.balanced), deviation(line.balanced)) for line in lines]}
+    chosen_by_it = any(run["config"].get("monitor") == "val_balanced_accuracy" for line in lines for run in line.runs)
     comparison = {"paper": paper, "difference": [cell(line.difference, "+.4f") for line in lines]}
     return {
         "row": [cell(line.row) for line in lines],
@@ -24,6 +27,7 @@ def table1(table: Table) -> dict[str, list[str]]:
         "epochs": [cell(line.epochs) for line in lines],
         **{name: [one_cell(cell(line.settings[name])) for line in lines] for name in table.settings},
         "accuracy": [_accuracy_and_n(line) for line in lines],
+        **(balanced if chosen_by_it else {}),
         **(comparison if any(line.paper for line in lines) else {}),
         "top-5": [cell(line.top5, ".4f") for line in lines],
         "parameters": [cell(line.parameters, ",.0f") for line in lines],
@@ -127,7 +131,11 @@ def _accuracies(lines: list[Line] | list[RelatedLine]) -> dict[str, list[str]]:
 
 
 def _accuracy(line: Line | RelatedLine) -> str:
-    return cell(line.accuracy, ".4f") + (f" ± {line.std:.4f}" if line.std is not None else "")
+    return _mean_and_deviation(line.accuracy, line.std)
+
+
+def _mean_and_deviation(value: float | None, std: float | None) -> str:
+    return cell(value, ".4f") + (f" ± {std:.4f}" if std is not None else "")
 
 
 def _accuracy_and_n(line: Line | RelatedLine) -> str:

@@ -183,7 +183,7 @@ def _draw_pair(axes: Axes, x: float, line: Line) -> None:
     if line.paper:
         height = 100 * line.paper.accuracy
         axes.bar(x + 1, height, width=0.92, facecolor="none", edgecolor=colour, hatch="////", lw=1)
-        _label(axes, x + 1, height, f"{height:.1f}", "normal")
+        _label(axes, x + 1, height, f"({height:.1f})" if line.not_comparable else f"{height:.1f}", "normal")
 
 
 def _label(axes: Axes, x: float, height: float, text: str, weight: str) -> None:
@@ -220,8 +220,8 @@ def _bar_legend(table: Table) -> list:
         for optimizer in _optimizers(table)
     ]
     if any(line.paper for line in table.lines):
-        comparable = any(line.paper and not line.not_comparable for line in table.lines)
-        label = "the paper" if comparable else "the paper, on the full Tiny ImageNet: not comparable"
+        departs = any(line.paper and line.not_comparable for line in table.lines)
+        label = "the paper, on the full Tiny ImageNet (in parentheses: not comparable)" if departs else "the paper"
         handles.append(Patch(facecolor="none", edgecolor=GREY, hatch="////", label=label))
     counts = {len(line.runs) for line in table.lines if line.std is not None}
     if counts:

@@ -1,7 +1,7 @@
 """The notes below a sweep's table: runs that did not finish, values that cannot be compared, data and versions."""
 
 from bagnet_lightning.config import NAMING, NOT_IN_DIGEST, within
-from bagnet_lightning.reporting.seeds import problem, result_field
+from bagnet_lightning.reporting.seeds import distinct, problem
 from bagnet_lightning.reporting.table import Table, pretraining_name
 from bagnet_lightning.results import read_jobs
 
@@ -73,10 +73,8 @@ def _provenance(table: Table) -> list[str]:
 
 def _describe(finished: list[dict]) -> str:
     def all_values(name: str) -> str:
-        values = [result_field(run, name) for run in finished]
-        texts = (f"{v:,}" if isinstance(v, int) else str(v or "unknown") for v in values)
-        # A continued run may have several, "A / B".
-        return " / ".join(dict.fromkeys(part for text in texts for part in text.split(" / ")))
+        values = distinct(finished, name)
+        return " / ".join(f"{value:,}" if isinstance(value, int) else str(value or "unknown") for value in values)
 
     precision = f", {all_values('precision')}" if any(run.get("precision") for run in finished) else ""
     return (

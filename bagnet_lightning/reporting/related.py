@@ -6,11 +6,12 @@ Their runs are those of `python -m bagnet_lightning.classical`, "kind": "related
 import re
 from dataclasses import dataclass
 
-from bagnet_lightning.config import NOT_IN_DIGEST, experiment, is_seed, leaves, within
-from bagnet_lightning.reporting.seeds import SeedsLine, mean, over_seeds, values
-from bagnet_lightning.reporting.settings import format_settings
+from bagnet_lightning.config import NOT_IN_DIGEST, is_seed, leaves, within
+from bagnet_lightning.reporting.seeds import SeedsLine, mean, over_seeds, repetitions, values
+from bagnet_lightning.reporting.settings import format_settings, weights_name
 
 FEATURES = ("sift", "fast_brief", "orb", "dense_sift", "bagnet")  # in the table's order
+_CHECKPOINT = "features.checkpoint"
 _NOT_SHOWN = "features.sha256"  # distinguishes two runs, but a digest tells a reader nothing
 
 
@@ -23,7 +24,7 @@ class RelatedLine(SeedsLine):
     explains: what `explain` can show for it, "keypoints", "patches" or None.
     """
 
-    system: str  # "SIFT, 1,000 words, linear SVM"
+    system: str  # "SIFT, 1000 words, linear SVM"
     features: str
     encoding: str
     classifier: str
@@ -45,14 +46,8 @@ def related_lines(runs: list[dict]) -> list[RelatedLine]:
         configs_by_system.setdefault(system(run), []).append(config)
     data = {name for name in _differing(configs) if name.startswith("data.")}
     shown = {name: data | _differing(group) for name, group in configs_by_system.items()}
-    groups: dict[tuple, list[dict]] = {}
-    settings = {}
-    for run, config in zip(runs, configs, strict=True):
-        finished = run["status"] == "finished" or run["folder"]  # a run that did not has a line of its own
-        key = (finished, system(run), repr(sorted(config.items())), experiment(run["config"]))
-        groups.setdefault(key, []).append(run)
-        settings[key] = {name: value for name, value in config.items() if name in shown[system(run)] - {_NOT_SHOWN}}
-    return sorted((_line(group, settings[key]) for key, group in groups.items()), key=_order)
+    groups = repetitions(runs, lambda run: (system(run), repr(sorted(_settings(run).items()))))
+    return sorted((_line(group, shown[system(group[0])]) for group in groups), key=_order)
 
 
 def system(run: dict) -> str:
@@ -76,8 +71,11 @@ def _differing(configs: list[dict]) -> set[str]:
     return {name for name in names if len({repr(config.get(name)) for config in known}) > 1}
 
 
-def _line(runs: list[dict], settings: dict[str, object]) -> RelatedLine:
+def _line(runs: list[dict], shown: set[str]) -> RelatedLine:
     first = runs[0]
+    settings = {name: value for name, value in _settings(first).items() if name in shown - {_NOT_SHOWN}}
+    if isinstance(checkpoint := settings.get(_CHECKPOINT), str):
+        settings[_CHECKPOINT] = weights_name(checkpoint)
     counts = [run.get("without_keypoints") or {} for run in runs]
     return RelatedLine(
         **over_seeds(runs),

@@ -31,6 +31,10 @@ def write_report(
     from bagnet_lightning.reporting.page.page import results_page
 
     tables = [read_table(folder) for folder in folders]
+    if not any(table.runs for table in tables):
+        raise UserError(
+            f"runs={','.join(map(str, folders))}: no runs in it; train some there, or give the folder of another sweep"
+        )
     for table in tables:
         if len(tables) > 1:
             console.print(f"{table.folder}\n", markup=False, highlight=False)
@@ -43,11 +47,6 @@ def write_report(
     data = page_data(tables, pictures, gallery, live=False)
     _write(html := {"index.html": results_page(data).encode()}, place)
     files |= html
-    if not any(table.runs for table in tables):
-        raise UserError(
-            f"runs={','.join(map(str, folders))}: no runs in it, as {place / 'index.html'} says too; train some there, "
-            "or give the folder of another sweep"
-        )
     for name in files:
         console.print(str(place / name), markup=False, highlight=False, soft_wrap=True)
     if project:

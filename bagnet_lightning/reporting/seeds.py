@@ -1,8 +1,11 @@
 """The runs of one line of a table, merged: numbers over seeds and folds, or why there are none."""
 
 import statistics
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+
+from bagnet_lightning.config import experiment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +25,24 @@ class SeedsLine:
     top5: float | None
     parameters: float | None
     train_seconds: float | None
+
+
+def repetitions(runs: list[dict], cell: Callable[[dict], tuple]) -> list[list[dict]]:
+    """Returns the runs of each line: finished ones of one `cell` that repeat one experiment with other seeds or folds.
+
+    A run that did not finish has a line of its own, and so has a training that is in another folder too: it is no other
+    seed.
+    """
+    groups: dict[tuple, list[dict]] = {}
+    copies = Counter()
+    for run in runs:
+        if run["status"] != "finished":
+            groups[run["folder"],] = [run]
+            continue
+        training = run.get("config_digest") or run["folder"]
+        groups.setdefault((*cell(run), experiment(run["config"]), copies[training]), []).append(run)
+        copies[training] += 1
+    return list(groups.values())
 
 
 def over_seeds(runs: list[dict]) -> dict:
@@ -45,9 +66,13 @@ def values(runs: Iterable[dict], name: str) -> list[float]:
     return [run[name] for run in runs if run.get(name) is not None]
 
 
-def result_field(run: dict, name: str) -> object:
-    """Returns a field of result.json, or of its versions; None if it is not known."""
-    return run.get(name, (run.get("versions") or {}).get(name))
+def distinct(runs: Iterable[dict], name: str) -> list:
+    """Returns the values of a field of result.json, or of its versions, each once; None where it is not known.
+
+    The field of a continued run may hold several, "A / B".
+    """
+    values = [run.get(name, (run.get("versions") or {}).get(name)) for run in runs]
+    return list(dict.fromkeys(part for v in values for part in (v.split(" / ") if isinstance(v, str) else [v])))
 
 
 def mean(numbers: list[float]) -> float | None:

@@ -1,6 +1,7 @@
 """The settings in which the runs of a sweep differ, beyond the columns that every table has."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from bagnet_lightning.config import NOT_IN_DIGEST, PARTS, is_seed, leaves, within
 from bagnet_lightning.names import clipped
@@ -12,8 +13,9 @@ _NOT_A_SETTING |= {"batches", "bagnet", "pretrained_sha256"}  # repeat data.* an
 #: Names that every table and title already uses.
 COLUMNS = (
     *("row", "model", "optimizer", "optim.", "pretrained", "epochs", "seed", "n", "accuracy", "paper", "difference"),
-    *("diff.", "top-5", "parameters", "params", "img/s", "time", "status", *PARTS),
+    *("balanced", "diff.", "top-5", "parameters", "params", "img/s", "time", "status", *PARTS),
 )
+_FILES_OF_RUNS = ("backbone.safetensors", "best.ckpt", "best.safetensors", "last.ckpt", "model.safetensors")
 _CHOICES = ("model", "optim", "scheduler", "data")  # config groups whose choices have different keys and defaults
 
 
@@ -57,6 +59,12 @@ def format_settings(values: dict[str, object]) -> str:
     """Formats {"model.width": 0.25, "optim.lr": 0.1} as "width 0.25, lr 0.1"."""
     texts = {name: clipped(value) for name, value in values.items() if value is not None}
     return ", ".join(f"{label} {texts[name]}" for name, label in short(texts).items())
+
+
+def weights_name(path: str) -> str:
+    """Returns the name of a file of weights; of one that every run leaves, like best.ckpt, that of its run."""
+    file = Path(path)
+    return file.parent.name if file.name in _FILES_OF_RUNS and file.parent.name else file.name
 
 
 def _absent(name: str, config: dict, configs: list[dict]) -> str | None:

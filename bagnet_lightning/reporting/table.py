@@ -3,23 +3,21 @@
 python -m bagnet_lightning.report runs=multirun_outputs/SWEEP prints and writes it.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from bagnet_lightning.config import experiment, leaves
+from bagnet_lightning.config import leaves
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.names import OPTIMIZERS, model_name, model_order, optimizer_name
 from bagnet_lightning.reporting.related import RelatedLine, related_lines
-from bagnet_lightning.reporting.seeds import SeedsLine, mean, over_seeds, values
-from bagnet_lightning.reporting.settings import differing_settings, format_settings
+from bagnet_lightning.reporting.seeds import SeedsLine, mean, over_seeds, repetitions, values
+from bagnet_lightning.reporting.settings import differing_settings, format_settings, weights_name
 from bagnet_lightning.results import read_runs
 from bagnet_lightning.table1 import PaperRow, departures, paper_row, paper_rows
 
 TINY_IMAGENET = {"train_images": 100_000, "val_images": 10_000, "classes": 200}  # the data of the paper's values
 # Settings covered by TINY_IMAGENET's counts.
 _COUNTED = ("data.classes=", "data.images_per_class=", "data.holdout=", "data.fold=")
-FILES_OF_RUNS = ("backbone.safetensors", "best.ckpt", "best.safetensors", "last.ckpt", "model.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +34,7 @@ class Line(SeedsLine):
     paper: PaperRow | None
     not_comparable: list[str]
     images_per_second: float | None
+    balanced: list[float]  # accuracies with each class counting the same, of the runs that have one
 
     @property
     def name(self) -> str:
@@ -48,8 +47,8 @@ class Line(SeedsLine):
     @property
     def row(self) -> int | None:
         """Table 1's row for this model, optimizer, pretraining and epochs on Tiny ImageNet, whatever else differs."""
-        same_epochs = self.paper and self.paper.epochs == self.epochs
-        return self.paper.row if same_epochs else None
+        same = self.paper and self.paper.epochs == self.epochs and self.pretrained in ("no", "ImageNet")
+        return self.paper.row if same else None
 
     @property
     def difference(self) -> float | None:
@@ -87,21 +86,12 @@ def read_table(folder: Path) -> Table:
     pretrainings = sorted((run for run in runs if run.get("kind") == "pretraining"), key=_pretraining_order)
     networks = [run for run in runs if run.get("kind") not in ("related", "pretraining")]
     settings = differing_settings(networks)
-    groups: dict[tuple, list[dict]] = {}
-    copies = Counter()
-    for run in networks:
+
+    def cell(run: dict) -> tuple:
         shown = leaves(run["config"])
-        training = run.get("config_digest") or run["folder"]
-        key = (
-            run["status"] == "finished" or run["folder"],  # a run that did not finish has a line of its own
-            *(_cell(run), _pretrained(run)),
-            experiment(run["config"]),
-            repr([shown.get(name) for name in settings]),
-            copies[training],  # a repetition of a training in another folder is not another seed
-        )
-        copies[training] += 1
-        groups.setdefault(key, []).append(run)
-    lines = sorted((_line(group, settings) for group in groups.values()), key=_order)
+        return *_cell(run), _pretrained(run), repr([shown.get(name) for name in settings])
+
+    lines = sorted((_line(group, settings) for group in repetitions(networks, cell)), key=_order)
     return Table(folder, lines, settings, related, pretrainings)
 
 
@@ -111,13 +101,9 @@ def pretraining_name(run: dict) -> str:
 
 
 def start(run: dict) -> str:
-    """Returns what a run's weights started from, as its column shows it: "no", "ImageNet", or the name of a file.
-
-    For a file that every run leaves, like best.ckpt, returns the name of its run.
-    """
+    """Returns what a run's weights started from, as its column shows it: "no", "ImageNet", or a weights_name."""
     if isinstance(pretrained := _pretrained(run), str):
-        path = Path(pretrained)
-        return path.parent.name if path.name in FILES_OF_RUNS and path.parent.name else path.name
+        return weights_name(pretrained)
     return "ImageNet" if run.get("pretrained") else "no"
 
 
@@ -145,6 +131,7 @@ def _line(runs: list[dict], settings: list[str]) -> Line:
         paper=paper,
         not_comparable=list(dict.fromkeys(reasons)),
         images_per_second=mean(values(runs, "images_per_second")),
+        balanced=values(runs, "val_balanced_accuracy"),
     )
 
 

@@ -13,7 +13,7 @@ from bagnet_lightning.reporting import columns
 from bagnet_lightning.reporting.columns import TEXT_COLUMNS, one_cell
 from bagnet_lightning.reporting.notes import notes
 from bagnet_lightning.reporting.related import RelatedLine
-from bagnet_lightning.reporting.seeds import result_field
+from bagnet_lightning.reporting.seeds import deviation, distinct, mean, values
 from bagnet_lightning.reporting.table import Line, Table
 
 PLAIN_WIDTH = 120  # characters, if the output is not a terminal
@@ -124,11 +124,17 @@ def _record(line: Line, table: Table) -> dict:
         "difference": line.difference,
         "not_comparable": "; ".join(line.not_comparable),
         "top5_accuracy": line.top5,
+        **_mean_and_std("balanced_accuracy", line.balanced),
+        **_mean_and_std("final_accuracy", values(line.runs, "final_val_accuracy")),
         "parameters": line.parameters,
         "images_per_second": line.images_per_second,
         "train_seconds": line.train_seconds,
         **_end_of_record(line, table),
     }
+
+
+def _mean_and_std(name: str, numbers: list[float]) -> dict:
+    return {name: mean(numbers), f"{name}_std": deviation(numbers)}
 
 
 def _related_record(line: RelatedLine, table: Table, settings: list[str]) -> dict:
@@ -156,9 +162,7 @@ def _related_record(line: RelatedLine, table: Table, settings: list[str]) -> dic
 
 def _end_of_record(line: Line | RelatedLine, table: Table) -> dict:
     def all_values(name: str) -> str:
-        values = (result_field(run, name) for run in line.runs)
-        texts = (str(value) for value in values if value is not None)
-        return "; ".join(dict.fromkeys(part for text in texts for part in text.split(" / ")))  # of a continued run
+        return "; ".join(str(value) for value in distinct(line.runs, name) if value is not None)
 
     return {
         "status": line.status,

@@ -21,7 +21,8 @@ def log_report(project: str, sweep: str, place: Path, files: dict[str, bytes], g
     for name, file in (("table1", "table.csv"), ("related", "related.csv")):
         if file in files:
             header, *rows = csv.reader(StringIO(files[file].decode()))
-            content[name] = wandb.Table(header, [[_number(cell) for cell in row] for row in rows])
+            cells = [[_number(cell) for cell in row] for row in rows]
+            content[name] = wandb.Table(header, cells, allow_mixed_types=True)  # seeds are "0; 1" of some lines
     for name in ("figure2", "curves"):
         if f"{name}.png" in files:
             content[name] = wandb.Image(Image.open(BytesIO(files[f"{name}.png"])))

@@ -115,9 +115,10 @@ class RayLauncher(ParallelLauncher):
     def _share(self, job: DictConfig, nodes: list[dict]) -> dict[str, float]:
         """Returns the job's share of these nodes: as set, or a GPU per device and its part of the node's cores."""
         gpus, cpus = self.gpus_per_job, self.cpus_per_job
-        if gpus is None:
-            has_gpus = any(node.get("GPU") for node in nodes) and not on_cpu(job)
-            gpus = devices(job) if has_gpus else 0
+        if on_cpu(job):
+            gpus = 0
+        elif gpus is None:
+            gpus = devices(job) if any(node.get("GPU") for node in nodes) else 0
         if cpus is None:
             parts = [node["CPU"] * gpus // node["GPU"] for node in nodes if gpus and node.get("GPU", 0) >= gpus]
             cpus = max(1, min(parts, default=devices(job)))

@@ -2,7 +2,7 @@
 
 const at = id => document.getElementById(id);
 const stage = at("stage"), hidden = at("hidden");
-const state = { image: 0, chosen: data.asked, point: null };
+const state = { image: 0, asked: data.asked, chosen: null, point: null };
 let view; // of the image: {image, source, grey, zoom}, and of the class: place, order (the strongest first)
 
 const one = data.patches ? "patch" : "keypoint", many = data.patches ? "patches" : "keypoints";
@@ -24,7 +24,7 @@ async function showImage(index) {
     + (image.label === null ? "" : image.label === image.predicted ? " ✓" : ` ✗ (it is ${data.classes[image.label]})`);
   view.digits = Math.max(2, digitsFor(image.limit));
   document.querySelector(".ends").replaceChildren(...[signed(-image.limit, view.digits), "0", signed(image.limit, view.digits)].map(text => make("span", "", text)));
-  showClass(image.classes.includes(state.chosen) ? state.chosen : image.predicted);
+  showClass(image.classes.includes(state.asked) ? state.asked : image.predicted);
 }
 
 function showClass(chosen) {
@@ -178,7 +178,7 @@ stage.addEventListener("keydown", event => {
   const next = step ? points.indexOf(state.point) + step : 0;
   show(points[Math.max(0, Math.min(points.length - 1, next))], true);
 });
-classSelect.addEventListener("change", () => showClass(+classSelect.value));
+classSelect.addEventListener("change", () => showClass(state.asked = +classSelect.value));
 hidden.addEventListener("input", draw);
 at("title").textContent = `Which ${one} spoke for which class?`;
 at("what").textContent = many;

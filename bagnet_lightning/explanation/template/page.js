@@ -1,5 +1,5 @@
 const overlay = document.getElementById("overlay");
-const state = { image: 0, chosen: data.asked, row: 0, column: 0 };
+const state = { image: 0, asked: data.asked, chosen: null, row: 0, column: 0 };
 let views = []; // one a model: {explanation, field, panels, ...}, made anew for each image
 
 const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer;
@@ -20,7 +20,7 @@ async function showImage(index) {
   const { source, grey } = await pixelsOf(image);
   state.image = index;
 
-  const kept = image.classes.includes(state.chosen) ? state.chosen : image.explanations[0].predicted;
+  const kept = image.classes.includes(state.asked) ? state.asked : image.explanations[0].predicted;
   showClasses(image, index => {
     const said = data.models.filter((_, m) => image.explanations[m].predicted === index).map(model => model.name);
     return said.length ? "predicted" + (data.models.length > 1 ? ` by ${said.join(", ")}` : "") : "";
@@ -217,7 +217,7 @@ function spoken(view) {
     + (maps.join(", ") || "not computed for this class") + `${best}.`;
 }
 
-classSelect.addEventListener("change", () => showClass(+classSelect.value));
+classSelect.addEventListener("change", () => showClass(state.asked = +classSelect.value));
 overlay.addEventListener("input", () => views.forEach(draw));
 const steps = data.images.flatMap(image => image.explanations.flatMap(e => e.top ? [e.maps[0].step, e.top.step] : []));
 document.getElementById("rounding").textContent = steps.length ? (Math.max(...steps) / 2).toPrecision(2) : "0";

@@ -18,7 +18,7 @@ def distinguished(table: Table) -> list[list[tuple[dict, str, Cell]]]:
     pretrainings = [(run, _pretraining(run)) for run in table.pretrainings]
     return [
         [(run, _title(cell), cell) for run, cell in networks],
-        [(run, f"{name}, seed {cell['seed']}", cell) for run, name, cell in systems],
+        [(run, _system_title(name, run), cell) for run, name, cell in systems],
         [(run, _title(cell), cell) for run, cell in pretrainings],
     ]
 
@@ -35,7 +35,7 @@ def neighbours(
     """
     own = cells[name]
     differences = {
-        other: [key for key in own.keys() | cell.keys() if own.get(key) != cell.get(key)]
+        other: [key for key in {**own, **cell} if own.get(key) != cell.get(key)]
         for other, cell in cells.items()
         if other != name
     }
@@ -44,9 +44,7 @@ def neighbours(
     return [
         {
             "run": other,
-            "differs": [
-                [key, cells[other].get(key, "none"), own.get(key, "none")] for key in own if key in differences[other]
-            ],
+            "differs": [[key, cells[other].get(key, "none"), own.get(key, "none")] for key in differences[other]],
             "accuracy": accuracies[other],
             "error": paired_error(predictions[name], predictions[other]),
         }
@@ -84,6 +82,11 @@ def _system(run: dict, line: RelatedLine) -> Cell:
         **{label: clipped(line.settings[name]) for name, label in short(line.settings).items()},
         **_repetition(run, values),
     }
+
+
+def _system_title(name: str, run: dict) -> str:
+    repetition = _repetition(run, leaves(run["config"])).items()
+    return ", ".join([name, *(f"{key} {value}" for key, value in repetition)])
 
 
 def _pretraining(run: dict) -> Cell:

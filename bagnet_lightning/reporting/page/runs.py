@@ -141,7 +141,7 @@ def _facts(run: dict) -> list[list[str]]:
         "Versions": ", ".join(f"{name} {versions[name]}" for name in ("bagnet_lightning", "torch") if name in versions),
         "Commit": cell(run.get("commit")),
     }
-    if run.get("kind") == "related":  # these ran on CPU cores, not on devices that are rented by the hour
+    if run.get("kind") == "related":  # these use CPU cores most of the time, not a device that is rented by the hour
         facts |= {"Cost": "", "Device": cell(run.get("device"))}
     return [[name, value] for name, value in facts.items() if value]
 

@@ -108,7 +108,7 @@ function drawFigure2(data, state) {
       notes: cells.map(row => row?.entries[i]?.n > 1 ? ` ± ${percent(row.entries[i].std).toFixed(2)} (n = ${row.entries[i].n})` : ""),
       backgroundColor: colour + ["", "99", "55"][Math.min(i, 2)],
     }));
-    const paper = { label: `${name}, the paper`, data: cells.map(row => percent(row?.paper)), backgroundColor: "transparent", borderColor: colour, borderWidth: 1.5 };
+    const paper = { label: `${name}, the paper`, data: cells.map(row => percent(row?.paper)), notes: cells.map(row => row?.comparable ? "" : " (not comparable)"), backgroundColor: "transparent", borderColor: colour, borderWidth: 1.5 };
     return state.hidden.has("paper") || !cells.some(row => known(row?.paper)) ? bars : [...bars, paper];
   });
   const highest = Math.max(...datasets.flatMap(({ data: bars, std }) => bars.map((value, i) => value + (std?.[i] ?? 0))));
