@@ -4,14 +4,19 @@ import hashlib
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from bagnet_lightning.data.images import find_images, image_suffixes
+from bagnet_lightning.data.images import find_images, image_suffixes, load_image
 from bagnet_lightning.data.pack import ImageFiles, Source
 from bagnet_lightning.data.store import Store, packed_store
+from bagnet_lightning.data.workers import in_processes
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.progress_bar import progress_bar
 
 
 def open_store(
@@ -75,6 +80,36 @@ def files(root: str | Path, split: str) -> list[str]:
     """Returns the images of a split in the store's order, as paths relative to root. Raises UserError."""
     by_folder = _list_test(Path(root, split)) if split == "test" else _list_classes(Path(root), split)
     return [name for images in by_folder.values() for name in images]
+
+
+def labelled_images(
+    folder: Path, classes: list[str], class_names: list[str], size: int
+) -> tuple[list[str], Tensor, Tensor]:
+    """Decodes the images in and below `folder`/CLASS, where CLASS is the identifier or name of one of `classes`.
+
+    size: as for images.load_image. Returns names relative to `folder`, labels (N,) and pixels (N, size, size, 3) uint8.
+    Raises UserError for another folder, or an image that cannot be read.
+    """
+    if not folder.is_dir():
+        raise UserError(f"images={folder} must be a folder that holds <class>/*")
+    indices = {name: i for i, name in enumerate(class_names)} | {name: i for i, name in enumerate(classes)}
+    names, labels = [], []
+    for name in _list_folders(folder):
+        if name not in indices:
+            close = ", ".join(get_close_matches(name, indices, n=3) or sorted(indices)[:3])
+            raise UserError(f"{folder / name}: the checkpoint knows no class {name!r}; nearest: {close}")
+        of_class = _list_images(folder / name, f"{name}/")
+        names += of_class
+        labels += [indices[name]] * len(of_class)
+    if not names:
+        raise UserError(f"{folder} holds no class folders with images: put the images into {folder}/<class>/")
+    decoded = in_processes(load_image, ((folder / name, size) for name in names), None, most=len(names))
+    with progress_bar("reading images", len(names)) as advance:
+        pixels = torch.empty(len(names), size, size, 3, dtype=torch.uint8)
+        for place, image in zip(pixels, decoded, strict=True):
+            place.copy_(torch.from_numpy(image))
+            advance(1)
+    return names, torch.tensor(labels), pixels
 
 
 def test_files(root: str | Path) -> list[Path]:

@@ -1,0 +1,49 @@
+"""How often a network is right about labelled images: in all, by class, and which classes it confuses."""
+
+import warnings
+
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_auroc
+
+from bagnet_lightning.predictions import confusion, most_confused
+
+
+def evaluate(labels: Tensor, logits: Tensor, classes: list[str], class_names: list[str]) -> dict:
+    """Returns the measurements as plain numbers, and the confusion matrix, (true, predicted), as an array.
+
+    labels: (N,) int64, indices of `classes`. logits: (N, classes).
+    auc: area under the ROC curve of a class's probability against all others; their mean, each class counting the same.
+    None where images of one class are all there is. Classes without an image are left out.
+    """
+    count = len(labels)
+    matrix = confusion(labels.numpy(), logits.argmax(1).numpy(), len(classes))
+    top5 = logits.topk(min(5, len(classes))).indices.eq(labels[:, None]).any(1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No (positive|negative) samples in targets")  # of classes without an image
+        areas = multiclass_auroc(logits.softmax(1), labels, len(classes), average=None, thresholds=None).tolist()
+    accuracy = matrix.trace() / count
+    by_class = [
+        {
+            "class": classes[i],
+            "name": class_names[i],
+            "images": matrix[i].sum().item(),
+            "accuracy": matrix[i, i] / matrix[i].sum(),
+            "auc": areas[i] if matrix[i].sum() < count else None,
+        }
+        for i in labels.unique().tolist()
+    ]
+    several = len(by_class) > 1
+    return {
+        "images": count,
+        "accuracy": accuracy,
+        "accuracy_standard_error": (accuracy * (1 - accuracy) / count) ** 0.5,
+        "top5_accuracy": top5.float().mean().item(),
+        "balanced_accuracy": sum(entry["accuracy"] for entry in by_class) / len(by_class),
+        "auc": sum(entry["auc"] for entry in by_class) / len(by_class) if several else None,
+        "accuracy_by_class": by_class,
+        "most_confused": [
+            {"true": class_names[true], "predicted": class_names[predicted], "images": matrix[true, predicted].item()}
+            for true, predicted in most_confused(matrix, 10)
+        ],
+        "confusion": matrix,
+    }
