@@ -149,7 +149,7 @@ def test_wrong_bin_sizes_are_refused_by_name(sizes):
 
 @pytest.mark.parametrize(
     "mistake",
-    ["images=test", "tiles.size=3", "tiles.radius=0", "tiles.colour=2", "method.margin=0", "method.l2=-1"],
+    ["splits=test", "tiles.size=3", "tiles.radius=0", "tiles.colour=2", "method.margin=0", "method.l2=-1"],
 )
 def test_wrong_values_of_a_pretraining_are_refused_by_name(mistake):
     key = mistake.partition("=")[0]
@@ -229,6 +229,7 @@ def test_digest_is_of_what_is_trained():
             "batches.normalize",
             "bagnet.pad",
             "bagnet.stem_momentum",
+            "bagnet.zero_init",
         ),
     }
     for other in (
