@@ -5,11 +5,14 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import pytest
 from conftest import composed
 from hydra.errors import HydraException
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from bagnet_lightning.paths import CONF
 from bagnet_lightning.rules import check
@@ -31,6 +34,18 @@ def installed(tmp_path_factory) -> Path:
     lent = [path for path in sys.path if path.endswith("site-packages")]
     (site / "lent.pth").write_text("\n".join(lent))
     return folder / "env/bin/python"
+
+
+def test_every_pin_can_be_installed_by_the_oldest_python():
+    oldest = re.search(r'requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text())[1]
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        pin = Requirement(line.partition("#")[0]) if line.partition("#")[0].strip() else None
+        if pin and (pin.marker is None or pin.marker.evaluate({"python_version": oldest})):
+            try:
+                needed = metadata(pin.name).get("Requires-Python")
+            except PackageNotFoundError:  # of an extra that is not installed here
+                continue
+            assert SpecifierSet(needed or "").contains(oldest), f"{pin} needs Python {needed}"
 
 
 def run(python, *arguments, cwd):
