@@ -168,6 +168,12 @@ def test_a_start_from_weights_that_have_seen_the_held_out_images_is_refused(tmp_
         fit(composed(*asked, "data.fold=1"), tmp_path / "third")
 
 
+def test_a_last_image_that_joins_the_batch_before_it_is_counted(tmp_path):
+    asked = [*SMALL, "data.train_images=25", "data.batch_size=12", "trainer.max_epochs=1"]
+    assert fit(composed(*asked), tmp_path / "all")["train_images"] == 25
+    assert fit(composed(*asked, "+trainer.limit_train_batches=1"), tmp_path / "limited")["train_images"] == 12
+
+
 def test_networks_of_timm_start_from_files_by_a_key_of_their_own(tmp_path):
     (tmp_path / "weights.pt").touch()
     config = composed(*SMALL, f"model.pretrained={tmp_path / 'weights.pt'}")

@@ -10,9 +10,9 @@ def hold_out(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Returns each class's indices to keep and to hold out, both in random order.
 
-    share: of every class's images. fold: which of these shares, from 0; they do not overlap. groups: of all
-    images of the split, in their order. A group is held out as a whole, and is drawn among those of the class that most
-    of its images have; shares are then as near as whole groups allow.
+    share: of every class's images. fold: which of these shares, from 0; they do not overlap. groups: of all images of
+    the split, in their order. A group is held out as a whole, and is drawn among those of the class that most of its
+    images have; shares are then as near as whole groups allow.
     """
     generator = torch.Generator().manual_seed(0)
     shuffled = [_shuffle(indices, generator) for indices in by_class]
@@ -21,9 +21,8 @@ def hold_out(
     else:
         names, inverse = np.unique(groups, return_inverse=True)
         group = torch.from_numpy(inverse)  # (N,)
-        sizes = torch.stack(
-            [group[indices].bincount(minlength=len(names)) for indices in by_class]
-        )  # (classes, groups)
+        # sizes: (classes, groups)
+        sizes = torch.stack([group[indices].bincount(minlength=len(names)) for indices in by_class])
         main_class = sizes.argmax(0)
         group_held = torch.zeros_like(main_class, dtype=torch.bool)
         for label in range(len(by_class)):

@@ -130,7 +130,8 @@ def train(
     if trainer.interrupted:  # older Lightning sets this instead
         raise Interrupted(signal.SIGINT)
     validated = itertools.islice(data.val_dataloader().order, *(trainer.num_val_batches or [None]))
-    images_per_epoch = min(len(data.train_images), trainer.num_training_batches * data.batch_size)
+    limited = trainer.num_training_batches < len(data.train_dataloader())
+    images_per_epoch = trainer.num_training_batches * data.batch_size if limited else len(data.train_images)
     return history.rows, {
         **history.timing(images_per_epoch),
         **acceleration_used(module, data),
