@@ -96,6 +96,7 @@ def test_a_backbone_has_features_and_no_logits(checkpoint, tmp_path):
 class Data(SimpleNamespace):
     """What `check` needs to know of data."""
 
+    group = None
     check_unseen = ImageData.check_unseen
 
 
