@@ -141,11 +141,15 @@ def test_signals_have_every_job_save_and_end_the_command(tmp_path, sweeping, sig
 
 
 def test_what_no_node_can_hold_fails_and_jobs_on_the_cpu_do_not(tmp_path, sweeping):
-    process = sweeping(*SWEEP, "hydra.launcher.gpus_per_job=2", "+hydra.launcher.ray.num_gpus=1")
+    asked = [*SWEEP, "hydra.launcher.gpus_per_job=2", "+hydra.launcher.ray.num_gpus=1"]
+    process = sweeping(*asked, "trainer=auto")
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 1, errors
     assert "failed: it asks for 2 GPU and 1 CPU, and no node of the cluster has them" in output
     assert not jobs_at_work(tmp_path)
+    process = sweeping(*asked, "trainer=cpu", "sweep=on_the_cpu")
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, (output, errors)
 
 
 def test_a_job_sees_its_share_and_nothing_of_the_jobs_before_it(tmp_path, monkeypatch):
