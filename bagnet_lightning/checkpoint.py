@@ -187,6 +187,14 @@ def read_network(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_run(path)
 
 
+def read_if_ours(path: str | Path) -> tuple[dict, dict[str, Tensor]] | None:
+    """Returns read_network of a file, or None if it is another program's."""
+    try:
+        return read_network(path)
+    except UserError:
+        return None
+
+
 def _read_run(path: Path) -> tuple[dict, dict[str, Tensor]]:
     checkpoint = read_checkpoint(path)
     about = checkpoint.get("bagnet_lightning") if isinstance(checkpoint, dict) else None

@@ -78,12 +78,13 @@ def training_settings(config: dict) -> dict[str, object]:
 
 
 def experiment(config: dict) -> str:
-    """Returns a text that is equal for plain configurations that repeat one training with other seeds or folds.
+    """Returns a text that is equal for plain configurations that repeat one training with other seeds or folds."""
+    return repr(sorted((key, value) for key, value in _that_are_set(config).items() if not is_seed(key)))
 
-    A key that is null is as one that is missing, as new keys are in the runs of earlier versions.
-    """
-    settings = training_settings(config).items()
-    return repr(sorted((key, value) for key, value in settings if value is not None and not is_seed(key)))
+
+def _that_are_set(config: dict) -> dict[str, object]:
+    """Returns training_settings without those that are null, as new keys are, which runs of earlier versions lack."""
+    return {key: value for key, value in training_settings(config).items() if value is not None}
 
 
 def is_seed(key: str) -> bool:
@@ -98,7 +99,7 @@ def image_size(config: Mapping) -> int:
 
 def digest(config: DictConfig) -> str:
     """Returns twelve hex digits that are equal for two configurations exactly if they ask for the same training."""
-    return hashlib.sha256(json.dumps(training_settings(plain(config)), sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(_that_are_set(plain(config)), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def weights_sha256(path: object) -> str | None:

@@ -2,6 +2,7 @@
 
 import warnings
 
+import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_auroc
 
@@ -20,7 +21,7 @@ def evaluate(labels: Tensor, logits: Tensor, classes: list[str], class_names: li
     top5 = logits.topk(min(5, len(classes))).indices.eq(labels[:, None]).any(1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No (positive|negative) samples in targets")  # of classes without an image
-        areas = multiclass_auroc(logits.softmax(1), labels, len(classes), average=None, thresholds=None).tolist()
+        areas = multiclass_auroc(_ranks(logits), labels, len(classes), average=None, thresholds=None).tolist()
     accuracy = matrix.trace() / count
     by_class = [
         {
@@ -47,3 +48,16 @@ def evaluate(labels: Tensor, logits: Tensor, classes: list[str], class_names: li
         ],
         "confusion": matrix,
     }
+
+
+def _ranks(logits: Tensor) -> Tensor:
+    """Returns the rank of each image by its probability of each class, from 0 to below 1: (N, classes).
+
+    By the logarithms of the odds, since the probabilities of a confident network are all 1 in floating point.
+    """
+    logits = logits.double()
+    top, total = logits.argmax(1, keepdim=True), logits.logsumexp(1, keepdim=True)
+    others = total + torch.log1p(-(logits - total).exp())  # of all other classes; exact but for the largest logit
+    others.scatter_(1, top, logits.scatter(1, top, -torch.inf).logsumexp(1, keepdim=True))
+    odds = (logits - others).float()  # rounded, so that equal ones stay equal
+    return torch.stack([column.unique(return_inverse=True)[1] for column in odds.T], 1) / len(odds)

@@ -33,6 +33,8 @@ _FIELD_TYPES = {
     "epochs": _NUMBER,
     "best_val_accuracy": _NUMBER,
     "val_top5_accuracy": _NUMBER,
+    "val_balanced_accuracy": _NUMBER,
+    "final_val_accuracy": _NUMBER,
     "parameters": _NUMBER,
     "images_per_second": _NUMBER,
     "train_seconds": _NUMBER,

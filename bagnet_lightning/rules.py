@@ -58,8 +58,6 @@ _PRETRAINED: Rule = (
     "true, false or the path of an existing file, or of an exported hub's folder",
 )
 _KERNELS = ("chi2", "intersection", "jensen_shannon", None)
-
-
 _SHARE: Rule = (lambda value: number(0, 1)[0](value) and value < 1, "a share from 0 to below 1")
 _SIZES: Rule = (
     lambda value: isinstance(value, list) and len(value) > 0 and all(map(number(1)[0], value)),

@@ -138,10 +138,9 @@ def changed_settings(run: dict, config: DictConfig) -> list[str]:
 
 def nothing_to_lose(run: dict) -> bool:
     """Whether the folder of a run (from read_run) has no result and no checkpoint, so that another run may use it."""
-    if run["status"] in ("finished", "unreadable"):
-        return False
-    paths = [run["folder"] / name for name in RUN_FILES]
-    return not any((path.suffix == ".ckpt" and path.exists()) or any(path.rglob("*.ckpt")) for path in paths)
+    checkpoints = ("last.ckpt", "best.ckpt", "em/*.ckpt")
+    left = any(any(run["folder"].glob(pattern)) for pattern in checkpoints)
+    return run["status"] not in ("finished", "unreadable") and not left
 
 
 def outcome(requested: dict, folder: Path, work: Callable[[], dict]) -> dict:

@@ -24,7 +24,7 @@ def test_areas_are_the_share_of_pairs_in_the_right_order():
     logits = torch.randint(3, (30, 4), generator=generator).float()  # many are equal
     labels = torch.randint(3, (30,), generator=generator)  # none is a "d"
     evaluation = evaluate(labels, logits, CLASSES, CLASSES)
-    probabilities = logits.softmax(1)
+    probabilities = logits.double().softmax(1)
     assert [entry["class"] for entry in evaluation["accuracy_by_class"]] == ["a", "b", "c"]
     for index, entry in enumerate(evaluation["accuracy_by_class"]):
         own, others = probabilities[labels == index, index], probabilities[labels != index, index]
@@ -38,6 +38,15 @@ def test_areas_are_the_share_of_pairs_in_the_right_order():
     assert evaluation["accuracy"] == pytest.approx(right.mean().item())
     assert evaluation["accuracy_standard_error"] == pytest.approx((right.std(correction=0) / 30**0.5).item())
     assert evaluation["confusion"].sum() == 30
+
+
+def test_areas_of_two_classes_are_equal_however_confident_the_network():
+    logits = 40 * torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+    labels = (
+        logits[:, 1] - logits[:, 0] + 60 * torch.randn(500, generator=torch.Generator().manual_seed(1)) > 0
+    ).long()
+    one, other = (entry["auc"] for entry in evaluate(labels, logits, ["a", "b"], ["a", "b"])["accuracy_by_class"])
+    assert one == pytest.approx(other, abs=1e-6)
 
 
 def test_images_of_one_class_have_no_area():
@@ -55,9 +64,12 @@ def test_a_folder_of_images_elsewhere_is_measured_and_every_score_kept(tmp_path,
         (tmp_path / "new" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(tmp_path / "new" / name)
     asked = [f"checkpoint={checkpoint}", f"images={tmp_path / 'new'}"]
+    (tmp_path / "new/4.png").write_bytes((tmp_path / "new" / one / "1.png").read_bytes())
     main.__wrapped__(composed(*asked, name="evaluate"))
-    assert " on 3 images" in capsys.readouterr().out
-    with np.load(tmp_path / "run/scores_new.npz") as scores:
+    said, folder = capsys.readouterr(), f"images_{tmp_path.name}"
+    assert " on 3 images" in said.out
+    assert "4.png is not in a class's folder: left out (1 images)" in said.err
+    with np.load(tmp_path / f"run/scores_{folder}_new.npz") as scores:
         names, labels, logits = (scores[key].tolist() for key in ("names", "labels", "logits"))
         assert scores["classes"].tolist() == trained.classes
     assert dict(zip(names, labels, strict=True)) == {f"{one}/1.png": 2, f"{one}/patient/2.png": 2, f"{other}/3.png": 0}
@@ -66,7 +78,7 @@ def test_a_folder_of_images_elsewhere_is_measured_and_every_score_kept(tmp_path,
         with torch.no_grad():
             expected = trained.network(normalize(pixels[None], trained.mean, trained.std))[0].tolist()
         assert scored == pytest.approx(expected, abs=1e-4)
-    evaluation = json.loads((tmp_path / "run/evaluation_new.json").read_text())
+    evaluation = json.loads((tmp_path / f"run/evaluation_{folder}_new.json").read_text())
     assert (evaluation["images"], evaluation["data"], evaluation["split"]) == (3, str(tmp_path / "new"), None)
 
     with pytest.raises(UserError, match="is instead of data"):

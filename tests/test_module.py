@@ -8,6 +8,7 @@ from conftest import SMALL, composed
 from hydra.utils import instantiate
 from PIL import Image
 
+from bagnet_lightning.checkpoint import published
 from bagnet_lightning.data.augment import augment, draw_keys, rescale
 from bagnet_lightning.errors import UserError
 
@@ -110,7 +111,7 @@ def test_batches_of_images_kept_on_the_device_are_the_same(overrides):
 
 def test_a_network_is_not_measured_on_held_out_images_that_it_was_trained_on():
     held_out = data("data.holdout=0.25")
-    same, other = held_out.store.digests["train"], "0" * 64
+    same, other, side = held_out.store.digests["train"], "0" * 64, held_out.store.side
     everything = held_out.class_ids
     for holdout, classes, digest, name, refused in (
         (0.25, everything, same, "textures", None),
@@ -119,11 +120,18 @@ def test_a_network_is_not_measured_on_held_out_images_that_it_was_trained_on():
         (0.0, everything, other, "textures", None),
         (0.0, everything, None, "textures", "held out nothing"),  # of an earlier version
     ):
-        config = {"train_digest": digest, "data": {"name": name, "holdout": holdout, "classes": None}}
+        config = {
+            "train_digest": digest,
+            "data": {"name": name, "holdout": holdout, "classes": None},
+            "image_size": side,
+        }
         with pytest.raises(UserError, match=refused) if refused else nullcontext():
             held_out.check_unseen(config, classes)
     data().check_unseen({"data": {"name": "textures"}}, everything)  # nothing is held out
-    another = {"train_digest": same, "data": {"holdout": 0.25, "fold": 1}}
+    of_other_size = {"train_digest": other, "data": {"name": "textures", "holdout": 0.0}, "image_size": side + 1}
+    with pytest.raises(UserError, match="held out nothing"):  # digests are of the resized pixels
+        held_out.check_unseen(of_other_size, everything)
+    another = {"train_digest": same, "data": {"holdout": 0.25, "fold": 1}, "image_size": side}
     with pytest.raises(UserError, match=r"held out 0\.25, fold 1, and its network has seen"):
         held_out.check_unseen(another, everything)
     data("data.holdout=0.25", "data.fold=1").check_unseen(another, everything)
@@ -212,9 +220,13 @@ def test_images_of_a_group_are_held_out_together_and_may_not_be_in_train_and_val
         data(*asked, "data.group=doctor", small=())
     with pytest.raises(UserError, match="no image of class 'blue' is left to train on"):
         data(*asked[:3], "data.holdout=0.6", "data.group=patient", "data.classes=[blue]", small=())
-    config = {"data": {"name": "image_folder", "holdout": 0.25, "classes": None}}
+    config = {"data": {"name": "image_folder", "holdout": 0.25, "fold": 3, "classes": None}}
     with pytest.raises(UserError, match="has seen these images"):
         module.check_unseen(config, module.class_ids)
+    config["data"]["group"] = "patient-([a-z])"
+    module.check_unseen(published({**config, "model": {}, "image_size": 9}), module.class_ids)
+    both = data(*asked, "data.group='(patient)-([a-z])'", small=())
+    assert {*both.groups("train")} == {f"patient/{letter}" for letter in "abcdefghij"}
 
     (tmp_path / "train/red/patient-j_10.png").rename(tmp_path / "train/red/patient-k_10.png")
     for name in groups:
@@ -224,6 +236,7 @@ def test_images_of_a_group_are_held_out_together_and_may_not_be_in_train_and_val
     Image.new("RGB", (9, 9)).save(tmp_path / "val/red/patient-k_0.png")
     with pytest.raises(UserError, match="1 groups of images are in train and in val, such as 'patient-k'"):
         data(*asked[:3], "data.group='patient-.'", small=())
+    data(*asked[:3], "data.group='patient-.'", "data.classes=[blue]", small=())
     (tmp_path / "val/red/patient-k_0.png").rename(tmp_path / "val/red/patient-l_0.png")
     (tmp_path / "test").mkdir()
     for name in ("unknown.png", "red/patient-a_0.png"):

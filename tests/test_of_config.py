@@ -24,7 +24,9 @@ def test_a_finished_runs_data_with_some_keys_changed():
 
 
 def test_a_class_that_cannot_be_found_is_the_users_mistake():
-    with pytest.raises(UserError, match=r"the data mydata\.Arrays cannot be imported from here"):
+    with pytest.raises(
+        UserError, match=r"the data mydata\.Arrays cannot be imported from here: .*No module named 'mydata'"
+    ):
         data_of({"_target_": "mydata.Arrays"})
 
 

@@ -99,6 +99,12 @@ def test_a_pretraining_that_broke_off_goes_on_as_if_it_had_not(tmp_path, monkeyp
     assert all(torch.equal(value, continued[name]) for name, value in expected.items())
 
 
+def test_a_start_from_weights_that_have_seen_the_held_out_images_is_refused(tmp_path):
+    fit(small(), tmp_path)
+    with pytest.raises(UserError, match="held out nothing, and its network has seen these images"):
+        fit(small(f"model.pretrained={tmp_path}/backbone.safetensors", "data.holdout=0.5"), tmp_path / "other")
+
+
 def test_a_backbone_is_what_the_last_checkpoint_holds_and_is_fine_tuned(tmp_path):
     result = fit(small("data.normalize=true"), tmp_path)
     assert (result["train_images"], result["val_images"]) == (36, 12)

@@ -103,6 +103,8 @@ def labelled_images(
         labels += [indices[name]] * len(of_class)
     if not names:
         raise UserError(f"{folder} holds no class folders with images: put the images into {folder}/<class>/")
+    if left_out := {*find_images(folder)} - {folder / name for name in names}:
+        print(f"note: {min(left_out)} is not in a class's folder: left out ({len(left_out)} images)", file=sys.stderr)
     decoded = in_processes(load_image, ((folder / name, size) for name in names), None, most=len(names))
     with progress_bar("reading images", len(names)) as advance:
         pixels = torch.empty(len(names), size, size, 3, dtype=torch.uint8)

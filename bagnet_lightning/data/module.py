@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
+from bagnet_lightning.config import image_size
 from bagnet_lightning.data import image_folder, textures, tiny_imagenet
 from bagnet_lightning.data.augment import augment, draw_keys, rescale, scale_and_bias
 from bagnet_lightning.data.batches import Batch, Images, Loader, ShuffledBatches
@@ -102,11 +103,12 @@ class ImageData(LightningDataModule, ABC):
             train, held_out = self._hold_out(train)
             self.val_images = self._images("train", held_out)
         else:
-            self._check_groups("val")
             self.val_images = self._images("val", self._indices_by_class("val"))
         self.train_images = self._images("train", [indices[: self.images_per_class] for indices in train])
         if not len(self.train_images) or not len(self.val_images):
             raise UserError("no image is left to train or to validate on; change data.holdout")
+        if "val" in self.splits:
+            self._check_groups("val", self.val_images)
         self.scale, self.bias = scale_and_bias(self.mean, self.std, self.store.splits["train"].images.shape[2])
 
     def _hold_out(self, by_class: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -124,12 +126,16 @@ class ImageData(LightningDataModule, ABC):
                 )
         return kept, held_out
 
-    def _check_groups(self, split: str) -> None:
-        """Raises UserError if images of one group are in train and in the split that is measured on."""
-        if shared := sorted({*(self.groups("train") or ())} & {*(self.groups(split) or ())}):
+    def _check_groups(self, split: str, images: Images) -> None:
+        """Raises UserError if some of `images`, of `split`, are of a group that is trained on."""
+        trained, measured = self.groups("train"), self.groups(split)
+        if not trained or not measured:
+            return
+        known = {trained[index] for index in self.train_images.chosen.tolist()}
+        if shared := sorted(known & {measured[index] for index in images.chosen.tolist()}):
+            instead = ", or validate on a part of train with data.holdout=0.2" if split == "val" else ""
             raise UserError(
-                f"{len(shared)} groups of images are in train and in {split}, such as {shared[0]!r}: move them, or "
-                "validate on a part of train with data.holdout=0.2"
+                f"{len(shared)} groups of images are in train and in {split}, such as {shared[0]!r}: move them{instead}"
             )
 
     def _move_to(self, device: torch.device) -> None:
@@ -197,8 +203,8 @@ class ImageData(LightningDataModule, ABC):
         """
         images = {"train": self.train_images, "val": self.val_images}.get(split)
         if split == "test" and split in self.store.splits:
-            self._check_groups(split)
             images = self._images(split, self._indices_by_class(split))
+            self._check_groups(split, images)
         if not images:
             raise UserError(
                 f"split={split}: {self.name} has no labelled images of that split; train and val have labels"
@@ -217,7 +223,8 @@ class ImageData(LightningDataModule, ABC):
         config: of the network's run. classes: the identifiers of its classes; none for a backbone.
         """
         run, digest = config["data"], config.get("train_digest")  # checkpoints of earlier versions have no digest
-        same_images = digest == self.store.digests["train"] if digest else run.get("name") == self.name
+        digests_tell = digest and image_size(config) == self.store.side  # they are of the resized pixels
+        same_images = digest == self.store.digests["train"] if digests_tell else run.get("name") == self.name
         # Other classes change which images are held out.
         same_classes = classes == self.class_ids if classes else run.get("classes") == self.classes
         same_share = (run.get("holdout"), run.get("fold", 0), run.get("group")) == (self.holdout, self.fold, self.group)
@@ -344,9 +351,10 @@ class ImageFolder(ImageData):
         found = []
         for file in self.files(split):
             match = re.search(self.group, file.split("/", 2)[-1])
-            if match is None or match[match.re.groups and 1] is None:
+            parts = match and [part for part in match.groups() or [match[0]] if part is not None]
+            if not parts:
                 raise UserError(f"data.group={self.group} matches nothing in the name of {Path(self.root, file)}")
-            found.append(match[match.re.groups and 1])
+            found.append("/".join(parts))
         return found
 
     def test_files(self) -> list[Path]:

@@ -22,7 +22,8 @@ def data_of(config: DictConfig | dict) -> ImageData:
     try:
         make = instantiate(config, _partial_=True, _convert_="all", _recursive_=False)
     except InstantiationException as error:
-        raise UserError(f"the data {config['_target_']} cannot be imported from here (PYTHONPATH=.)") from error
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"the data {config['_target_']} cannot be imported from here: {reason}") from error
     return make()
 
 
@@ -44,7 +45,8 @@ def data_of_run(run: dict, requested: DictConfig | None) -> ImageData:
             raise UserError("the checkpoint does not say where its data are; add data=tiny_imagenet, or another source")
         if target not in SOURCES:
             raise UserError(f"the checkpoint names the data {target}, which are not of this package; add data=SOURCE")
-        data = OmegaConf.create({"fold": 0, **run["data"]})  # which checkpoints of earlier versions lack
+        new = {"fold": 0} | ({"group": None} if target.endswith(".ImageFolder") else {})
+        data = OmegaConf.create({**new, **run["data"]})  # which checkpoints of earlier versions lack
         OmegaConf.set_struct(data, True)
         config = OmegaConf.merge(data, requested or {})
     check(OmegaConf.create({"data": plain(config)}))

@@ -35,9 +35,10 @@ def difference(trained: Trained, run: Callable[[Tensor], Outputs]) -> float:
     """
     portable = Portable(trained)
     generator = torch.Generator().manual_seed(0)
-    size = _example_size(trained)
+    any_size = _takes_any_size(trained)
+    size = _example_size(trained) if any_size else trained.image_size
     differences = []
-    shapes = [(1, 3, size, size), (3, 3, size, size)] + [(2, 3, size + 9, size + 22)] * _takes_any_size(trained)
+    shapes = [(1, 3, size, size), (3, 3, size, size)] + [(2, 3, size + 9, size + 22)] * any_size
     for shape in shapes:
         images = torch.rand(shape, generator=generator)
         expected = portable(images)
@@ -117,6 +118,7 @@ def _load_torch_export(path: Path) -> Callable[[Tensor], Outputs]:
     return torch.export.load(path).module()
 
 
+@torch.no_grad()
 def _takes_any_size(trained: Trained) -> bool:
     """Whether a network takes images of other sizes than it was trained on, as not all of the user's own do."""
     try:
@@ -142,7 +144,7 @@ def _example(trained: Trained) -> Tensor:
 def _example_size(trained: Trained) -> int:
     """Returns the training images' size; more if only one patch would fit."""
     smallest = getattr(trained.network, "receptive_field", 32) + getattr(trained.network, "stride", 0)
-    return max(trained.image_size, smallest) if _takes_any_size(trained) else trained.image_size
+    return max(trained.image_size, smallest)
 
 
 FORMATS = {

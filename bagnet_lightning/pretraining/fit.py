@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from bagnet_lightning.checkpoint import write_backbone
+from bagnet_lightning.checkpoint import read_if_ours, write_backbone
 from bagnet_lightning.config import plain
 from bagnet_lightning.data.augment import draw_key, rescale
 from bagnet_lightning.data.batches import Images
@@ -33,6 +33,8 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
     code = prepare(config, folder)
     data = data_of(config.data)
     data.setup()
+    if isinstance(config.model.get("pretrained"), str) and (start := read_if_ours(config.model.pretrained)):
+        data.check_unseen(start[0]["config"], start[0]["classes"])
     if config.splits == "train+test":
         _add_test_images(data)
     network = instantiate(config.model, _partial_=True)(num_classes=1)

@@ -46,7 +46,7 @@ def related_lines(runs: list[dict]) -> list[RelatedLine]:
         configs_by_system.setdefault(system(run), []).append(config)
     data = {name for name in _differing(configs) if name.startswith("data.")}
     shown = {name: data | _differing(group) for name, group in configs_by_system.items()}
-    groups = repetitions(runs, lambda run: (system(run), repr(sorted(_settings(run).items()))))
+    groups = repetitions(runs, lambda run: (system(run), _settings(run).get(_CHECKPOINT)))
     return sorted((_line(group, shown[system(group[0])]) for group in groups), key=_order)
 
 

@@ -1,5 +1,6 @@
 """The runs of one line of a table, merged: numbers over seeds and folds, or why there are none."""
 
+import itertools
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -72,7 +73,8 @@ def distinct(runs: Iterable[dict], name: str) -> list:
     The field of a continued run may hold several, "A / B".
     """
     values = [run.get(name, (run.get("versions") or {}).get(name)) for run in runs]
-    return list(dict.fromkeys(part for v in values for part in (v.split(" / ") if isinstance(v, str) else [v])))
+    parts = [[value] if value is None or isinstance(value, int) else str(value).split(" / ") for value in values]
+    return list(dict.fromkeys(itertools.chain(*parts)))
 
 
 def mean(numbers: list[float]) -> float | None:

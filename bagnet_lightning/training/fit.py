@@ -10,7 +10,7 @@ from pytorch_lightning import Callback
 from torch import nn
 from torch.nn import functional as F
 
-from bagnet_lightning.checkpoint import adapt_head, read_network
+from bagnet_lightning.checkpoint import adapt_head, read_if_ours
 from bagnet_lightning.config import plain
 from bagnet_lightning.data.module import IMAGENET_MEAN, ImageData
 from bagnet_lightning.data.of_config import data_of
@@ -78,10 +78,9 @@ def adapt(network: nn.Module, data: ImageData, pretrained: bool | str) -> list[s
     """
     notes, mean = [], IMAGENET_MEAN
     if isinstance(pretrained, str):
-        try:
-            about, weights = read_network(pretrained)
-        except UserError:  # a file of another program
+        if not (ours := read_if_ours(pretrained)):
             return []
+        about, weights = ours
         data.check_unseen(about["config"], about["classes"])
         adapted = adapt_head(network, data.class_ids, about["classes"], weights)
         notes, mean = [adapted] if adapted else [], about["mean"]

@@ -110,7 +110,7 @@ def _row(lines: list[Line | None], tables: list[Table], prefixes: list[str], set
         "epochs": first.epochs,
         "settings": {name: _number(" / ".join(texts)) for name, texts in distinct.items() if texts},
         "paper": first.paper and first.paper.accuracy,
-        "comparable": any(line and line.difference is not None for line in lines),
+        "comparable": any(line and line.paper and not line.not_comparable for line in lines),
         "entries": [
             line and _entry(line, table, prefix) for line, table, prefix in zip(lines, tables, prefixes, strict=True)
         ],
