@@ -2,13 +2,14 @@ import csv
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
 from conftest import SMALL, composed
 from hydra.utils import instantiate
 from PIL import Image
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from torch import nn
 
 from bagnet_lightning.checkpoint import load_trained, read_checkpoint
@@ -166,6 +167,18 @@ def test_a_start_from_weights_that_have_seen_the_held_out_images_is_refused(tmp_
     fit(composed(*asked), tmp_path / "second")
     with pytest.raises(UserError, match=r"held out 0\.5, fold 0, and its network has seen these images"):
         fit(composed(*asked, "data.fold=1"), tmp_path / "third")
+
+
+def test_what_callbacks_do_at_the_end_of_a_validation_is_not_training(tmp_path):
+    class Watching(Callback):
+        seen: ClassVar[list[float]] = []
+
+        def on_validation_end(self, trainer, module):
+            (history,) = (callback for callback in trainer.callbacks if isinstance(callback, History))
+            self.seen.append(history.validation_seconds)
+
+    fit(composed(*SMALL, "trainer.max_epochs=1"), tmp_path, added_callbacks=[Watching()])
+    assert Watching.seen == [0]  # validation's time is still running
 
 
 def test_a_last_image_that_joins_the_batch_before_it_is_counted(tmp_path):
