@@ -13,7 +13,7 @@
 # results.tar.gz of an earlier one.
 #
 #   BUDGET      seconds for this call; a step gets what is left of it, at most, or its own SECONDS. For a quarter of an
-#               hour: compile smoke while the data are copied, then BUDGET=480 ... data table1:200 speed modern table1,
+#               hour: compile smoke while the data are copied, then BUDGET=480 ... data table1:200 speed:200 modern table1,
 #               with SPEED="--models bagnet33 --plain-steps 60" and WORK on a disk in memory
 #   BAGNET_COMMIT  what results say of the code, where this copy of it has no .git
 #   OVERRIDES   of every training instead of validation in batches of 1,000; to rehearse:
