@@ -268,7 +268,9 @@ def test_data_of_the_users_own_say_what_holds_under_any_recipe_and_callbacks_are
     told = USING.read_text(encoding="utf-8")
     (tmp_path / "my/data").mkdir(parents=True)
     (tmp_path / "my/callbacks").mkdir()
-    (tmp_path / "mydata.py").write_text(block(told, "    import numpy as np\n    from bagnet_lightning.data.module"))
+    (tmp_path / "mydata.py").write_text(
+        block(told, "    import numpy as np\n    from bagnet_lightning.data.image_data")
+    )
     (tmp_path / "my/data/arrays.yaml").write_text(block(told, "    defaults: [/data_options@_here_"))
     stop = "stop: {_target_: pytorch_lightning.callbacks.EarlyStopping, monitor: val_loss, patience: 1, min_delta: 9}"
     (tmp_path / "my/callbacks/stop.yaml").write_text(stop)

@@ -10,7 +10,7 @@ from bagnet_lightning import inference
 from bagnet_lightning.checkpoint import load_trained, write_backbone
 from bagnet_lightning.config import weights_sha256
 from bagnet_lightning.data.batches import Images
-from bagnet_lightning.data.module import ImageData
+from bagnet_lightning.data.image_data import ImageData
 from bagnet_lightning.data.store import Split
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.inference import predict

@@ -6,7 +6,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from bagnet_lightning.config import image_size, plain
-from bagnet_lightning.data.module import ImageData, ImageFolder, Textures, TinyImageNet
+from bagnet_lightning.data.image_data import ImageData
+from bagnet_lightning.data.module import ImageFolder, Textures, TinyImageNet
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.rules import check
 

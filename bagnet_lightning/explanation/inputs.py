@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from bagnet_lightning.data.image_data import ImageData
 from bagnet_lightning.data.images import find_images, load_image
-from bagnet_lightning.data.module import ImageData
 from bagnet_lightning.errors import UserError
 
 MOST_PIXELS = 2_000_000  # of an image as it is explained

@@ -22,7 +22,7 @@ from torch import Tensor
 from bagnet_lightning.checkpoint import load_trained
 from bagnet_lightning.config import plain
 from bagnet_lightning.data.batches import Batch
-from bagnet_lightning.data.module import ImageData
+from bagnet_lightning.data.image_data import ImageData
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.training.fit import fit

@@ -11,7 +11,7 @@ from bagnet_lightning.checkpoint import load_backbone
 from bagnet_lightning.config import weights_sha256
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.data.batches import Images
-from bagnet_lightning.data.module import ImageData
+from bagnet_lightning.data.image_data import ImageData
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import patch_corners
 from bagnet_lightning.inference import batches, best_device, predict

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from bagnet_lightning.config import PARTS, plain, weights_sha256
 from bagnet_lightning.data.batches import Images
-from bagnet_lightning.data.module import ImageData
+from bagnet_lightning.data.image_data import ImageData
 from bagnet_lightning.data.of_config import data_of
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.inference import best_device

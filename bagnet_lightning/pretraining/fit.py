@@ -12,7 +12,7 @@ from bagnet_lightning.checkpoint import read_if_ours, write_backbone
 from bagnet_lightning.config import plain
 from bagnet_lightning.data.augment import draw_key, rescale
 from bagnet_lightning.data.batches import Images
-from bagnet_lightning.data.module import ImageData
+from bagnet_lightning.data.image_data import ImageData
 from bagnet_lightning.data.of_config import data_of
 from bagnet_lightning.data.store import Split
 from bagnet_lightning.errors import UserError

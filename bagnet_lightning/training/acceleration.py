@@ -19,7 +19,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.profilers import PassThroughProfiler
 from torch import Tensor, nn
 
-from bagnet_lightning.data.module import ImageData
+from bagnet_lightning.data.image_data import ImageData
 from bagnet_lightning.errors import UserError, in_one_line
 from bagnet_lightning.training.batch_norm import WrittenOutBatchNorm2d, replace_batch_norms
 from bagnet_lightning.training.cuda_graphs import GradientsGraphed, Graphed, UpdateGraphed

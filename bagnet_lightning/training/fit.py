@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bagnet_lightning.checkpoint import adapt_head, read_if_ours
 from bagnet_lightning.config import plain
-from bagnet_lightning.data.module import IMAGENET_MEAN, ImageData
+from bagnet_lightning.data.image_data import IMAGENET_MEAN, ImageData
 from bagnet_lightning.data.of_config import data_of
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import BagNet

@@ -19,7 +19,7 @@ from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.memory import is_oom_error
 
-from bagnet_lightning.data.module import ImageData
+from bagnet_lightning.data.image_data import ImageData
 from bagnet_lightning.errors import Interrupted, UserError
 from bagnet_lightning.machine import check_device, chosen_precision, commit, device_name, peak_memory_mib, versions
 from bagnet_lightning.training.acceleration import SWITCHES, NoProfiler, accelerate, acceleration_used, compile_seconds

@@ -1,8 +1,37 @@
-"""Which of the train images are held out, to be validated on: the same for every run and seed."""
+"""Which classes take part, and which of their train images are held out: the same for every run and seed."""
+
+from difflib import get_close_matches
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from bagnet_lightning.data.store import Store
+from bagnet_lightning.errors import UserError
+
+
+def choose_classes(store: Store, classes: int | list[str] | None, name: str) -> list[int]:
+    """Returns the labels of the chosen classes: all (None), the first N, or a list of identifiers or names.
+
+    name: of the data, for the UserError about a class that they do not have.
+    """
+    known = store.classes
+    if classes is None:
+        return list(range(len(known)))
+    if isinstance(classes, int):
+        if classes > len(known):
+            raise UserError(f"data.classes={classes}: {name} has {len(known)} classes")
+        return list(range(classes))
+    indices = {one: i for i, one in enumerate(store.class_names)} | {one: i for i, one in enumerate(known)}
+    requested = [str(one) for one in classes]  # a folder named 3 is parsed as a number
+    for one in requested:
+        if one not in indices:
+            close = get_close_matches(one, indices, n=3) or sorted(indices)[:3]
+            raise UserError(f"data.classes: {name} has no class {one!r}; nearest: {', '.join(close)}")
+    chosen = [indices[one] for one in requested]
+    if len(set(chosen)) < len(chosen):
+        raise UserError(f"data.classes={classes} names a class twice")
+    return chosen
 
 
 def hold_out(
