@@ -18,7 +18,7 @@ def distinguished(table: Table) -> list[list[tuple[dict, str, Cell]]]:
     pretrainings = [(run, _pretraining(run)) for run in table.pretrainings]
     return [
         [(run, _title(cell), cell) for run, cell in networks],
-        [(run, _titled(name, cell, ("fold", "seed")), cell) for run, name, cell in systems],
+        [(run, _system_title(name, cell), cell) for run, name, cell in systems],
         [(run, _title(cell), cell) for run, cell in pretrainings],
     ]
 
@@ -84,8 +84,8 @@ def _system(run: dict, line: RelatedLine) -> Cell:
     }
 
 
-def _titled(name: str, cell: Cell, keys: tuple[str, ...]) -> str:
-    return ", ".join([name, *(f"{key} {cell[key]}" for key in keys if key in cell)])
+def _system_title(name: str, cell: Cell) -> str:
+    return ", ".join([name, *(f"{key} {cell[key]}" for key in ("fold", "seed") if key in cell)])
 
 
 def _pretraining(run: dict) -> Cell:
