@@ -14,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from bagnet_lightning.config import image_size
 from bagnet_lightning.errors import UserError, in_one_line
 from bagnet_lightning.files import write_bytes
 from bagnet_lightning.models.bagnet import BagNet, bagnet9, bagnet17, bagnet33
@@ -45,7 +44,7 @@ class Trained:
     @property
     def image_size(self) -> int:
         """Side of the training images, px."""
-        return image_size(self.config)
+        return self.config["image_size"]
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict:
@@ -162,9 +161,9 @@ def published(config: dict) -> dict:
     model, data = config["model"], config["data"]
     choice = {key: data[key] for key in ("name", "classes", "holdout", "fold", "group") if key in data}
     return {
-        "train_digest": config.get("train_digest"),
+        **{key: config[key] for key in ("image_size", "train_digest")},
         "model": {**model, "pretrained": model.get("pretrained", False) is not False},
-        "data": {**choice, "image_size": image_size(config)},
+        "data": choice,
     }
 
 

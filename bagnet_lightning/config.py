@@ -92,11 +92,6 @@ def is_seed(key: str) -> bool:
     return key == "data.fold" or key.rpartition(".")[2].endswith("seed")
 
 
-def image_size(config: Mapping) -> int:
-    """Returns the side of the images that a network was trained on, px, as recorded by its run or set by its data."""
-    return config.get("image_size") or config["data"].get("image_size", 64)
-
-
 def digest(config: DictConfig) -> str:
     """Returns twelve hex digits that are equal for two configurations exactly if they ask for the same training."""
     return hashlib.sha256(json.dumps(_that_are_set(plain(config)), sort_keys=True).encode()).hexdigest()[:12]
@@ -135,7 +130,7 @@ def _image_files(root: Path, files: tuple[str, ...]) -> str:
     for path in sorted(map(Path, files)):
         name = path.relative_to(root).as_posix()
         if name.count("/") > 1 and name.lower().endswith(suffixes) and path.is_file():
-            digest.update(f"{name} {path.stat().st_size}\n".encode())
+            digest.update(os.fsencode(f"{name} {path.stat().st_size}\n"))
     return digest.hexdigest()
 
 

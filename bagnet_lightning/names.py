@@ -1,7 +1,10 @@
 """Display names of networks, optimizers and classes."""
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
 
 OPTIMIZERS = {
     "sgd": "SGD",
@@ -32,6 +35,28 @@ def model_order(model: str) -> tuple:
     """Returns a sort key: first BagNets by patch size, then the networks that see the whole image."""
     match = re.fullmatch(r"(bagnet|resnet)(\d+)", model)
     return (match[1], int(match[2])) if match else ("~", model)
+
+
+def class_indices(classes: Sequence[str], class_names: Sequence[str]) -> dict[str, int]:
+    """Returns the index of each class by its identifier, and by its name if no other class has that one too."""
+    shared = Counter(class_names)
+    of_names = {name: index for index, name in enumerate(class_names) if shared[name] == 1}
+    return of_names | {name: index for index, name in enumerate(classes)}
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Returns up to three of the `known` names, those most like `name`, to suggest for a misspelt one."""
+    known = sorted(known)
+    return get_close_matches(name, known, n=3, cutoff=0.5) or known[:3]
+
+
+def told_apart(names: Sequence[str], paths: Sequence[str | Path]) -> list[str]:
+    """Returns the names of what is in `paths`; if some are the same, with the last part by which all paths differ."""
+    if len({*names}) == len(names):
+        return [*names]
+    reversed_parts = [Path(path).absolute().with_suffix("").parts[::-1] for path in paths]
+    differing = (parts for parts in zip(*reversed_parts, strict=False) if len({*parts}) == len(parts))
+    return [f"{name} ({part})" for name, part in zip(names, next(differing, paths), strict=True)]
 
 
 def clipped(value: object, length: int = 16) -> str:

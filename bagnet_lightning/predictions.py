@@ -66,16 +66,21 @@ def paired_error(one: Predictions | ValueError | None, other: Predictions | Valu
     return float(differences.std(ddof=1) / len(differences) ** 0.5)
 
 
+def spread(total: int, count: int) -> list[int]:
+    """Returns up to `count` numbers below `total`, evenly spaced, each in the middle of its share."""
+    count = min(total, count)
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
 def write_predictions(
-    path: Path,
+    folder: Path,
     class_names: Sequence[str],
     labels: np.ndarray,
     predicted: np.ndarray,
     images: Callable[[list[int]], np.ndarray],
 ) -> None:
-    """Writes predictions.npz completely or not at all. images: indices -> (B, H, W, 3) uint8. Raises OSError."""
-    count = min(EXAMPLES, len(labels))
-    places = [(2 * i + 1) * len(labels) // (2 * count) for i in range(count)]
+    """Writes a run's predictions.npz whole or not at all. images: indices -> (B, H, W, 3) uint8. Raises OSError."""
+    places = spread(len(labels), EXAMPLES)
     stream = BytesIO()
     np.savez_compressed(
         stream,
@@ -86,7 +91,7 @@ def write_predictions(
         example_labels=labels[places].astype(np.uint16),
         sheet=np.frombuffer(_sheet(labels, predicted, len(class_names), images), np.uint8),
     )
-    write_bytes(path, stream.getvalue())
+    write_bytes(folder / NAME, stream.getvalue())
 
 
 def read_predictions(folder: Path) -> Predictions | None:

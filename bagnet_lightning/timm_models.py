@@ -55,10 +55,9 @@ class TimmBagNet(BagNet):
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.drop_rate = drop_rate
         self.num_features = self.head_hidden_size = self.fc.in_features
-        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
         self.feature_info = [
             {"num_chs": stage[-1].conv3.out_channels, "reduction": reduction, "module": f"layer{number}"}
-            for number, (stage, reduction) in enumerate(zip(stages, (2, 4, 8, 8), strict=True), start=1)
+            for number, (stage, reduction) in enumerate(zip(self.stages, (2, 4, 8, 8), strict=True), start=1)
         ]
         self.global_pool = ""
         self.reset_classifier(num_classes, global_pool)
@@ -106,7 +105,7 @@ class TimmBagNet(BagNet):
             raise ValueError(f"output_fmt is NCHW, not {output_fmt}")
         requested, last = feature_take_indices(len(self.feature_info), indices)
         x, outputs = self.stem(self.padded(images)), []
-        for number, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
+        for number, stage in enumerate(self.stages):
             if stop_early and number > last:
                 break
             x = stage(x)

@@ -23,17 +23,13 @@ class InMemory:
 
     def read(self, start: int, stop: int) -> Bag:
         first, last = self.whole.offsets[[start, stop]]
-        return Bag(
-            self.whole.descriptors[first:last],
-            self.whole.keypoints[first:last],
-            self.whole.offsets[start : stop + 1] - first,
-        )
+        return Bag(self.whole.descriptors[first:last], self.whole.offsets[start : stop + 1] - first)
 
 
 def bag_of(descriptors: np.ndarray, counts: list[int]) -> Bag:
     """The descriptors (M, D), so many of each image."""
     assert sum(counts) == len(descriptors)
-    return Bag(descriptors, np.zeros((len(descriptors), 4), np.float32), np.cumsum([0, *counts]))
+    return Bag(descriptors, np.cumsum([0, *counts]))
 
 
 def random_bag(seed: int, counts: list[int], width: int = 8, binary: bool = False) -> Bag:

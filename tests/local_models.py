@@ -15,10 +15,10 @@ def local_model(*choices: str) -> LocalModel:
     """choices: of classical, such as "features=orb"; on images of 40 px, of CLASSES."""
     size = f"encoding.codebook.size={WORDS}"
     config = composed("data=textures", "data.image_size=40", "data.val_images=12", size, *choices, name="classical")
-    config = OmegaConf.to_container(config, resolve=True)
+    config = OmegaConf.to_container(config, resolve=True) | {"image_size": 40}
     parts = {part: made(config, part) for part in PARTS}
     draw = np.random.default_rng(0)
-    described = parts["features"].describe(noise(3))
+    described, _ = parts["features"].describe(noise(3))
     words = described.descriptors[draw.choice(len(described.descriptors), WORDS, replace=False)]
     parts["encoding"].arrays = {
         "words": words if words.shape[1] == 32 else words.astype(np.float32)

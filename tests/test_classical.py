@@ -64,7 +64,7 @@ def test_a_second_run_gives_the_same_file(tmp_path, features):
     model, data = load_local_model(tmp_path / "two/model.safetensors"), data_of(config.data)
     data.setup()
     images = data.val_images
-    scores = model.scores(model.features.describe(images.split.images[images.chosen].numpy()))
+    scores = model.scores(model.features.describe(images.split.images[images.chosen].numpy())[0])
     ranks = (scores > scores[np.arange(12), images.labels.numpy()][:, None]).sum(1)
     assert result["best_val_accuracy"] == pytest.approx((ranks == 0).mean())
     assert result["val_top5_accuracy"] == pytest.approx((ranks < 5).mean())
@@ -118,6 +118,8 @@ def test_ten_real_classes_are_told_apart_better_than_by_chance(ten_real_classes,
         (["features=orb", "encoding=fisher"], "use encoding=bow"),
         (["features=fast_brief", "encoding=mean"], "use encoding=bow"),
         (["features=sift", "encoding=fisher", "classifier=additive"], "use classifier=linear"),
+        (["features=sift", "encoding=decisions"], "add features=bagnet features.output=logits"),
+        (["features=sift", "encoding=mean", "classifier=argmax"], "use head=mean"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_before_the_work(tmp_path, choices, words):

@@ -57,7 +57,7 @@ def test_shares_and_bias_are_the_score(choices):
     count = len(explanation.keypoints)
     assert count > 5
     assert explanation.shares.shape == (count, len(CLASSES))
-    scores = model.classifier.scores(model.encoding(model.features.describe(PICTURE.pixels[None])))[0]
+    scores = model.scores(model.features.describe(PICTURE.pixels[None])[0])[0]
     assert explanation.shares.sum(0) + explanation.bias == pytest.approx(scores, abs=2e-5)
     assert explanation.largest_difference < 2e-5
     assert explanation.shown == list(dict.fromkeys([scores.argmax(), 2, 5]))
@@ -109,7 +109,7 @@ def by_patches(folder, head):
     """A head on the decisions of an untrained BagNet-9."""
     checkpoint = write_checkpoint(folder / "best.ckpt", "bagnet9")
     overrides = ["data=textures", "data.image_size=40", f"head={head}", f"checkpoint={checkpoint}"]
-    config = OmegaConf.to_container(composed(*overrides, name="classical"), resolve=True)
+    config = OmegaConf.to_container(composed(*overrides, name="classical"), resolve=True) | {"image_size": 40}
     model = LocalModel(
         **{part: made(config, part) for part in PARTS}, config=config, classes=CLASSES, class_names=CLASS_NAMES
     )

@@ -16,6 +16,7 @@ from bagnet_lightning.checkpoint import load_trained
 from bagnet_lightning.config import digest
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.data.module import Textures
+from bagnet_lightning.data.of_config import data_of_run
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.local_features.model import keypoint_shares, load_local_model
 from bagnet_lightning.local_features.patches import Patches
@@ -140,7 +141,7 @@ def test_what_the_patches_add_is_what_the_head_decides(checkpoint, tmp_path, hea
     assert np.allclose(shares.reshape(3, 16, -1).sum(1) + model.classifier.arrays["bias"], model.scores(bag), atol=1e-4)
 
 
-def test_em_goes_on_from_the_checkpoint_and_is_not_done_twice(checkpoint, tmp_path):
+def test_em_goes_on_from_the_checkpoint_and_is_not_done_twice(checkpoint, tmp_path, tmp_path_factory):
     config = asked(checkpoint, "head=em", "em.rounds=2", "em.trainer.accelerator=cpu", "em.trainer.devices=1")
     first = run(config, tmp_path)
     assert len(first["em"]) == 3
@@ -161,6 +162,11 @@ def test_em_goes_on_from_the_checkpoint_and_is_not_done_twice(checkpoint, tmp_pa
     for name in ("best_val_accuracy", "mean_accuracy", "em_mean_accuracy", "em"):
         assert again[name] == first[name]
     assert 0 < first["train_seconds"] < 1000 < again["train_seconds"]
+    (tmp_path / "em").rename(moved := tmp_path_factory.mktemp("moved") / "em")
+    with pytest.raises(UserError, match=r"em/last\.ckpt does not exist"):
+        load_local_model(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").rename(moved.with_name("model.safetensors"))
+    load_local_model(moved.with_name("model.safetensors"))
 
 
 def test_weights_are_known_by_what_their_file_holds(checkpoint, tmp_path):
@@ -199,6 +205,9 @@ def test_a_head_learns_from_held_out_images_if_the_network_has_not_seen_them(che
     assert (on_train["train_images"], on_train["val_images"], on_train["validated_on"]) == (96, 24, "holdout")
     on_held = run(asked(tmp_path / "held.ckpt", *holding, "fit_on=holdout"), tmp_path)
     assert (on_held["train_images"], on_held["val_images"], on_held["validated_on"]) == (24, 60, "val")
+    opened = data_of_run(load_local_model(tmp_path / "model.safetensors").config, None)
+    opened.setup()
+    assert len(opened.val_images) == 60  # not the images that the head has learned from
 
 
 @pytest.mark.parametrize(
@@ -208,7 +217,9 @@ def test_a_head_learns_from_held_out_images_if_the_network_has_not_seen_them(che
         (["head=em", "em.trainer.devices=2"], r"one device; leave em\.trainer\.devices"),
         (["head=mean", "checkpoint=null"], r"add checkpoint=PATH"),
         (["features=bagnet", "encoding=decisions"], r"features\.output=logits"),
-        (["features=bagnet", "encoding=mean", "classifier=argmax"], r"of 6 classes, not 512 numbers: use head=mean"),
+        (["features=bagnet", "encoding=mean", "classifier=argmax"], r"use head=mean"),
+        (["head=em", "features.output=features"], r"features\.output=logits"),
+        (["head=mean", "data.classes=1"], r"nothing to tell apart: textures has one class"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(checkpoint, tmp_path, overrides, words):

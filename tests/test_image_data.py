@@ -118,7 +118,6 @@ def test_a_network_is_not_measured_on_held_out_images_that_it_was_trained_on():
         (0.0, everything, same, "renamed", "held out nothing, and its network has seen these images"),
         (0.25, everything[:3], same, "textures", r"held out 0\.25 of other classes"),
         (0.0, everything, other, "textures", None),
-        (0.0, everything, None, "textures", "held out nothing"),  # of an earlier version
     ):
         config = {
             "train_digest": digest,
@@ -127,7 +126,8 @@ def test_a_network_is_not_measured_on_held_out_images_that_it_was_trained_on():
         }
         with pytest.raises(UserError, match=refused) if refused else nullcontext():
             held_out.check_unseen(config, classes)
-    data().check_unseen({"data": {"name": "textures"}}, everything)  # nothing is held out
+    nothing_held_out = {"train_digest": same, "data": {"name": "textures"}, "image_size": side}
+    data().check_unseen(nothing_held_out, everything)
     of_other_size = {"train_digest": other, "data": {"name": "textures", "holdout": 0.0}, "image_size": side + 1}
     with pytest.raises(UserError, match="held out nothing"):  # digests are of the resized pixels
         held_out.check_unseen(of_other_size, everything)
@@ -220,11 +220,12 @@ def test_images_of_a_group_are_held_out_together_and_may_not_be_in_train_and_val
         data(*asked, "data.group=doctor", small=())
     with pytest.raises(UserError, match="no image of class 'blue' is left to train on"):
         data(*asked[:3], "data.holdout=0.6", "data.group=patient", "data.classes=[blue]", small=())
-    config = {"data": {"name": "image_folder", "holdout": 0.25, "fold": 3, "classes": None}}
+    choice = {"name": "image_folder", "holdout": 0.25, "fold": 3, "classes": None}
+    config = {"image_size": 9, "train_digest": module.store.digests["train"], "data": choice, "model": {}}
     with pytest.raises(UserError, match="has seen these images"):
         module.check_unseen(config, module.class_ids)
-    config["data"]["group"] = "patient-([a-z])"
-    module.check_unseen(published({**config, "model": {}, "image_size": 9}), module.class_ids)
+    choice["group"] = "patient-([a-z])"
+    module.check_unseen(published(config), module.class_ids)
     both = data(*asked, "data.group='(patient)-([a-z])'", small=())
     assert {*both.groups("train")} == {f"patient/{letter}" for letter in "abcdefghij"}
 

@@ -12,7 +12,7 @@ from bagnet_lightning.errors import UserError
 
 
 def test_a_finished_runs_data_with_some_keys_changed():
-    run = plain(composed("data.classes=10"))
+    run = {"image_size": 64, "data": plain(composed("data.classes=10").data)}
     data = data_of_run(run, OmegaConf.create({"root": "/elsewhere"}))
     assert (data.root, data.classes) == ("/elsewhere", 10)
     assert isinstance(data_of_run(run, composed("data=textures").data), Textures)
@@ -31,10 +31,9 @@ def test_a_class_that_cannot_be_found_is_the_users_mistake():
 
 
 def test_other_images_have_the_size_that_the_network_knows(monkeypatch):
-    run, asked = plain(composed("data=textures", "data.image_size=40")), composed("data=textures").data
+    run, asked = {"image_size": 40, "data": plain(composed("data=textures").data)}, composed("data=textures").data
     assert data_of_run(run, asked).image_size == 40
-    assert data_of_run(plain(composed()), composed("data=textures", "data.image_size=33").data).image_size == 64
-    monkeypatch.setattr(of_config, "_is_argument", lambda key: key == "data.image_size")
+    monkeypatch.setattr(of_config, "is_argument", lambda key: key == "data.image_size")
     assert data_of_run(run, asked).image_size == 64
 
 

@@ -65,8 +65,8 @@ def test_any_images_are_read_alike(checkpoint, monkeypatch):
 def test_a_keypoint_is_the_middle_and_the_size_of_what_its_descriptor_sees(checkpoint):
     images = some_images(1)
     source, pixels = bags(checkpoint, "logits", images), images.split.images[2]
-    before = source.read(0, 1)
-    x, y, size, angle = before.keypoints[5]  # of 3 x 3: second row, last column
+    before, keypoints = source.features.describe(pixels[None].numpy())
+    x, y, size, angle = keypoints[5]  # of 3 x 3: second row, last column
     assert (x, y, size, angle) == (24, 16, 17, 0)
     inside = torch.zeros(40, 40, dtype=torch.bool)
     inside[8:25, 16:33] = True
@@ -97,6 +97,7 @@ class Data(SimpleNamespace):
     """What `check` needs to know of data."""
 
     group = None
+    store = SimpleNamespace(side=33)  # px; not of the network's images, so that names tell whether they are the same
     check_unseen = ImageData.check_unseen
 
 

@@ -37,7 +37,7 @@ def written(tmp_path):
     predicted = np.array([0, 0, 0, 0, 0, 1, 1, 1, 0, 2, 2, 0])
     pixels = np.zeros((12, 20, 30, 3), np.uint8)
     pixels[np.arange(12), :, :, labels] = 255
-    write_predictions(tmp_path / "predictions.npz", NAMES, labels, predicted, lambda places: pixels[places])
+    write_predictions(tmp_path, NAMES, labels, predicted, lambda places: pixels[places])
     return tmp_path, labels, predicted
 
 

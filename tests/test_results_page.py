@@ -30,7 +30,7 @@ def keep_predictions(folder, side=40, wrong=(4, 8)):
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2])
     predicted = np.where(np.isin(np.arange(12), wrong), 0, labels)
     pixels = np.random.default_rng(0).integers(0, 256, (12, side, side, 3), dtype=np.uint8)
-    write_predictions(folder / "predictions.npz", CLASS_NAMES, labels, predicted, lambda places: pixels[places])
+    write_predictions(folder, CLASS_NAMES, labels, predicted, lambda places: pixels[places])
 
 
 def test_a_title_leaves_out_what_a_run_has_not(tmp_path):

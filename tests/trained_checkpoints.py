@@ -17,7 +17,7 @@ def write_checkpoint(path: Path, model: str, classes: list[str] = CLASSES, setti
     config = OmegaConf.to_container(
         composed("data=textures", "data.image_size=40", "data.val_images=12", f"model={model}", *width), resolve=True
     )
-    config["model"] = settings or config["model"]
+    config |= {"image_size": 40, "train_digest": "0" * 64, "model": settings or config["model"]}
     torch.manual_seed(1)
     network = instantiate(config["model"], num_classes=len(classes))
     for name, value in network.state_dict().items():

@@ -1,13 +1,12 @@
 """Which classes take part, and which of their train images are held out: the same for every run and seed."""
 
-from difflib import get_close_matches
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from bagnet_lightning.data.store import Store
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.names import class_indices, nearest
 
 
 def choose_classes(store: Store, classes: int | list[str] | None, name: str) -> list[int]:
@@ -22,12 +21,12 @@ def choose_classes(store: Store, classes: int | list[str] | None, name: str) -> 
         if classes > len(known):
             raise UserError(f"data.classes={classes}: {name} has {len(known)} classes")
         return list(range(classes))
-    indices = {one: i for i, one in enumerate(store.class_names)} | {one: i for i, one in enumerate(known)}
+    indices = class_indices(known, store.class_names)
     requested = [str(one) for one in classes]  # a folder named 3 is parsed as a number
     for one in requested:
         if one not in indices:
-            close = get_close_matches(one, indices, n=3) or sorted(indices)[:3]
-            raise UserError(f"data.classes: {name} has no class {one!r}; nearest: {', '.join(close)}")
+            close = ", ".join(nearest(one, indices))
+            raise UserError(f"data.classes: {name} has no class {one!r}; nearest: {close}")
     chosen = [indices[one] for one in requested]
     if len(set(chosen)) < len(chosen):
         raise UserError(f"data.classes={classes} names a class twice")

@@ -8,7 +8,6 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
-from bagnet_lightning.config import image_size
 from bagnet_lightning.data.augment import augment, draw_keys, rescale, scale_and_bias
 from bagnet_lightning.data.batches import Batch, Images, Loader, ShuffledBatches
 from bagnet_lightning.data.choice import choose_classes, hold_out
@@ -86,15 +85,15 @@ class ImageData(LightningDataModule, ABC):
 
     def _choose_images(self) -> None:
         self.store = self.open_store()
-        self.labels = choose_classes(self.store, self.classes, self.name)
-        self.class_ids = [self.store.classes[label] for label in self.labels]
-        self.class_names = [self.store.class_names[label] for label in self.labels]
+        self.chosen_labels = choose_classes(self.store, self.classes, self.name)
+        self.class_ids = [self.store.classes[label] for label in self.chosen_labels]
+        self.class_names = [self.store.class_names[label] for label in self.chosen_labels]
         self.mean, self.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         if self.normalize == "imagenet":
             self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
         elif self.normalize:  # a constant channel has a deviation of 0
             self.mean, self.std = self.store.mean, tuple(deviation or 1.0 for deviation in self.store.std)
-        self.splits = {"train"} if self.holdout else {"train", "val"}
+        self.splits_in_use = {"train"} if self.holdout else {"train", "val"}
         train = self._indices_by_class("train")
         if self.holdout or self.fold:
             train, held_out = self._hold_out(train)
@@ -104,7 +103,7 @@ class ImageData(LightningDataModule, ABC):
         self.train_images = self._images("train", [indices[: self.images_per_class] for indices in train])
         if not len(self.train_images) or not len(self.val_images):
             raise UserError("no image is left to train or to validate on; change data.holdout")
-        if "val" in self.splits:
+        if "val" in self.splits_in_use:
             self._check_groups("val", self.val_images)
         self.scale, self.bias = scale_and_bias(self.mean, self.std, self.store.splits["train"].images.shape[2])
 
@@ -180,7 +179,7 @@ class ImageData(LightningDataModule, ABC):
 
     def state_dict(self) -> dict[str, str]:
         """Returns what a checkpoint tells of the images: the digests of the splits in use."""
-        return {name: self.store.digests[name] for name in sorted(self.splits)}
+        return {name: self.store.digests[name] for name in sorted(self.splits_in_use)}
 
     def load_state_dict(self, state: dict[str, str]) -> None:
         """Raises UserError if a training is to go on with other images than its checkpoint's."""
@@ -214,14 +213,21 @@ class ImageData(LightningDataModule, ABC):
         new_labels = torch.tensor([classes.index(name) for name in self.class_ids])
         return replace(images, labels=new_labels[images.labels])
 
+    def check_classes(self) -> None:
+        """Raises UserError if a classifier of these data would have nothing to tell apart."""
+        if len(self.class_ids) < 2:
+            raise UserError(f"there is nothing to tell apart: {self.name} has one class, {self.class_ids[0]}")
+
     def check_unseen(self, config: dict, classes: list[str]) -> None:
         """Raises UserError if a network has been trained on images that these data hold out.
 
         config: of the network's run. classes: the identifiers of its classes; none for a backbone.
         """
-        run, digest = config["data"], config.get("train_digest")  # checkpoints of earlier versions have no digest
-        digests_tell = digest and image_size(config) == self.store.side  # they are of the resized pixels
-        same_images = digest == self.store.digests["train"] if digests_tell else run.get("name") == self.name
+        run = config["data"]
+        if config["image_size"] == self.store.side:
+            same_images = config["train_digest"] == self.store.digests["train"]
+        else:  # the digests are of the resized pixels
+            same_images = run.get("name") == self.name
         # Other classes change which images are held out.
         same_classes = classes == self.class_ids if classes else run.get("classes") == self.classes
         same_share = (run.get("holdout"), run.get("fold", 0), run.get("group")) == (self.holdout, self.fold, self.group)
@@ -273,7 +279,7 @@ class ImageData(LightningDataModule, ABC):
 
     def _indices_by_class(self, split: str) -> list[Tensor]:
         labels = self.store.splits[split].labels
-        return [(labels == label).nonzero()[:, 0] for label in self.labels]
+        return [(labels == label).nonzero()[:, 0] for label in self.chosen_labels]
 
     def _images(self, split: str, by_class: list[Tensor]) -> Images:
         labels = torch.cat([torch.full((len(indices),), label) for label, indices in enumerate(by_class)])

@@ -5,7 +5,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from bagnet_lightning.config import image_size, plain
+from bagnet_lightning.config import plain
 from bagnet_lightning.data.image_data import ImageData
 from bagnet_lightning.data.module import ImageFolder, Textures, TinyImageNet
 from bagnet_lightning.errors import UserError
@@ -25,7 +25,10 @@ def data_of(config: DictConfig | dict) -> ImageData:
     except InstantiationException as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"the data {config['_target_']} cannot be imported from here: {reason}") from error
-    return make()
+    try:
+        return make()
+    except TypeError as error:  # a key that the class does not take, or lacks
+        raise UserError(f"the data {config['_target_']} cannot be made of these keys: {error}") from error
 
 
 def data_of_run(run: dict, requested: DictConfig | None) -> ImageData:
@@ -38,23 +41,22 @@ def data_of_run(run: dict, requested: DictConfig | None) -> ImageData:
     """
     if requested is not None and "_target_" in requested:
         config = requested
-        if "image_size" in config and not _is_argument("data.image_size"):
-            config = OmegaConf.merge(config, {"image_size": image_size(run)})
+        if "image_size" in config and not is_argument("data.image_size"):
+            config = OmegaConf.merge(config, {"image_size": run["image_size"]})
     else:
         target = run["data"].get("_target_")
         if target is None:  # an exported network does not hold the location of its data
             raise UserError("the checkpoint does not say where its data are; add data=tiny_imagenet, or another source")
         if target not in SOURCES:
             raise UserError(f"the checkpoint names the data {target}, which are not of this package; add data=SOURCE")
-        new = {"fold": 0} | ({"group": None} if target.endswith(".ImageFolder") else {})
-        data = OmegaConf.create({**new, **run["data"]})  # which checkpoints of earlier versions lack
+        data = OmegaConf.create(run["data"])
         OmegaConf.set_struct(data, True)
         config = OmegaConf.merge(data, requested or {})
     check(OmegaConf.create({"data": plain(config)}))
     return data_of(config)
 
 
-def _is_argument(key: str) -> bool:
+def is_argument(key: str) -> bool:
     """Whether `key` was given as an argument of the running command; False if none runs."""
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
     return any(override.lstrip("+").startswith(f"{key}=") for override in overrides)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from bagnet_lightning.explanation.inputs import Picture
-from bagnet_lightning.local_features.bag import Bag
 from bagnet_lightning.local_features.encoding import BagOfWords
 from bagnet_lightning.local_features.model import LocalModel, keypoint_shares
 
@@ -20,7 +19,7 @@ class KeypointExplanation:
 
     scores: np.ndarray  # (classes,) float32
     shown: list[int]  # classes that the picture shows: predicted, true, requested
-    keypoints: np.ndarray  # (M, 4) float32, as in a Bag: x, y, diameter or side, px; angle, degrees
+    keypoints: np.ndarray  # (M, 4) float32, of `describe`: x, y, diameter or side, px; angle, degrees
     shares: np.ndarray  # (M, classes) float32: each keypoint's part of each class's score
     bias: np.ndarray  # (classes,) float32: the score of an image without keypoints
     words: np.ndarray | None  # (M,) the visual word of each; None: the system has no words
@@ -37,13 +36,13 @@ class KeypointExplanation:
 
 def explain(model: LocalModel, picture: Picture, requested: int | None) -> KeypointExplanation:
     """Explains `picture` by `model`. requested: a class to show besides the predicted and the true one."""
-    bag: Bag = model.features.describe(picture.pixels[None])
+    bag, keypoints = model.features.describe(picture.pixels[None])
     scores = model.scores(bag)[0]
     candidates = [int(scores.argmax()), picture.label, requested]
     return KeypointExplanation(
         scores=scores,
         shown=list(dict.fromkeys(index for index in candidates if index is not None)),
-        keypoints=bag.keypoints,
+        keypoints=keypoints,
         shares=keypoint_shares(model, bag).astype(np.float32),
         bias=model.classifier.arrays["bias"],
         words=model.encoding.words(bag) if isinstance(model.encoding, BagOfWords) else None,

@@ -1,6 +1,5 @@
 """Explanations of pictures by a system of local features: pictures, lines, arrays and a page."""
 
-from bagnet_lightning.config import image_size
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.explanation.arrays import Kept
 from bagnet_lightning.explanation.inputs import Picture, find_class
@@ -22,13 +21,18 @@ class Keypoints:
         if not self.model.classifier.additive:
             raise UserError(f"what {path} decides is no sum over an image's local features: there are no exact shares")
         self.config, self.classes, self.class_names = self.model.config, self.model.classes, self.model.class_names
-        self.image_size = image_size(self.config)
+        self.image_size = self.config["image_size"]
         self.requested = None if requested is None else find_class(requested, self.classes, self.class_names)
         self.notes: list[str] = []
         self.name = full_name(self.config, self.model.features)
         self.patches = self.model.features.explains == "patches"
         self.page = KeypointPage(self.name, self.patches, self.classes, self.class_names, self.requested)
         self.arrays = Kept(self.classes, self.class_names)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises UserError if an image of this size cannot be explained."""
+        if self.patches:
+            self.model.features.keypoints(height, width)
 
     def explain(self, picture: Picture) -> tuple[bytes, list[str]]:
         """Returns a PNG and lines for the terminal. The arrays are kept for `files`."""

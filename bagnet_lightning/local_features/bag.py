@@ -10,13 +10,11 @@ import numpy as np
 class Bag:
     """The local features of n images, one image after the other.
 
-    descriptors: (M, D) uint8 or float32. keypoints: (M, 4) float32: x and y of the centre of the described region in
-    px of the image, where 0 is the centre of its first pixel; the region's diameter in px; its angle in degrees.
-    offsets: (n + 1,) int64; the features of image i are offsets[i] to offsets[i + 1].
+    descriptors: (M, D) uint8 or float32. offsets: (n + 1,) int64; the features of image i are offsets[i] to
+    offsets[i + 1].
     """
 
     descriptors: np.ndarray
-    keypoints: np.ndarray
     offsets: np.ndarray
 
     def __len__(self) -> int:
@@ -34,7 +32,6 @@ class Bags(Protocol):
 
     binary: bool  # descriptors are bits, eight in a byte, and compared by their Hamming distance
     without_features: int  # number of images
-    logits: bool  # descriptors are a network's scores of the classes
     seconds: float  # that describing the images has taken so far, in this run or an earlier one
 
     def __len__(self) -> int: ...

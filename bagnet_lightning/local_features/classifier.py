@@ -116,12 +116,6 @@ class Argmax:
         self.arrays = {}
 
     def learn(self, vectors: np.ndarray, labels: np.ndarray, classes: int) -> None:
-        """Learns nothing. Raises UserError unless vectors have one number for each class."""
-        if vectors.shape[1] != classes:
-            raise UserError(
-                f"classifier=argmax needs a score for each of {classes} classes, not {vectors.shape[1]} numbers: use "
-                "head=mean, which averages a network's logits"
-            )
         self.arrays = {"bias": np.zeros(classes, np.float32)}
 
     def scores(self, vectors: np.ndarray) -> np.ndarray:

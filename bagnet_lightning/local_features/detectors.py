@@ -29,11 +29,16 @@ class Detector(ABC):
     binary: ClassVar[bool] = False
     explains: ClassVar[str] = "keypoints"  # what `explain` shows
     parameters: ClassVar[int] = 0  # number of learned parameters
+    logits: ClassVar[bool] = False  # whether descriptors are a network's scores of the classes
 
     upsample: float
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns keypoints (M, 4) float32 and descriptors (M, D) uint8, as in a Bag. image: (H, W, 3) uint8, RGB."""
+        """Returns keypoints (M, 4) float32 and descriptors (M, D) uint8. image: (H, W, 3) uint8, RGB.
+
+        Of a keypoint: x and y of the centre of the described region in px of the image, where 0 is the centre of its
+        first pixel; the region's diameter in px; its angle in degrees.
+        """
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         if self.upsample != 1:
             grey = cv2.resize(grey, None, fx=self.upsample, fy=self.upsample, interpolation=cv2.INTER_CUBIC)
@@ -45,12 +50,12 @@ class Detector(ABC):
         keypoints[:, 2] /= self.upsample
         return keypoints, descriptors.astype(np.uint8)  # SIFT's are whole numbers up to 255 in float32
 
-    def describe(self, images: np.ndarray) -> Bag:
-        """Extracts the local features of images (n, H, W, 3) uint8, RGB."""
+    def describe(self, images: np.ndarray) -> tuple[Bag, np.ndarray]:
+        """Extracts the local features of images (n, H, W, 3) uint8, RGB, and their keypoints, (M, 4)."""
         cv2.setNumThreads(0)  # processes share the cores already, and one thread finds keypoints in one order
         found = [self(image) for image in images]
         keypoints, descriptors = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return Bag(descriptors, keypoints, np.cumsum([0, *(len(each) for each, _ in found)]))
+        return Bag(descriptors, np.cumsum([0, *(len(each) for each, _ in found)])), keypoints
 
     @abstractmethod
     def detect(self, grey: np.ndarray) -> tuple[Sequence[cv2.KeyPoint], np.ndarray]:
@@ -61,7 +66,7 @@ class Detector(ABC):
 class Sift(Detector):
     """Lowe 2004: extrema of differences of Gaussians, histograms of gradients. Arguments: cv2.SIFT_create's.
 
-    keypoints: at most this many, the strongest.
+    keypoints: about this many, the strongest; OpenCV keeps equally strong ones, and each of a keypoint's angles.
     """
 
     descriptor_bytes: ClassVar[int] = SIFT_BYTES
@@ -87,7 +92,8 @@ class Sift(Detector):
 class DenseSift(Detector):
     """Upright SIFT descriptors on a grid of `step` px, with bins of each of `bin_sizes` px wherever they fit.
 
-    As in Bosch et al. 2007 (PHOW) the image is smoothed by a sixth of a bin.
+    As in Bosch et al. 2007 (PHOW) the image is smoothed to a blur of a sixth of a bin; OpenCV takes 0.5 px of it to be
+    in the image already.
     """
 
     descriptor_bytes: ClassVar[int] = SIFT_BYTES

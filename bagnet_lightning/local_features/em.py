@@ -23,27 +23,29 @@ from bagnet_lightning.checkpoint import load_trained
 from bagnet_lightning.config import plain
 from bagnet_lightning.data.batches import Batch
 from bagnet_lightning.data.image_data import ImageData
+from bagnet_lightning.data.of_config import is_argument
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.training.fit import fit
 
 log = logging.getLogger(__name__)
 TRAINING_KEYS = ("optim", "scheduler", "trainer", "label_smoothing", "checkpoint")  # in config.em
-INHERITED_KEYS = ("batch_size", "crop_padding", "flip", "normalize")  # data settings, as in the run that EM starts from
+# Data settings, as in the run that EM starts from unless the command gives others.
+INHERITED_KEYS = ("batch_size", "crop_padding", "flip", "normalize")
 
 
-def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict], float]:
+def fine_tuned(config: DictConfig, folder: Path) -> tuple[list[dict], float]:
     """Trains the network of config.features.checkpoint by config.em, on config.data, in `folder`.
 
-    Continues from last.ckpt there if it exists. Returns the path of last.ckpt, which holds the network after the last
-    round whatever its validation accuracy; ExpectationMaximization's `rounds`; and the seconds that they took, in all
-    processes that continued them. Raises UserError.
+    Continues from last.ckpt there if it exists, which holds in the end the network after the last round, whatever its
+    validation accuracy. Returns ExpectationMaximization's `rounds`, and the seconds that they took in all processes
+    that continued them. Raises UserError.
     """
     start = load_trained(config.features.checkpoint)
     data = start.config["data"]
     if missing := [key for key in INHERITED_KEYS if key not in data]:
         raise UserError(f"{config.features.checkpoint} does not tell its data.{missing[0]}: EM needs a run's best.ckpt")
-    inherited = {key: data[key] for key in INHERITED_KEYS}
+    inherited = {key: data[key] for key in INHERITED_KEYS if not is_argument(f"data.{key}")}
     if any(isinstance(value, (dict, list)) for value in (*inherited.values(), *start.config["model"].values())):
         raise UserError(f"{config.features.checkpoint} is refused: a value of its model or data is more than a value")
     em = plain(config)["em"]
@@ -61,7 +63,7 @@ def fine_tuned(config: DictConfig, folder: Path) -> tuple[Path, list[dict], floa
     }
     callback = ExpectationMaximization(em["image_percentile"], em["class_percentile"], em["sigma"])
     result = fit(OmegaConf.create(run_config), folder, added_callbacks=[callback])
-    return folder / "last.ckpt", callback.rounds, result["train_seconds"]
+    return callback.rounds, result["train_seconds"]
 
 
 class ExpectationMaximization(Callback):

@@ -1,7 +1,7 @@
-"""Keypoints and descriptors of many images, computed by several processes and cached on disk.
+"""Descriptors of many images' keypoints, computed by several processes and cached on disk.
 
-A folder holds descriptors.npy (M, D) uint8, keypoints.npy (M, 4) float32, offsets.npy (N + 1,) int64 and manifest.json.
-Its name ends in the digest of all that determines its content, so a complete folder is up to date.
+A folder holds descriptors.npy (M, D) uint8, offsets.npy (N + 1,) int64 and manifest.json. Its name ends in the digest
+of all that determines its content, so a complete folder is up to date.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -22,7 +22,7 @@ from bagnet_lightning.local_features.bag import Bag
 from bagnet_lightning.local_features.detectors import Detector
 from bagnet_lightning.progress_bar import progress_bar
 
-FORMAT = 1  # incremented when a detector's output changes for the same settings
+FORMAT = 2  # incremented when a detector's output changes for the same settings
 CHUNK = 128  # images per job
 
 
@@ -33,9 +33,7 @@ class Extracted:
     folder: Path
     binary: bool
     offsets: np.ndarray  # (N + 1,) int64
-    descriptor_bytes: int
     seconds: float  # that computing them took
-    logits: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -46,11 +44,7 @@ class Extracted:
 
     def read(self, start: int, stop: int) -> Bag:
         first, last = (int(offset) for offset in self.offsets[[start, stop]])
-        return Bag(
-            _rows(self.folder / "descriptors.npy", np.uint8, self.descriptor_bytes, first, last),
-            _rows(self.folder / "keypoints.npy", np.float32, 4, first, last),
-            self.offsets[start : stop + 1] - first,
-        )
+        return Bag(_rows(self.folder / "descriptors.npy", first, last), self.offsets[start : stop + 1] - first)
 
 
 def extracted(detector: Detector, images: Images, cache: Path, workers: int | None) -> Extracted:
@@ -72,8 +66,7 @@ def extracted(detector: Detector, images: Images, cache: Path, workers: int | No
     folder = cache / f"{type(detector).__name__.lower()}-{digest[:16]}"
 
     def opened(manifest: dict) -> Extracted:
-        offsets = np.load(folder / "offsets.npy")
-        return Extracted(folder, detector.binary, offsets, detector.descriptor_bytes, manifest["seconds"])
+        return Extracted(folder, detector.binary, np.load(folder / "offsets.npy"), manifest["seconds"])
 
     return open_or_make(
         folder,
@@ -85,24 +78,19 @@ def extracted(detector: Detector, images: Images, cache: Path, workers: int | No
 
 def _compute(detector: Detector, images: Images, folder: Path, settings: dict, workers: int | None) -> dict:
     jobs = ((detector, pixels) for pixels in _chunks(images))
-    began, counts, features = time.perf_counter(), [0], 0
+    began, counts = time.perf_counter(), [0]
     with (
-        open(folder / "descriptors.npy", "wb") as descriptors,
-        open(folder / "keypoints.npy", "wb") as keypoints,
+        open(folder / "descriptors.npy", "wb") as file,
         progress_bar("local features", len(images)) as advance,
     ):
-        _header(descriptors, np.uint8, features, detector.descriptor_bytes)
-        _header(keypoints, np.float32, features, 4)
-        for bag in in_processes(Detector.describe, jobs, workers):
-            bag.descriptors.tofile(descriptors)
-            bag.keypoints.tofile(keypoints)
+        _write_header(file, 0, detector.descriptor_bytes)
+        for bag, _ in in_processes(Detector.describe, jobs, workers):
+            bag.descriptors.tofile(file)
             counts += np.diff(bag.offsets).tolist()
             advance(len(bag))
-        features = sum(counts)
-        _header(descriptors, np.uint8, features, detector.descriptor_bytes)
-        _header(keypoints, np.float32, features, 4)
+        _write_header(file, sum(counts), detector.descriptor_bytes)
     np.save(folder / "offsets.npy", np.cumsum(counts, dtype=np.int64))
-    return {**settings, "count": len(images), "features": features, "seconds": time.perf_counter() - began}
+    return {**settings, "count": len(images), "features": sum(counts), "seconds": time.perf_counter() - began}
 
 
 def _chunks(images: Images) -> Iterator[np.ndarray]:
@@ -110,17 +98,16 @@ def _chunks(images: Images) -> Iterator[np.ndarray]:
         yield images.split.images.index_select(0, chosen).numpy()
 
 
-def _header(file, dtype: type, rows: int, columns: int) -> None:
-    """Writes the header of a .npy file, whose length does not depend on the rows: numpy reserves space for growth."""
+def _write_header(file: BinaryIO, rows: int, columns: int) -> None:
+    """Writes the header of a .npy file of uint8, whose length does not depend on the rows: it has space for more."""
     file.seek(0)
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (rows, columns)}
-    np.lib.format.write_array_header_1_0(file, header)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (rows, columns)})
 
 
-def _rows(path: Path, dtype: type, columns: int, first: int, last: int) -> np.ndarray:
+def _rows(path: Path, first: int, last: int) -> np.ndarray:
     """Reads rows `first` to `last` of a .npy file."""
     with open(path, "rb") as file:
         np.lib.format.read_magic(file)
-        np.lib.format.read_array_header_1_0(file)
-        file.seek(first * columns * np.dtype(dtype).itemsize, 1)
+        (_, columns), _, dtype = np.lib.format.read_array_header_1_0(file)
+        file.seek(first * columns * dtype.itemsize, 1)
         return np.fromfile(file, dtype, (last - first) * columns).reshape(-1, columns)

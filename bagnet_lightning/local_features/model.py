@@ -19,6 +19,8 @@ from bagnet_lightning.local_features.bag import Bag
 from bagnet_lightning.names import model_name
 from bagnet_lightning.results import system_name
 
+EM_CHECKPOINT = "em/last.ckpt"  # the network that head=em has trained, in a run's folder
+
 
 def check_installed() -> None:
     """Raises UserError if the required packages are missing or do not load."""
@@ -73,7 +75,7 @@ def keypoint_shares(model: LocalModel, bag: Bag) -> np.ndarray:
         count = rows.stop - rows.start
         if not count:
             continue
-        image_bag = Bag(bag.descriptors[rows], bag.keypoints[rows], np.array([0, count]))
+        image_bag = Bag(bag.descriptors[rows], np.array([0, count]))
         parts = model.encoding.parts(image_bag).astype(np.float64)  # (m, W)
         sums = parts.sum(0)
         contributions = model.classifier.contributions(model.encoding.normalized(sums[None].astype(np.float32))[0])
@@ -104,6 +106,8 @@ def load_local_model(path: str | Path) -> LocalModel:
     metadata = _metadata(path)
     if metadata is None:
         raise UserError(f"{path} is not of a run of bagnet_lightning.classical")
+    if metadata["config"].get("em"):  # its network lies beside it, wherever the run's folder is now
+        metadata["config"]["features"]["checkpoint"] = str(Path(path).parent / EM_CHECKPOINT)
     for part in PARTS:
         target = metadata["config"][part].get("_target_")
         if not _is_ours(str(target)):

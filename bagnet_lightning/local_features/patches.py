@@ -45,7 +45,7 @@ class BagNetFeatures:
         if output == "logits" and not self.trained.classes:
             raise UserError(f"{checkpoint} has no classifier, so no logits: ask for features.output=features")
         self.network = network.to(best_device(), memory_format=torch.channels_last)
-        self.output = output
+        self.output, self.logits = output, output == "logits"
 
     @property
     def model(self) -> str:
@@ -86,12 +86,12 @@ class BagNetFeatures:
         rest = torch.tensor([field, 0.0]).expand(len(corners), 2)  # size and angle
         return torch.cat([corners.flip(1) + (field - 1) / 2, rest], 1).numpy()
 
-    def describe(self, images: np.ndarray) -> Bag:
-        """Describes the patches of images (n, H, W, 3) uint8, RGB."""
+    def describe(self, images: np.ndarray) -> tuple[Bag, np.ndarray]:
+        """Describes the patches of images (n, H, W, 3) uint8, RGB; as keypoints they are (M, 4)."""
         keypoints = self.keypoints(*images.shape[1:3])
         parts = [self(part).flatten(0, 2).cpu() for part in batches(torch.from_numpy(images))]
         offsets = np.arange(len(images) + 1) * len(keypoints)
-        return Bag(torch.cat(parts).numpy(), np.tile(keypoints, (len(images), 1)), offsets)
+        return Bag(torch.cat(parts).numpy(), offsets), np.tile(keypoints, (len(images), 1))
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Computes the outputs, (B, h, w, D) float32, on the best device. pixels: (B, H, W, 3) uint8."""
@@ -115,13 +115,14 @@ class Patches:
     def __init__(self, features: BagNetFeatures, images: Images):
         features.keypoints(*images.split.images.shape[1:3])  # raises for images that are too small
         self.features, self.images, self.seconds = features, images, 0.0
-        self.logits = features.output == "logits"
 
     def __len__(self) -> int:
         return len(self.images)
 
     def read(self, start: int, stop: int) -> Bag:
         began = time.perf_counter()
-        bag = self.features.describe(self.images.split.images.index_select(0, self.images.chosen[start:stop]).numpy())
+        bag, _ = self.features.describe(
+            self.images.split.images.index_select(0, self.images.chosen[start:stop]).numpy()
+        )
         self.seconds += time.perf_counter() - began
         return bag

@@ -17,10 +17,11 @@ from bagnet_lightning.data.of_config import data_of
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.inference import best_device
 from bagnet_lightning.local_features.bag import Bags
+from bagnet_lightning.local_features.classifier import Argmax
 from bagnet_lightning.local_features.em import fine_tuned
-from bagnet_lightning.local_features.encoding import Encoding
+from bagnet_lightning.local_features.encoding import Decisions, Encoding, Mean
 from bagnet_lightning.local_features.extraction import extracted
-from bagnet_lightning.local_features.model import LocalModel, full_name, made, save_local_model
+from bagnet_lightning.local_features.model import EM_CHECKPOINT, LocalModel, full_name, made, save_local_model
 from bagnet_lightning.local_features.patches import BagNetFeatures, Patches
 from bagnet_lightning.machine import commit, device_name, peak_memory_mib, versions
 from bagnet_lightning.predictions import write_predictions
@@ -39,8 +40,11 @@ def run(config: DictConfig, folder: Path) -> dict:
         torch.cuda.reset_peak_memory_stats()
     data = data_of(config.data)
     data.setup()
+    data.check_classes()
     images = chosen_images(config, data)
     settings, measured = plain(config) | {"image_size": data.store.side}, {}
+    if config.fit_on == "holdout":  # for who opens the system, val is what it has not learned from
+        settings["data"] |= {"holdout": 0.0, "fold": 0}
     features, encoding, classifier = (made(settings, part) for part in PARTS)
     check(features, encoding, classifier)
     if isinstance(features, BagNetFeatures):
@@ -52,8 +56,9 @@ def run(config: DictConfig, folder: Path) -> dict:
         }
     tuning_seconds = 0.0
     if config.em:
-        checkpoint, measured["em"], tuning_seconds = fine_tuned(config, folder / "em")
-        settings["features"] |= {"checkpoint": os.path.relpath(checkpoint), "sha256": weights_sha256(str(checkpoint))}
+        measured["em"], tuning_seconds = fine_tuned(config, folder / "em")
+        checkpoint = str(folder / EM_CHECKPOINT)
+        settings["features"] |= {"checkpoint": checkpoint, "sha256": weights_sha256(checkpoint)}
         features = made(settings, "features")
         measured["em_mean_accuracy"] = features.mean_accuracy(images["val"], data.class_ids)
 
@@ -80,7 +85,7 @@ def run(config: DictConfig, folder: Path) -> dict:
     )
     save_local_model(model, folder / "model.safetensors")
     write_predictions(
-        folder / "predictions.npz",
+        folder,
         data.class_names,
         labels["val"],
         top[:, 0],
@@ -109,6 +114,10 @@ def run(config: DictConfig, folder: Path) -> dict:
 
 def check(features: object, encoding: Encoding, classifier: object) -> None:
     """Raises UserError for parts that do not fit together, before the work begins."""
+    if isinstance(encoding, Decisions) and not features.logits:
+        raise UserError("encoding=decisions is of a network's decisions: add features=bagnet features.output=logits")
+    if isinstance(classifier, Argmax) and not (features.logits and isinstance(encoding, Mean | Decisions)):
+        raise UserError("classifier=argmax takes vectors for scores: use head=mean, which averages a network's logits")
     if features.binary and not encoding.of_bits:
         raise UserError("ORB's and BRIEF's descriptors are bits, which have no mean: use encoding=bow")
     if encoding.signed and getattr(classifier, "map", None):

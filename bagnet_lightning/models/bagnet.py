@@ -96,9 +96,13 @@ class BagNet(nn.Module):
                 nn.init.zeros_(block.bn3.weight)
 
     @property
+    def stages(self) -> tuple[nn.Sequential, ...]:
+        return self.layer1, self.layer2, self.layer3, self.layer4
+
+    @property
     def blocks(self) -> list[Bottleneck]:
         """The sixteen bottlenecks in order."""
-        return [*self.layer1, *self.layer2, *self.layer3, *self.layer4]
+        return [block for stage in self.stages for block in stage]
 
     @property
     def stride(self) -> int:

@@ -78,7 +78,7 @@ def _add_test_images(data: ImageData) -> None:
     """Adds the unlabelled test images of `data` to its training images, as a copy of all in memory."""
     if "test" not in data.store.splits:
         raise UserError(f"splits=train+test: {data.name} has no test images; leave it at train")
-    data.splits.add("test")
+    data.splits_in_use.add("test")
     splits = data.train_images.split, data.store.splits["test"]
     images = torch.cat([splits[0].images.index_select(0, data.train_images.chosen), splits[1].images])
     all_indices = torch.arange(len(images))

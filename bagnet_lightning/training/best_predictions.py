@@ -11,10 +11,10 @@ from bagnet_lightning.predictions import write_predictions
 
 
 class BestPredictions(Callback):
-    """Writes `path` in every epoch with a new highest `monitor`, from the outputs of validation_step."""
+    """Writes predictions.npz in every epoch with a new highest `monitor`, from the outputs of validation_step."""
 
-    def __init__(self, path: Path, monitor: str):
-        self.path, self.monitor = path, monitor
+    def __init__(self, folder: Path, monitor: str):
+        self.folder, self.monitor = folder, monitor
         self.best = -1.0
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -38,7 +38,7 @@ class BestPredictions(Callback):
         data = trainer.datamodule
         indices, first = np.unique(indices, return_index=True)  # in order; fewer than all with limit_val_batches
         write_predictions(
-            self.path,
+            self.folder,
             data.class_names,
             data.val_images.labels.numpy()[indices],
             predicted[first],

@@ -35,8 +35,7 @@ def fit(
     code = prepare(config, folder)
     data = data_of(config.data)
     data.setup()
-    if len(data.class_ids) < 2:
-        raise UserError(f"there is nothing to tell apart: {config.data.name} has one class, {data.class_ids[0]}")
+    data.check_classes()
     pretrained = config.model.get("pretrained")
     if isinstance(pretrained, str) and config.model._target_.startswith("timm."):
         raise UserError(
@@ -55,7 +54,7 @@ def fit(
     }
     classifier = Classifier(network, **schedule(config), **loss_settings(config), about=about)
     own_callbacks = instantiate([*config.callbacks.values()])
-    best_epoch = [BestPredictions(folder / "predictions.npz", config.monitor), BestCheckpoint(folder, config.monitor)]
+    best_epoch = [BestPredictions(folder, config.monitor), BestCheckpoint(folder, config.monitor)]
     callbacks = [*best_epoch, *own_callbacks, *added_callbacks]
     if config.weight_average is not None:
         callbacks.insert(0, WeightAverage(config.weight_average))

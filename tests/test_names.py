@@ -1,0 +1,22 @@
+"""What users type and read: names of classes, and of networks that are shown together."""
+
+from bagnet_lightning.names import class_indices, nearest, told_apart
+
+
+def test_a_class_has_its_identifier_and_a_name_that_no_other_has():
+    assert class_indices(["n1", "n2", "n3"], ["crane", "crane", "n1"]) == {"n1": 0, "n2": 1, "n3": 2}
+    assert class_indices(["n1", "n2"], ["goldfish", "crane"]) == {"n1": 0, "n2": 1, "goldfish": 0, "crane": 1}
+
+
+def test_the_nearest_names_are_suggested_or_else_the_first():
+    assert nearest("goldfsh", ["crane", "goldfish", "trilobite"]) == ["goldfish"]
+    assert nearest("xyz", ["d", "c", "b", "a"]) == ["a", "b", "c"]
+
+
+def test_networks_of_one_name_are_told_apart_by_their_paths():
+    assert told_apart(["BagNet-9", "ResNet-18"], ["a/best.ckpt", "b/best.ckpt"]) == ["BagNet-9", "ResNet-18"]
+    twice = ["BagNet-9"] * 2
+    assert told_apart(twice, ["s/sgd/best.ckpt", "s/adam/best.ckpt"]) == ["BagNet-9 (sgd)", "BagNet-9 (adam)"]
+    assert told_apart(twice, ["s/sgd/best.ckpt", "t/sgd/best.ckpt"]) == ["BagNet-9 (s)", "BagNet-9 (t)"]
+    assert told_apart(twice, ["s/best.ckpt", "s/last.ckpt"]) == ["BagNet-9 (best)", "BagNet-9 (last)"]
+    assert told_apart(twice, ["s/best.ckpt"] * 2) == ["BagNet-9 (s/best.ckpt)"] * 2
