@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from bagnet_lightning.cli import command
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import writable, write_bytes, write_text, writing
+from bagnet_lightning.names import told_apart
 from bagnet_lightning.rules import PATH, or_null, whole
 
 RULES = {
@@ -46,6 +47,8 @@ def main(config: DictConfig) -> None:
     if first.image_size != all_trained[-1].image_size:
         sizes = " and ".join(f"{trained.image_size} px" for trained in all_trained)
         raise UserError(f"{' and '.join(paths)} were trained on images of {sizes}; compare runs of the same size")
+    if config.tile >= first.image_size:
+        raise UserError(f"tile={config.tile}: the images have {first.image_size} px; choose a smaller tile")
     out = writable(Path(config.out or Path(config.checkpoint).parent / "analysis"))
 
     data = data_of_run(first.config, config.get("data"))
@@ -62,11 +65,8 @@ def main(config: DictConfig) -> None:
         sample = Sample(split.images[chosen], labels, split.boxes[chosen], chosen)
         measured = measure(trained, sample, config.map_count, config.seed, config.tile)
         networks.append({"name": measured["model"], "checkpoint": path, **measured})
-    if len({network["name"] for network in networks}) < len(networks):
-        files = [Path(path) for path in paths]
-        same_run = len({file.parent for file in files}) == 1
-        for network, file in zip(networks, files, strict=True):
-            network["name"] += f" ({file.stem if same_run else file.parent.name})"
+    for network, name in zip(networks, told_apart([network["name"] for network in networks], paths), strict=True):
+        network["name"] = name
     analysis = {
         "data": data.name,
         "split": config.split,

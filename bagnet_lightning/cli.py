@@ -25,7 +25,9 @@ from bagnet_lightning.memory import keep_freed_memory
 from bagnet_lightning.paths import CONF
 from bagnet_lightning.rules import Rule, check
 
-PATHS = ("checkpoint", "compare", "images", "out", "runs", "data.root", "data.cache", "cache")  # keys of paths
+# Keys whose values are taken as they are typed: in those of the first line a comma separates values.
+_PATHS = ("checkpoint", "runs", "data.root", "data.cache", "cache")
+_TEXTS = ("compare", "images", "out", "class")
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
 
@@ -123,8 +125,8 @@ def _quoted_for_hydra(argument: str) -> str:
     key, separator, value = argument.partition("=")
     if re.match(r"~(/|$)", value):
         value = os.path.expanduser(value)
-    unquoted = r"[a-z_/.][\w/.-]*|['\"[$].*" + ("" if key in ("compare", "images", "out") else "|.*,.*")  # [A,B], A,B
-    if key in PATHS and not re.fullmatch(unquoted, value, re.ASCII | re.IGNORECASE):
+    unquoted = r"[a-z_/.][\w/.-]*|['\"[$].*" + ("" if key in _TEXTS else "|.*,.*")  # [A,B], A,B
+    if key in _PATHS + _TEXTS and not re.fullmatch(unquoted, value, re.ASCII | re.IGNORECASE):
         value = "'" + value.replace("'", r"\'") + "'"
     if value.isdecimal() and (CONF / key).is_dir():
         value = f"'{value}'"
@@ -158,9 +160,12 @@ def _one_line(error: Exception) -> str:
         return f"there is no key {full_key}; {guess}choices: {', '.join(choices)}"
     if isinstance(error, OverrideParseException) and "Ambiguous" not in str(error):
         key, _, value = error.override.partition("=")
+        value = value.replace("'", r"\'")
         return f"{error.override} cannot be read; put the value in quotes of its own: \"{key}='{value}'\""
     if "Ambiguous value for argument" in str(error):
         return f"{str(error).splitlines()[0].strip()}: for a run of each add -m; for a list write KEY=[A,B]"
+    if missing := re.match(r"Could not override '(.+?)'", str(error)):
+        return f"this command has no key {missing[1]}; --help lists those that it has"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     start = next((i for i, line in enumerate(lines) if line.startswith("Available options")), None)
     if start is not None:

@@ -47,7 +47,7 @@ def main(config: DictConfig) -> None:
         names, labels, pixels = labelled_images(folder, trained.classes, trained.class_names, trained.image_size)
         logits = predict(trained, pixels)
         about = {"data": str(folder), "data_settings": {}, "split": None}
-        suffix = "_".join(["_images", *folder.resolve().parts[-2:]])
+        suffix = "_".join(["_images", *folder.resolve().parts[1:][-2:]])
 
     evaluation = evaluate(labels, logits, trained.classes, trained.class_names)
     table = StringIO(newline="")

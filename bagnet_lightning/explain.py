@@ -14,7 +14,8 @@ from omegaconf import DictConfig, ListConfig
 from bagnet_lightning.cli import command
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import writable, write_bytes, writing
-from bagnet_lightning.rules import BOOL, PATH, or_null, or_own, whole
+from bagnet_lightning.names import class_indices
+from bagnet_lightning.rules import BOOL, IMAGE_SIZE, PATH, or_null, or_own, whole
 
 if TYPE_CHECKING:
     from bagnet_lightning.explanation.keypoints import Keypoints
@@ -27,7 +28,7 @@ RULES = {
     "out": or_null(PATH),
     "exact": BOOL,
     "count": whole(1),
-    "size": or_own(whole(1)),
+    "size": or_own(IMAGE_SIZE),
 }
 
 
@@ -49,7 +50,8 @@ def main(config: DictConfig) -> None:
         pictures = pictures_of_split(data, config.split, config.count, classes)
     else:
         size = None if config.size == "own" else config.size or explained.image_size
-        pictures, more = pictures_of_files(Path(config.images), size, config.count, classes, explained.class_names)
+        indices = class_indices(classes, explained.class_names)
+        pictures, more = pictures_of_files(Path(config.images), size, config.count, indices, explained.check_size)
         notes += more
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -59,7 +61,7 @@ def main(config: DictConfig) -> None:
         png, lines = explained.explain(picture)
         for line in lines:
             print(f"{picture.name}: {line}")
-        name = re.sub(r"[^\w.+-]+", "_", str(Path(picture.name).with_suffix("")))
+        name = re.sub(r"[^\w.+-]+", "_", str(Path(picture.name).with_suffix("")))[-50:]  # of 255 bytes that it may have
         file = out / f"{number:03d}_{name}.png"
         with writing(out):
             write_bytes(file, png)

@@ -35,8 +35,10 @@ def main(config: DictConfig) -> None:
 
     from bagnet_lightning.checkpoint import load_trained
     from bagnet_lightning.exporting.formats import FORMATS, difference
-    from bagnet_lightning.exporting.model_card import write_card
+    from bagnet_lightning.exporting.model_card import is_free, write_card
 
+    if config.format == "hub" and not is_free(out):
+        raise UserError(f"{out} holds files that are no exported network: choose another folder with out=FOLDER")
     trained = load_trained(checkpoint)
     form = FORMATS["safetensors" if config.format == "hub" else config.format]
     target = out / "model.safetensors" if config.format == "hub" else out
@@ -48,6 +50,7 @@ def main(config: DictConfig) -> None:
             if config.format == "hub":
                 for note in write_card(folder, trained, checkpoint):
                     print(f"note: {note}", file=sys.stderr)
+                (out / "config.json").unlink(missing_ok=True)  # the new network may have none
             for file in folder.iterdir():
                 file.replace(target.parent / file.name)
     except OSError as error:

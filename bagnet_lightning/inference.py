@@ -27,6 +27,17 @@ def batches(images: Tensor, chosen: Tensor | None = None) -> Iterable[Tensor]:
     return (images.index_select(0, part) for part in chosen.split(length))
 
 
+@torch.no_grad()
+def takes_any_size(trained: Trained) -> bool:
+    """Whether a network takes images of other sizes than it was trained on, as not all of the user's own do."""
+    weight = next(trained.network.parameters())
+    try:
+        trained.network(weight.new_zeros(1, 3, trained.image_size + 37, trained.image_size + 46))
+    except Exception:  # the user's code may raise anything
+        return False
+    return True
+
+
 @torch.no_grad()  # not inference mode: the network's weights would become inference tensors
 def predict(trained: Trained, images: Tensor, chosen: Tensor | None = None) -> Tensor:
     """Computes logits in float32, since the public BagNet weights break in lower precision.

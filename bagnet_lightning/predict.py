@@ -12,14 +12,14 @@ from omegaconf import DictConfig
 from bagnet_lightning.cli import command
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import writable, write_text, writing
-from bagnet_lightning.rules import PATH, or_null, or_own, whole
+from bagnet_lightning.rules import IMAGE_SIZE, PATH, or_null, or_own, whole
 
 RULES = {
     "checkpoint": PATH,
     "images": or_null(PATH),
     "out": or_null(PATH),
     "batch_size": whole(1),
-    "size": or_own(whole(1)),
+    "size": or_own(IMAGE_SIZE),
 }
 
 
@@ -32,10 +32,16 @@ def main(config: DictConfig) -> None:
     from bagnet_lightning.checkpoint import load_trained
     from bagnet_lightning.data.images import find_images
     from bagnet_lightning.data.of_config import data_of_run
+    from bagnet_lightning.inference import takes_any_size
+    from bagnet_lightning.models.bagnet import BagNet
     from bagnet_lightning.top_classes import as_csv, as_json, predict_files, submission
 
     trained = load_trained(config.checkpoint)
     size = None if config.size == "own" else config.size or trained.image_size
+    if size is not None and isinstance(trained.network, BagNet):
+        trained.network.check_size(size, size, f"size={config.size}: images")
+    elif size != trained.image_size and not takes_any_size(trained):
+        raise UserError(f"size={config.size}: this network takes images of {trained.image_size} px alone; leave it out")
     if config.split:
         files = data_of_run(trained.config, config.get("data")).test_files()
     else:
@@ -51,6 +57,8 @@ def main(config: DictConfig) -> None:
             top = ", ".join(f"{trained.class_names[index]} {share:.2f}" for index, share in one.top)
             print(f"{one.file}: {top}")
     unreadable = sum(one.error is not None for one in predictions)
+    if unreadable == len(predictions):
+        raise UserError("no image could be classified; nothing is written")
 
     written = {
         "predictions.csv": as_csv(predictions, trained),

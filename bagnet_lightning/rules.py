@@ -39,6 +39,11 @@ def or_own(rule: Rule) -> Rule:
     return lambda value: value in (None, "own") or rule[0](value), f"{rule[1]} px, null or own"
 
 
+def _keys(example: str) -> Rule:
+    """Returns the rule of a key that has others below it, and no value itself."""
+    return lambda value: isinstance(value, dict), f"set by keys below it, such as {example}"
+
+
 def _is_pattern(value: Any) -> bool:
     try:
         return isinstance(value, str) and bool(re.compile(value))
@@ -46,7 +51,8 @@ def _is_pattern(value: Any) -> bool:
         return False
 
 
-PATH: Rule = (lambda value: isinstance(value, str), "a path")
+PATH: Rule = (lambda value: isinstance(value, str) and value != "", "a path")
+IMAGE_SIZE: Rule = whole(1, 4096)  # px
 BOOL: Rule = (lambda value: isinstance(value, bool), "true or false")
 _AUTO: Rule = (lambda value: isinstance(value, bool) or value == "auto", "auto, true or false")
 _CLASSES: Rule = (
@@ -68,6 +74,10 @@ _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 _PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "64-true")
 
 RULES: dict[str, Rule] = {
+    "batches": _keys("data.batch_size=50"),
+    "bagnet": _keys("model.pad=1"),
+    "loss": _keys("+loss._target_=MODULE.NAME"),
+    "callbacks": _keys("+callbacks.NAME._target_=MODULE.CLASS"),
     "seed": whole(0, 2**32 - 1),
     "fresh": BOOL,
     "dry_run": BOOL,
@@ -129,8 +139,8 @@ RULES: dict[str, Rule] = {
     "features.sigma": number(0.5, above=True),
     "features.step": whole(1),
     "features.bin_sizes": _SIZES,
-    "features.keypoints": whole(1),
-    "features.fast_threshold": whole(1),
+    "features.keypoints": whole(1, 2**31 - 1),  # OpenCV's integers
+    "features.fast_threshold": whole(1, 255),
     "features.output": (lambda value: value in ("features", "logits"), "features or logits"),
     "fit_on": (lambda value: value in ("train", "holdout"), "train or holdout"),
     "em.rounds": whole(1),

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import re
+import warnings
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -22,6 +23,7 @@ FONTS = (
     *("Noto Sans Arabic", "Noto Sans Devanagari", "Noto Sans Thai", "Arial Unicode MS"),
 )
 rcParams["font.family"] = ["DejaVu Sans", *sorted({*FONTS} & {*fontManager.get_font_names()}, key=FONTS.index)]
+rcParams["text.parse_math"] = False  # names of classes and files may hold $
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it warns of weights that a font does not have
 
 #: Colours, dark and light, and typography of all pages; a page's own style follows it.
@@ -51,7 +53,9 @@ def png_uri(pixels: np.ndarray) -> str:
 def png(figure: Figure) -> bytes:
     """Returns a matplotlib figure as the bytes of a PNG."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of a script that no font here has: drawn as boxes
+        figure.savefig(stream, format="png")
     return stream.getvalue()
 
 

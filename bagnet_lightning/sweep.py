@@ -17,10 +17,10 @@ from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from bagnet_lightning.config import NAMING, without_hydra
+from bagnet_lightning.config import NAMING, kind, without_hydra
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.launching import ParallelLauncher, folder
 from bagnet_lightning.results import note_jobs, read_run
@@ -111,8 +111,14 @@ class Sweep(Callback):
 def _check(config: DictConfig, sweep: bool = False, launcher: ParallelLauncher | None = None) -> None:
     try:
         check(without_hydra(config))
-        if reserved := [key for key in config.get("trainer", {}) if key in RESERVED_ARGUMENTS]:
-            raise UserError(f"trainer.{reserved[0]} is not for a run here: leave it out")
+        if kind(config) != "related" and not OmegaConf.is_dict(config.checkpoint):
+            raise UserError(
+                f"checkpoint={config.checkpoint}: a run goes on from its own last.ckpt; weights to start from are "
+                "model.pretrained=FILE"
+            )
+        for group in ("trainer", "em.trainer"):
+            if reserved := [key for key in OmegaConf.select(config, group) or {} if key in RESERVED_ARGUMENTS]:
+                raise UserError(f"{group}.{reserved[0]} is not for a run here: leave it out")
         if config.data._target_.endswith(".ImageFolder") and config.image_files is None:
             raise UserError(
                 f"data.root={config.data.root} must be a folder that holds train/<class>/* and val/<class>/*"

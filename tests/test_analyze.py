@@ -27,6 +27,7 @@ def save_checkpoint(path, *overrides: str):
     config = plain(composed(*DATA, *overrides))
     data = instantiate(config["data"], _convert_="all")
     data.setup()
+    config |= {"image_size": data.store.side, "train_digest": data.store.digests["train"]}
     torch.manual_seed(0)
     network = instantiate({**config["model"], "_partial_": True})(num_classes=len(data.class_ids))
     about = {"config": config, "classes": data.class_ids, "class_names": data.class_names}
@@ -151,6 +152,7 @@ def test_mistakes_are_one_line_and_cost_nothing(bagnet, tmp_path, command):
     checkpoint = f"checkpoint={bagnet}"
     assert "no labelled images of that split" in refusal(checkpoint, "split=test")
     assert "count must be a whole number from 1" in refusal(checkpoint, "count=0")
+    assert "the images have 40 px; choose a smaller tile" in refusal(checkpoint, "tile=40")
     assert "map_count must be a whole number" in refusal(checkpoint, "map_count=null")
     assert "none.ckpt does not exist" in refusal(checkpoint, "compare=none.ckpt")
     fewer = save_checkpoint(tmp_path / "fewer.ckpt", *BAGNET, "data.classes=2")
@@ -166,7 +168,7 @@ def test_mistakes_are_one_line_and_cost_nothing(bagnet, tmp_path, command):
 
 
 def test_images_smaller_than_a_patch_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(of_config, "_is_argument", lambda key: True)
+    monkeypatch.setattr(of_config, "is_argument", lambda key: True)
     checkpoint = save_checkpoint(tmp_path / "best.ckpt", "model=bagnet17", "model.width=0.25")
     for number, name in enumerate(load_trained(checkpoint).classes * 2):
         folder = tmp_path / "images" / ("train" if number < 6 else "val") / name

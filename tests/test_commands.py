@@ -207,11 +207,16 @@ def test_a_dry_run_prints_the_jobs_and_makes_nothing(command, tmp_path):
         (["+trainer.fast_dev_run=true"], "trainer.fast_dev_run is not for a run here"),
         (["+trainer.val_check_interval=0.5"], "trainer.val_check_interval is not for a run here"),
         (["epochs=3"], "did you mean trainer.max_epochs?"),
+        (["checkpoint=best.ckpt"], "a run goes on from its own last.ckpt; weights to start from are model.pretrained="),
+        (["batches=3"], "batches must be set by keys below it, such as data.batch_size=50"),
+        (["method=random"], "there is no key method"),
+        (["data.root="], "data.root must be a path"),
         (["data.name=my images"], "it is data.name unless you say another"),
         (["model=17"], "choices: bagnet17, bagnet33, bagnet9, resnet18"),
         (["--epochs", "3"], "there is no option --epochs"),
         (["best.ckpt"], "best.ckpt is of no key"),
         (["data.name=a(1)/ö"], "put the value in quotes of its own: \"data.name='a(1)/ö'\""),
+        (["data.name=it's (1)"], "put the value in quotes of its own: \"data.name='it\\'s (1)'\""),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line_before_anything_is_made(command, tmp_path, arguments, words):

@@ -92,9 +92,8 @@ def test_the_modern_recipe_fits_every_model():
     assert (composed("recipe=modern").data.crop_padding, composed("recipe=modern").data.normalize) == (4, True)
 
 
-@pytest.mark.parametrize(
-    "mistake",
-    [
+WRONG = {
+    "config": [
         "seed=-1",
         "trainer.max_epochs=0",
         "trainer.max_epochs=1.5",
@@ -122,22 +121,42 @@ def test_the_modern_recipe_fits_every_model():
         "label_smoothing=-0.1",
         "weight_average=1",
         "patch_loss=2",
+        "callbacks=foo",
+        "loss=foo",
     ],
-)
-def test_wrong_values_are_refused_by_name(mistake):
-    key = mistake.partition("=")[0]
-    with pytest.raises(UserError, match=rf"^{key}=.*: {key} must be "):
-        check(composed("optim=sgd", "data=image_folder", "data.root=.", mistake))
+    "classical": [
+        "workers=0",
+        "encoding.codebook.size=1.5",
+        "encoding.power=0",
+        "encoding.norm=l3",
+        "classifier.kernel=rbf",
+        "features.keypoints=1e11",
+    ],
+    "pretrain": [
+        "splits=test",
+        "tiles.size=3",
+        "tiles.radius=0",
+        "tiles.colour=2",
+        "method.margin=0",
+        "method.l2=-1",
+    ],
+}
 
 
 @pytest.mark.parametrize(
-    "mistake",
-    ["workers=0", "encoding.codebook.size=1.5", "encoding.power=0", "encoding.norm=l3", "classifier.kernel=rbf"],
+    ("command", "mistake"), [(name, each) for name, mistakes in WRONG.items() for each in mistakes]
 )
-def test_wrong_values_of_a_system_are_refused_by_name(mistake):
+def test_wrong_values_are_refused_by_name(command, mistake):
     key = mistake.partition("=")[0]
+    group_choices = ["optim=sgd", "data=image_folder", "data.root=."] if command == "config" else []
     with pytest.raises(UserError, match=rf"^{key}=.*: {key} must be "):
-        check(composed(mistake, name="classical"))
+        check(composed(*group_choices, mistake, name=command))
+
+
+def test_a_threshold_that_opencv_would_take_for_another_is_refused():
+    check(composed("features=orb", "features.fast_threshold=255", name="classical"))
+    with pytest.raises(UserError, match="from 1 to 255"):
+        check(composed("features=orb", "features.fast_threshold=300", name="classical"))
 
 
 @pytest.mark.parametrize("sizes", ["[0]", "4", "[]", "[4,true]"])
@@ -145,16 +164,6 @@ def test_wrong_bin_sizes_are_refused_by_name(sizes):
     check(composed("features=dense_sift", "features.bin_sizes=[4,6.5]", name="classical"))
     with pytest.raises(UserError, match=r"^features\.bin_sizes=.* must be a list of numbers from 1"):
         check(composed("features=dense_sift", f"features.bin_sizes={sizes}", name="classical"))
-
-
-@pytest.mark.parametrize(
-    "mistake",
-    ["splits=test", "tiles.size=3", "tiles.radius=0", "tiles.colour=2", "method.margin=0", "method.l2=-1"],
-)
-def test_wrong_values_of_a_pretraining_are_refused_by_name(mistake):
-    key = mistake.partition("=")[0]
-    with pytest.raises(UserError, match=rf"^{key}=.*: {key} must be "):
-        check(composed(mistake, name="pretrain"))
 
 
 @pytest.mark.parametrize("method", choices("method"))

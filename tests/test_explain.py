@@ -10,6 +10,7 @@ from trained_checkpoints import CLASSES, write_checkpoint
 
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.explain import main
+from bagnet_lightning.explanation import inputs
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,35 @@ def test_pictures_of_an_earlier_command_are_told_of(checkpoints, photo, tmp_path
     (tmp_path / "out/001_other.png").touch()
     main.__wrapped__(composed(*asked, name="explain"))
     assert "note: 1 of the pictures in" in capsys.readouterr().err
+
+
+def test_names_and_sizes_of_any_kind_in_one_folder(checkpoints, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "cost $_$ and 日本" / "/".join("a" * 100 for _ in range(3))
+    folder.mkdir(parents=True)
+    for name, size in (("good.png", 50), ("large.png", 90), ("small.png", 5)):
+        Image.new("RGB", (size, size)).save(folder / name)
+    monkeypatch.setattr(inputs, "MOST_PIXELS", 50 * 50 + 30)
+    asked = [f"checkpoint={checkpoints['bagnet9']}", f"images={tmp_path}", "exact=true", f"out={tmp_path / 'out'}"]
+    main.__wrapped__(composed(*map(quoted, asked), "size=own", name="explain"))
+    (picture,) = (tmp_path / "out").glob("*.png")
+    assert picture.name.startswith("000_")
+    assert picture.name.endswith("aaa_good.png")
+    skipped = capsys.readouterr().err
+    assert "large.png has 90 x 90 px, too many for a page" in skipped
+    assert "small.png: images of 5 x 5 px are smaller than this network's patches" in skipped
+
+
+def quoted(override):
+    key, _, value = override.partition("=")
+    return f"{key}='{value}'" if key in ("images", "out") else override
+
+
+def test_runs_of_one_model_are_told_apart(checkpoints, photo, tmp_path, capsys):
+    other = write_checkpoint(tmp_path / "sgd/best.ckpt", "bagnet9")
+    both = f"checkpoint=[{checkpoints['bagnet9']},{other}]"
+    main.__wrapped__(composed(both, f"images={photo}", "exact=true", f"out={tmp_path / 'out'}", name="explain"))
+    lines = capsys.readouterr().out.splitlines()
+    assert ["BagNet-9 (bagnet9) says" in lines[0], "BagNet-9 (sgd) says" in lines[1]] == [True, True]
 
 
 def test_mistakes_are_said_before_anything_is_made(checkpoints, photo, tmp_path):

@@ -19,8 +19,14 @@ from bagnet_lightning.explanation.drawing import cut_out, draw, exact_limit
 from bagnet_lightning.explanation.inputs import Picture, find_class, pictures_of_files
 from bagnet_lightning.explanation.maps import Explanation, explain, load_model, strongest
 from bagnet_lightning.explanation.page import Page
+from bagnet_lightning.names import class_indices
 
 pytest.importorskip("captum", reason="captum is an optional dependency: pip install 'bagnet-lightning[explain]'")
+CLASS_INDICES = class_indices(CLASSES, CLASS_NAMES)
+
+
+def any_size(height, width):
+    """Refuses no image."""
 
 
 @pytest.fixture(scope="module")
@@ -192,14 +198,14 @@ def test_a_folders_images_and_their_true_classes(tmp_path):
     save(tmp_path / ".hidden/d.png")
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0")
-    pictures, notes = pictures_of_files(tmp_path, 32, 16, CLASSES, CLASS_NAMES)
+    pictures, notes = pictures_of_files(tmp_path, 32, 16, CLASS_INDICES, any_size)
     assert [(p.name, p.label) for p in pictures] == [("c.png", None), ("n02/a.png", 1), ("n03/images/b.jpg", 2)]
     assert all(p.pixels.shape == (32, 32, 3) for p in pictures)
     assert [note.partition("torn.jpg")[0] for note in notes] == [f"skipped: {tmp_path}/"]
-    own, _ = pictures_of_files(tmp_path, None, 16, CLASSES, CLASS_NAMES)
+    own, _ = pictures_of_files(tmp_path, None, 16, CLASS_INDICES, any_size)
     assert [p.pixels.shape for p in own] == [(90, 20, 3), (40, 40, 3), (40, 50, 3)]
     for count in (1, 2):
-        some, notes = pictures_of_files(tmp_path, 32, count, CLASSES, CLASS_NAMES)
+        some, notes = pictures_of_files(tmp_path, 32, count, CLASS_INDICES, any_size)
         assert len(some) == count
         assert "count=N for more" in notes[-1]
 
@@ -208,7 +214,7 @@ def test_a_folders_images_and_their_true_classes(tmp_path):
 def test_files_of_every_mode_are_explained(tmp_path, models, mode):
     path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
     save(path, mode=mode)
-    ((only,), notes) = pictures_of_files(path, None, 1, CLASSES, CLASS_NAMES)
+    ((only,), notes) = pictures_of_files(path, None, 1, CLASS_INDICES, any_size)
     assert notes == []
     assert only.pixels.shape == (40, 40, 3)
     (explanation,) = explain(models[:1], only, None, approximate=False)
@@ -219,24 +225,24 @@ def test_a_photograph_is_turned_as_its_camera_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (50, 40)).save(tmp_path / "x.jpg", exif=exif)
-    ((only,), _) = pictures_of_files(tmp_path / "x.jpg", None, 1, CLASSES, CLASS_NAMES)
+    ((only,), _) = pictures_of_files(tmp_path / "x.jpg", None, 1, CLASS_INDICES, any_size)
     assert only.pixels.shape == (50, 40, 3)
 
 
 def test_mistakes_are_explained(tmp_path, models):
     with pytest.raises(UserError, match="does not exist"):
-        pictures_of_files(tmp_path / "none", None, 1, CLASSES, CLASS_NAMES)
+        pictures_of_files(tmp_path / "none", None, 1, CLASS_INDICES, any_size)
     with pytest.raises(UserError, match="holds no image file"):
-        pictures_of_files(tmp_path, None, 1, CLASSES, CLASS_NAMES)
+        pictures_of_files(tmp_path, None, 1, CLASS_INDICES, any_size)
     (tmp_path / "x.txt").write_text("x")
     (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(UserError, match=r"holds no image that can be explained; the first: .*torn\.jpg"):
-        pictures_of_files(tmp_path, None, 1, CLASSES, CLASS_NAMES)
+        pictures_of_files(tmp_path, None, 1, CLASS_INDICES, any_size)
     save(tmp_path / "huge.png", (2000, 1001))
     with pytest.raises(UserError, match=r"huge\.png has 2000 x 1001 px, too many for a page"):
-        pictures_of_files(tmp_path / "huge.png", None, 1, CLASSES, CLASS_NAMES)
+        pictures_of_files(tmp_path / "huge.png", None, 1, CLASS_INDICES, any_size)
     with pytest.raises(UserError, match=r"x\.txt is no image"):
-        pictures_of_files(tmp_path / "x.txt", None, 1, CLASSES, CLASS_NAMES)
+        pictures_of_files(tmp_path / "x.txt", None, 1, CLASS_INDICES, any_size)
     small = Picture("small.png", np.zeros((16, 30, 3), np.uint8), None)
     with pytest.raises(UserError, match=r"small\.png: images of 30 x 16 px are smaller .* 17 px or more are needed"):
         explain(models, small, None, False)

@@ -174,6 +174,20 @@ def test_a_network_that_takes_one_size_goes_where_no_other_is_asked_of_it(checkp
             export(tmp_path / "best.ckpt", f"format={form}")
 
 
+def test_a_hubs_folder_is_made_again_but_no_other_is_written_over(checkpoints, tmp_path):
+    hub = tmp_path / "hub"
+    export(checkpoints["bagnet9"], "format=hub", f"out={hub}")
+    (hub / "README.md").write_text("my own words")
+    with pytest.raises(UserError, match="hub holds files that are no exported network"):
+        export(checkpoints["bagnet9"], "format=hub", f"out={hub}")
+    assert (hub / "README.md").read_text() == "my own words"
+    (hub / "README.md").write_text("tags: bagnet_lightning")
+    settings = {"_target_": "bagnet_lightning.models.resnet.resnet18", "pretrained": False, "stem": "small"}
+    small = write_checkpoint(tmp_path / "small.ckpt", "resnet18", settings=settings)
+    export(small, "format=hub", f"out={hub}")
+    assert not (hub / "config.json").exists()  # of the network before
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

@@ -55,6 +55,12 @@ def test_one_class_is_refused(tmp_path):
         fit(composed(*SMALL, "data.classes=1"), tmp_path)
 
 
+def test_a_batch_without_variance_is_refused(tmp_path):
+    model = ["model._target_=bagnet_lightning.models.bagnet.bagnet33"]  # one patch of an image of 33 px
+    with pytest.raises(UserError, match=r"data\.batch_size=1: batch norm has one value of each channel"):
+        fit(composed(*SMALL, *model, "data.batch_size=1"), tmp_path)
+
+
 def test_images_smaller_than_a_patch_and_unknown_arguments_of_lightnings_are_refused(tmp_path):
     for folder in (tmp_path / split / name for split in ("train", "val") for name in "ab"):
         folder.mkdir(parents=True)

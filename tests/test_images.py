@@ -1,4 +1,5 @@
 import io
+import os
 import subprocess
 import sys
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bagnet_lightning.data.images import load_image
+from bagnet_lightning.data.images import find_images, load_image
 from bagnet_lightning.errors import UserError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -50,6 +51,20 @@ def test_16_bits_are_scaled_not_clipped(tmp_path, suffix):
     else:
         Image.fromarray(values).save(path)
     np.testing.assert_array_equal(load_image(path)[0, :, 1], [0, 1, 128, 255])
+
+
+def test_16_bits_with_a_transparent_value(tmp_path):
+    values = np.array([[0, 257, 32896, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "image.png", transparency=257)
+    np.testing.assert_array_equal(load_image(tmp_path / "image.png")[0, :, 1], [0, 255, 128, 255])
+
+
+def test_a_name_that_no_text_can_hold_is_refused(tmp_path):
+    path = os.fsencode(tmp_path) + b"/\xff.png"
+    with open(path, "wb") as file:
+        file.write(jpeg())
+    with pytest.raises(UserError, match=r"udcff\.png is not UTF-8: rename it"):
+        find_images(tmp_path)
 
 
 def test_cmyk(tmp_path):

@@ -104,9 +104,15 @@ def test_tiny_imagenets_test_images_are_in_the_order_of_their_numbers(tmp_path):
         (["split=val"], "split must be test"),
         (["split=test"], "textures has no test split"),
         (["images=.", "size=0"], "size must be a whole number"),
+        (["images=photo.png", "size=5"], "size=5: images of 5 x 5 px are smaller"),
+        (["images=text.png"], "no image could be classified; nothing is written"),
     ],
 )
 def test_what_cannot_be_predicted_is_said(checkpoint, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
+    if "images=." not in arguments:
+        save(tmp_path / "photo.png")
+        (tmp_path / "text.png").write_text("no image")
     with pytest.raises(UserError, match=words):
         predicted(checkpoint, *arguments)
+    assert not [*checkpoint.parent.glob("predictions.*")]

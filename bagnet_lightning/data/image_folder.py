@@ -4,18 +4,18 @@ import hashlib
 import os
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bagnet_lightning.data.images import find_images, image_suffixes, load_image
+from bagnet_lightning.data.images import check_name, find_images, image_suffixes, load_image
 from bagnet_lightning.data.pack import ImageFiles, Source
 from bagnet_lightning.data.store import Store, packed_store
 from bagnet_lightning.data.workers import in_processes
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.names import class_indices, nearest
 from bagnet_lightning.progress_bar import progress_bar
 
 
@@ -92,12 +92,13 @@ def labelled_images(
     """
     if not folder.is_dir():
         raise UserError(f"images={folder} must be a folder that holds <class>/*")
-    indices = {name: i for i, name in enumerate(class_names)} | {name: i for i, name in enumerate(classes)}
+    indices = class_indices(classes, class_names)
     names, labels = [], []
     for name in _list_folders(folder):
         if name not in indices:
-            close = ", ".join(get_close_matches(name, indices, n=3) or sorted(indices)[:3])
-            raise UserError(f"{folder / name}: the checkpoint knows no class {name!r}; nearest: {close}")
+            raise UserError(
+                f"{folder / name}: the checkpoint knows no class {name!r}; nearest: {', '.join(nearest(name, indices))}"
+            )
         of_class = _list_images(folder / name, f"{name}/")
         names += of_class
         labels += [indices[name]] * len(of_class)
@@ -169,10 +170,14 @@ def _is_image(entry: os.DirEntry) -> bool:
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
-    """Returns the entries of `folder` that are not hidden, sorted. Raises UserError for a link to nothing."""
+    """Returns the entries of `folder` that are not hidden, sorted.
+
+    Raises UserError for a link to nothing, and for a name that is not UTF-8.
+    """
     entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     entries.sort(key=lambda entry: entry.name)
     for entry in entries:
+        check_name(entry.path)
         if entry.is_symlink() and not os.path.exists(entry.path):
             raise UserError(f"{entry.path} is a link to nothing: fix or remove it")
     return entries

@@ -36,21 +36,26 @@ def load_image(path: str | Path, size: int | None = None) -> np.ndarray:
         raise UserError(f"{path} is no image that can be read: replace or remove it") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}; replace or remove it") from error
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's decoders raise exceptions of any kind for a broken file
-        raise UserError(f"{path} cannot be read as an image: {error}; replace or remove it") from error
+        raise UserError(
+            f"{path} cannot be read as an image: {error or type(error).__name__}; replace or remove it"
+        ) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    elif image.mode == "F":
+    if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range (save it with 8 or 16 bits)")
-    elif image.mode.startswith("I"):  # "I;16" and its byte orders; "I" where Pillow widens 16 bits to 32
+    if image.mode.startswith("I"):  # "I;16" and its byte orders; "I" where Pillow widens 16 bits to 32
         pixels = np.asarray(image).astype(np.int64)
         if pixels.min() < 0 or pixels.max() > 65535:
             raise ValueError("its pixels have 32 bits (save it with 8 or 16 bits)")
+        pixels[pixels == image.info.get("transparency")] = 65535
         image = Image.fromarray(((pixels * 255 + 32767) // 65535).astype(np.uint8))
+    elif "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -63,7 +68,7 @@ def image_suffixes() -> tuple[str, ...]:
 def find_images(path: Path) -> list[Path]:
     """Returns the file `path`, or the files with an image's suffix in and below the folder `path`, sorted; none hidden.
 
-    Follows links, but enters each folder once. Raises UserError if there is none.
+    Follows links, but enters each folder once. Raises UserError if there is none, or a name is not UTF-8.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist; give an image file or a folder of them")
@@ -73,7 +78,18 @@ def find_images(path: Path) -> list[Path]:
     files = sorted(file for file in below if file.name.lower().endswith(image_suffixes()) and file.is_file())
     if not files:
         raise UserError(f"{path} holds no image file; give an image file or a folder of them")
+    for file in files:
+        check_name(file)
     return files
+
+
+def check_name(path: str | Path) -> None:
+    """Raises UserError if a path is not UTF-8, so that no text file could name it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = str(path).encode(errors="backslashreplace").decode()
+        raise UserError(f"the name {shown} is not UTF-8: rename it") from None
 
 
 class PackedChunk(NamedTuple):

@@ -29,9 +29,11 @@ def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     weighted by the class's mean gradients, upsampled bilinearly, as if its positions tiled the image (as captum does).
 
     For a BagNet these are the patches' contributions to the logit except the bias, upsampled from the patches' centres.
-    Raises UserError if captum is not installed.
+    Raises UserError if captum is not installed, or the network has no convolution.
     """
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    if not convolutions:
+        raise UserError(f"Grad-CAM needs a convolution, and {type(network).__name__} has none")
     stage = network.layer4[-1] if hasattr(network, "layer4") else convolutions[-1]
     method = _captum().LayerGradCam(network, stage)
     batch_size = max(1, PIXELS_AT_A_TIME // images[0, 0].numel())

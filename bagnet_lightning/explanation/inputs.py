@@ -1,7 +1,7 @@
 """The images to explain, from the user's files or a run's own data, and the class to explain them for."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +9,10 @@ import numpy as np
 from bagnet_lightning.data.image_data import ImageData
 from bagnet_lightning.data.images import find_images, load_image
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.names import nearest
+from bagnet_lightning.predictions import spread
 
-MOST_PIXELS = 2_000_000  # of an image as it is explained
+MOST_PIXELS = 2_000_000  # of all pictures together: a page has 70 bytes a pixel
 
 
 @dataclass(frozen=True)
@@ -33,53 +35,58 @@ def find_class(requested: str, classes: list[str], class_names: list[str]) -> in
             candidates = ", ".join(f"{classes[index]} ({class_names[index]})" for index in found)
             raise UserError(f"class={requested} may be any of {candidates}; give the identifier")
     names = {name.casefold(): name for name in [*classes, *class_names]}
-    close = get_close_matches(folded, names, n=3, cutoff=0.5) or sorted(names)[:3]
-    nearest = ", ".join(names[name] for name in close)
-    raise UserError(f"class={requested}: the checkpoint knows no such class; nearest: {nearest}")
+    close = ", ".join(names[name] for name in nearest(folded, names))
+    raise UserError(f"class={requested}: the checkpoint knows no such class; nearest: {close}")
 
 
 def pictures_of_split(data: ImageData, split: str, count: int, classes: list[str]) -> list[Picture]:
     """Returns `count` images of a split of `data` (after setup), spread evenly over it and thus over its classes."""
     images = data.labelled_for(classes, split)
     pictures, names = [], data.names(images)
-    for position in _spread(len(images), count):
+    for position in spread(len(images), count):
         index = images.chosen[position].item()
         pictures.append(Picture(names[position], images.split.images[index].numpy(), images.labels[position].item()))
     return pictures
 
 
 def pictures_of_files(
-    path: Path, size: int | None, count: int, classes: list[str], class_names: list[str]
+    path: Path, size: int | None, count: int, class_indices: Mapping[str, int], check_size: Callable[[int, int], None]
 ) -> tuple[list[Picture], list[str]]:
     """Returns the image file `path`, or up to `count` images below the folder `path`.
 
-    Images of a folder are spread evenly over its sorted paths; those that cannot be read, or have more than
-    MOST_PIXELS, are skipped. size: as for load_image. The true class is known if a file's folder, or the one above
-    it, has a class's identifier or name.
+    Images of a folder are spread evenly over its sorted paths; those that cannot be read or are too large or small are
+    skipped. size: as for load_image. class_indices: the true class is known if a file's folder, or the one above it,
+    has such a name. check_size: raises UserError for a height and width that cannot be explained.
     Returns the pictures and notes for the user. Raises UserError if the file is no image or too large, or the folder
     has no image that can be explained.
     """
-    indices = {name: i for i, name in enumerate(class_names)} | {name: i for i, name in enumerate(classes)}
 
-    def read(file: Path) -> Picture:
-        label = next((indices[folder.name] for folder in file.absolute().parents[:2] if folder.name in indices), None)
+    def read(file: Path, most_pixels: int) -> Picture:
+        folders = (folder.name for folder in file.absolute().parents[:2])
+        label = next((class_indices[folder] for folder in folders if folder in class_indices), None)
         name = str(file.relative_to(path)) if file != path else file.name
         pixels = load_image(file, size)
         height, width, _ = pixels.shape
-        if height * width > MOST_PIXELS:
-            raise UserError(f"{file} has {width} x {height} px, too many for a page: give it smaller, or size=PX")
+        if height * width > most_pixels:
+            beside = " beside the others" if most_pixels < MOST_PIXELS else ""
+            raise UserError(f"{file} has {width} x {height} px, too many for a page{beside}: size=PX makes it smaller")
+        try:
+            check_size(height, width)
+        except UserError as error:
+            raise UserError(f"{file}: {error} (size=PX changes it)") from error
         return Picture(name, pixels, label)
 
     files = find_images(path)
     if files == [path]:
-        return [read(path)], []
-    preferred = _spread(len(files), count)
-    pictures, skipped = [], []
+        return [read(path, MOST_PIXELS)], []
+    preferred = spread(len(files), count)
+    pictures, skipped, pixels_left = [], [], MOST_PIXELS
     for position in [*preferred, *sorted({*range(len(files))} - {*preferred})]:  # the rest replace skipped files
         if len(pictures) == count:
             break
         try:
-            pictures.append(read(files[position]))
+            pictures.append(read(files[position], pixels_left))
+            pixels_left -= pictures[-1].pixels[..., 0].size
         except UserError as error:
             skipped.append(str(error))
     if not pictures:
@@ -91,9 +98,3 @@ def pictures_of_files(
     if len(pictures) + len(skipped) < len(files):
         notes.append(f"{len(pictures)} of {len(files) - len(skipped)} files are explained; count=N for more")
     return pictures, notes
-
-
-def _spread(total: int, count: int) -> list[int]:
-    """Returns up to `count` numbers below `total`, evenly spaced, each in the middle of its share."""
-    count = min(total, count)
-    return [(2 * i + 1) * total // (2 * count) for i in range(count)]

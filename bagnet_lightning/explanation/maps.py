@@ -25,11 +25,8 @@ class Model:
 
     path: Path
     trained: Trained
+    name: str  # "BagNet-17"
     field: int | None  # receptive field, px; None: not a BagNet
-
-    @property
-    def name(self) -> str:
-        return self.trained.name
 
     @property
     def network(self) -> nn.Module:
@@ -48,7 +45,7 @@ class Explanation:
     logits: Tensor  # (classes,)
     shown: list[int]  # classes that pictures show: predicted (by any of the networks), true, requested
     dense: Tensor | None  # (H, W, classes): logits of the patch centred on each pixel; None: not a BagNet
-    contributed: Tensor | None  # (H, W, classes): each pixel's share of the logits
+    contributed: Tensor | None  # (H, W, shown): each pixel's share of the logits
     patch_logits: Tensor | None  # (h, w, classes): of the patches at the native stride; their mean is the logits
     approximations: dict[str, Tensor]  # method -> (shown, H, W)
 
@@ -63,9 +60,10 @@ class Explanation:
 
     def maps(self) -> dict[str, Tensor]:
         """Returns the maps of every method, (shown, H, W), the exact ones first."""
-        exact = {} if self.dense is None else {EVIDENCE: self.dense, CONTRIBUTIONS: self.contributed}
-        exact = {method: values[..., self.shown].permute(2, 0, 1) for method, values in exact.items()}
-        return exact | self.approximations
+        if self.dense is None:
+            return self.approximations
+        exact = {EVIDENCE: self.dense[..., self.shown], CONTRIBUTIONS: self.contributed}
+        return {method: values.permute(2, 0, 1) for method, values in exact.items()} | self.approximations
 
 
 def load_model(path: str | Path, exact_only: bool) -> Model:
@@ -75,7 +73,7 @@ def load_model(path: str | Path, exact_only: bool) -> Model:
     if exact_only and not is_bagnet:
         raise UserError(f"exact=true: {path} is a {trained.name}, and only BagNets have exact evidence; leave it out")
     trained.network.to(best_device())
-    return Model(Path(path), trained, trained.network.receptive_field if is_bagnet else None)
+    return Model(Path(path), trained, trained.name, trained.network.receptive_field if is_bagnet else None)
 
 
 def explain(models: list[Model], picture: Picture, requested: int | None, approximate: bool) -> list[Explanation]:
@@ -95,12 +93,15 @@ def explain(models: list[Model], picture: Picture, requested: int | None, approx
 
     explanations = []
     for model, image, values in zip(models, inputs, logits, strict=True):
-        exact = (dense_evidence, pixel_contributions, patch_evidence)
-        evidence = [function(model.network, image)[0].cpu() if model.field else None for function in exact]
+        exact = [None] * 3
+        if model.field:
+            dense, patches = dense_evidence(model.network, image), patch_evidence(model.network, image)
+            contributed = pixel_contributions(model.network, image, shown)
+            exact = [values[0].cpu() for values in (dense, contributed, patches)]
         repeated, classes = image.expand(len(shown), -1, -1, -1), torch.tensor(shown, device=image.device)
         methods = APPROXIMATIONS if approximate else {}
         maps = {name: method(model.network, repeated, classes).cpu() for name, method in methods.items()}
-        explanations.append(Explanation(values, shown, *evidence, maps))
+        explanations.append(Explanation(values, shown, *exact, maps))
     return explanations
 
 

@@ -1,5 +1,6 @@
 """Explanations of pictures by one network, or by several side by side: the output of explain."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 from bagnet_lightning.errors import UserError
@@ -8,6 +9,8 @@ from bagnet_lightning.explanation.drawing import draw
 from bagnet_lightning.explanation.inputs import Picture, find_class
 from bagnet_lightning.explanation.maps import explain, load_model
 from bagnet_lightning.explanation.page import Page
+from bagnet_lightning.inference import takes_any_size
+from bagnet_lightning.names import told_apart
 
 
 class Networks:
@@ -22,10 +25,14 @@ class Networks:
         self.models = [load_model(path, exact_only=exact) for path in paths]
         trained = self.models[0].trained
         if any(model.trained.classes != trained.classes for model in self.models):
-            raise UserError(f"{' and '.join(paths)} do not know the same classes; explain them one by one")
+            raise UserError(
+                f"{' and '.join(paths)} do not know the same classes in the same order; explain them one by one"
+            )
         if len(sizes := {model.trained.image_size: None for model in self.models}) > 1:
             sizes = " and ".join(f"{size} px" for size in sizes)
             raise UserError(f"{' and '.join(paths)} were trained on images of {sizes}; explain them one by one")
+        names = told_apart([model.name for model in self.models], paths)
+        self.models = [replace(model, name=name) for model, name in zip(self.models, names, strict=True)]
         self.config, self.image_size = trained.config, trained.image_size
         self.classes, self.class_names = trained.classes, trained.class_names
         self.requested = None if requested is None else find_class(requested, self.classes, self.class_names)
@@ -34,6 +41,14 @@ class Networks:
             self.approximate = False
             self.notes.append("exact evidence alone: for others beside it, pip install 'bagnet-lightning[explain]'")
         self.page, self.arrays = Page(self.models, self.requested), [Arrays(model) for model in self.models]
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises UserError if an image of this size cannot be explained."""
+        for model in self.models:
+            if model.field:
+                model.network.check_size(height, width)
+            elif (height, width) != (self.image_size, self.image_size) and not takes_any_size(model.trained):
+                raise UserError(f"{model.path} takes images of {self.image_size} px alone, not {width} x {height}")
 
     def explain(self, picture: Picture) -> tuple[bytes, list[str]]:
         """Returns a PNG and lines for the terminal. The arrays are kept for `files`."""

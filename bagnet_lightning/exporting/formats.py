@@ -13,6 +13,7 @@ from torch import Tensor
 from bagnet_lightning.checkpoint import Trained, load_trained
 from bagnet_lightning.errors import UserError, in_one_line
 from bagnet_lightning.exporting.portable import Portable, describe
+from bagnet_lightning.inference import takes_any_size
 
 Outputs = dict[str, Tensor]
 #: Largest difference that counts as float noise (sums in another order), in units of the largest value.
@@ -35,7 +36,7 @@ def difference(trained: Trained, run: Callable[[Tensor], Outputs]) -> float:
     """
     portable = Portable(trained)
     generator = torch.Generator().manual_seed(0)
-    any_size = _takes_any_size(trained)
+    any_size = takes_any_size(trained)
     size = _example_size(trained) if any_size else trained.image_size
     differences = []
     shapes = [(1, 3, size, size), (3, 3, size, size)] + [(2, 3, size + 9, size + 22)] * any_size
@@ -118,18 +119,8 @@ def _load_torch_export(path: Path) -> Callable[[Tensor], Outputs]:
     return torch.export.load(path).module()
 
 
-@torch.no_grad()
-def _takes_any_size(trained: Trained) -> bool:
-    """Whether a network takes images of other sizes than it was trained on, as not all of the user's own do."""
-    try:
-        trained.network(torch.zeros(1, 3, trained.image_size + 37, trained.image_size + 46))
-    except Exception:  # the user's code may raise anything
-        return False
-    return True
-
-
 def _require_any_size(trained: Trained) -> None:
-    if not _takes_any_size(trained):
+    if not takes_any_size(trained):
         raise UserError(
             f"this network takes images of {trained.image_size} px alone: ask for format=safetensors or hub"
         )

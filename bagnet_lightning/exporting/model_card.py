@@ -28,6 +28,14 @@ def write_card(folder: Path, trained: Trained, checkpoint: Path) -> list[str]:
     return notes
 
 
+def is_free(folder: Path) -> bool:
+    """Whether an export may be written into a folder: it is missing or empty, or has a card of `write_card`."""
+    card = folder / "README.md"
+    if card.is_file():
+        return "bagnet_lightning" in card.read_text(encoding="utf-8", errors="replace")
+    return not folder.exists() or not any(folder.iterdir())
+
+
 def _is_ours(trained: Trained) -> bool:
     return trained.config["model"]["_target_"] in NETWORKS
 

@@ -114,21 +114,7 @@ def train(
             log.info("continues from %s", last)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    try:
-        trainer.fit(module, data, ckpt_path=last if resumed else None)
-    except RuntimeError as error:
-        if not is_oom_error(error):
-            raise
-        raise _out_of_memory(module, data) from error
-    except UserError as error:
-        if stopping.received is None:
-            raise
-        log.error("%s", error)  # such as an unwritable checkpoint: the signal ends a sweep all the same
-        raise Interrupted(stopping.received) from error
-    except SystemExit as end:  # newer Lightning raises this after Ctrl-C before the first step
-        raise Interrupted(signal.SIGINT) from end
-    if trainer.interrupted:  # older Lightning sets this instead
-        raise Interrupted(signal.SIGINT)
+    _fit(trainer, module, data, last if resumed else None, stopping)
     validated = itertools.islice(data.val_dataloader().order, *(trainer.num_val_batches or [None]))
     limited = trainer.num_training_batches < len(data.train_dataloader())
     images_per_epoch = trainer.num_training_batches * data.batch_size if limited else len(data.train_images)
@@ -147,6 +133,32 @@ def train(
         "num_nodes": trainer.num_nodes,
         **provenance.result(),
     }
+
+
+def _fit(trainer: Trainer, module: Learner, data: ImageData, last: Path | None, stopping: StopOnSignal) -> None:
+    """Trains, from the checkpoint `last` if there is one. Raises Interrupted after a signal, else UserError."""
+    try:
+        trainer.fit(module, data, ckpt_path=last)
+    except RuntimeError as error:
+        if not is_oom_error(error):
+            raise
+        raise _out_of_memory(module, data) from error
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"data.batch_size={data.batch_size}: batch norm has one value of each channel, and no variance; ask for 2 "
+            "or more images a batch, or larger images"
+        ) from error
+    except UserError as error:
+        if stopping.received is None:
+            raise
+        log.error("%s", error)  # such as an unwritable checkpoint: the signal ends a sweep all the same
+        raise Interrupted(stopping.received) from error
+    except SystemExit as end:  # newer Lightning raises this after Ctrl-C before the first step
+        raise Interrupted(signal.SIGINT) from end
+    if trainer.interrupted:  # older Lightning sets this instead
+        raise Interrupted(signal.SIGINT)
 
 
 def _trainer(config: DictConfig, callbacks: list[Callback], logger: RunLogger | None) -> Trainer:

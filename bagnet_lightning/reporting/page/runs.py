@@ -114,8 +114,9 @@ def _facts(run: dict) -> list[list[str]]:
     """Returns [name, value] of each known fact on a run."""
     seconds, devices = run.get("train_seconds"), (run.get("devices") or 1) * (run.get("num_nodes") or 1)
     versions = run.get("versions") or {}
+    related = run.get("kind") == "related"
     facts = {
-        "Validation accuracy of the best epoch": cell(run.get("best_val_accuracy"), ".4f"),
+        "Validation accuracy" + ("" if related else " of the best epoch"): cell(run.get("best_val_accuracy"), ".4f"),
         "Best epoch": cell(run.get("best_epoch")),
         "Final validation accuracy": cell(run.get("final_val_accuracy"), ".4f"),
         "Top-5 accuracy": cell(run.get("val_top5_accuracy"), ".4f"),
@@ -141,7 +142,7 @@ def _facts(run: dict) -> list[list[str]]:
         "Versions": ", ".join(f"{name} {versions[name]}" for name in ("bagnet_lightning", "torch") if name in versions),
         "Commit": cell(run.get("commit")),
     }
-    if run.get("kind") == "related":  # these use CPU cores most of the time, not a device that is rented by the hour
+    if related:  # these use CPU cores most of the time, not a device that is rented by the hour
         facts |= {"Cost": "", "Device": cell(run.get("device"))}
     return [[name, value] for name, value in facts.items() if value]
 
