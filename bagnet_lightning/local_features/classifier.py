@@ -36,7 +36,7 @@ class LinearClassifier:
     arrays: Mapping[str, np.ndarray]  # weight (classes, features) and bias (classes,), float32
 
     def __init__(self, loss: str, C: float, kernel: str | None, order: int):
-        self.loss, self.C = loss, C
+        self.loss, self.C, self.kernel = loss, C, kernel
         self.map = KernelMap(kernel, order) if kernel else None
         self.arrays = {}
 
@@ -47,7 +47,7 @@ class LinearClassifier:
         """
         if self.map and vectors.min() < 0:
             raise UserError(
-                f"classifier.kernel={self.map.kernel} is of histograms, and these vectors have negative elements: use "
+                f"classifier.kernel={self.kernel} is of histograms, and these vectors have negative elements: use "
                 "classifier=linear, or encoding=bow"
             )
         device = best_device()
@@ -109,6 +109,7 @@ class Argmax:
     """Uses the vectors themselves as scores: a network's mean logits are scores already."""
 
     additive = True
+    kernel = None
 
     arrays: Mapping[str, np.ndarray]  # bias (classes,), of zeros
 

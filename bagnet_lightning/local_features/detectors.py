@@ -27,18 +27,14 @@ class Detector(ABC):
     descriptor_bytes: ClassVar[int]
     diameter: ClassVar[float] = 1  # of the described region, in units of KeyPoint.size, which for ORB is the diameter
     binary: ClassVar[bool] = False
-    explains: ClassVar[str] = "keypoints"  # what `explain` shows
-    parameters: ClassVar[int] = 0  # number of learned parameters
-    logits: ClassVar[bool] = False  # whether descriptors are a network's scores of the classes
+    logits: ClassVar[bool] = False
+    explains: ClassVar[str] = "keypoints"
+    parameters: ClassVar[int] = 0
 
     upsample: float
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns keypoints (M, 4) float32 and descriptors (M, D) uint8. image: (H, W, 3) uint8, RGB.
-
-        Of a keypoint: x and y of the centre of the described region in px of the image, where 0 is the centre of its
-        first pixel; the region's diameter in px; its angle in degrees.
-        """
+        """Returns keypoints (M, 4) float32 and descriptors (M, D) uint8. image: (H, W, 3) uint8, RGB."""
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         if self.upsample != 1:
             grey = cv2.resize(grey, None, fx=self.upsample, fy=self.upsample, interpolation=cv2.INTER_CUBIC)
@@ -51,7 +47,7 @@ class Detector(ABC):
         return keypoints, descriptors.astype(np.uint8)  # SIFT's are whole numbers up to 255 in float32
 
     def describe(self, images: np.ndarray) -> tuple[Bag, np.ndarray]:
-        """Extracts the local features of images (n, H, W, 3) uint8, RGB, and their keypoints, (M, 4)."""
+        """Extracts the local features: see Features."""
         cv2.setNumThreads(0)  # processes share the cores already, and one thread finds keypoints in one order
         found = [self(image) for image in images]
         keypoints, descriptors = (np.concatenate(parts) for parts in zip(*found, strict=True))

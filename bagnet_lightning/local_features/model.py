@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import safetensors.numpy
@@ -15,9 +16,12 @@ from bagnet_lightning.checkpoint import read_metadata
 from bagnet_lightning.config import PARTS
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import write_bytes
-from bagnet_lightning.local_features.bag import Bag
+from bagnet_lightning.local_features.bag import Bag, BagClassifier, Features
 from bagnet_lightning.names import model_name
 from bagnet_lightning.results import system_name
+
+if TYPE_CHECKING:  # needs packages that check_installed looks for
+    from bagnet_lightning.local_features.encoding import Encoding
 
 EM_CHECKPOINT = "em/last.ckpt"  # the network that head=em has trained, in a run's folder
 
@@ -37,9 +41,9 @@ def check_installed() -> None:
 class LocalModel:
     """A trained system. config: the run's composed configuration."""
 
-    features: object
-    encoding: object
-    classifier: object
+    features: Features
+    encoding: "Encoding"
+    classifier: BagClassifier
     config: dict
     classes: list[str]
     class_names: list[str]
@@ -49,7 +53,7 @@ class LocalModel:
         return self.classifier.scores(self.encoding(bag))
 
 
-def full_name(config: Mapping, features: object) -> str:
+def full_name(config: Mapping, features: Features) -> str:
     """Returns the system's name, "SIFT, 1000 words, linear SVM"; a BagNet's includes its receptive field."""
     name = system_name(config)
     return name.replace("BagNet", model_name(features.model)) if hasattr(features, "model") else name

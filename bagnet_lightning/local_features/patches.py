@@ -87,7 +87,7 @@ class BagNetFeatures:
         return torch.cat([corners.flip(1) + (field - 1) / 2, rest], 1).numpy()
 
     def describe(self, images: np.ndarray) -> tuple[Bag, np.ndarray]:
-        """Describes the patches of images (n, H, W, 3) uint8, RGB; as keypoints they are (M, 4)."""
+        """Describes the patches: see Features."""
         keypoints = self.keypoints(*images.shape[1:3])
         parts = [self(part).flatten(0, 2).cpu() for part in batches(torch.from_numpy(images))]
         offsets = np.arange(len(images) + 1) * len(keypoints)

@@ -16,7 +16,7 @@ from bagnet_lightning.data.image_data import ImageData
 from bagnet_lightning.data.of_config import data_of
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.inference import best_device
-from bagnet_lightning.local_features.bag import Bags
+from bagnet_lightning.local_features.bag import BagClassifier, Bags, Features
 from bagnet_lightning.local_features.classifier import Argmax
 from bagnet_lightning.local_features.em import fine_tuned
 from bagnet_lightning.local_features.encoding import Decisions, Encoding, Mean
@@ -70,11 +70,11 @@ def run(config: DictConfig, folder: Path) -> dict:
     without_features = {split: each.without_features for split, each in bags.items()}
     print(f"{os.path.relpath(folder)}: {summary(images, without_features, measured.get('mean_accuracy'))}", flush=True)
 
-    began, describing_seconds = time.perf_counter(), bags["train"].seconds
+    began, described_before = time.perf_counter(), bags["train"].seconds
     encoding.learn(bags["train"], config.seed)
     labels = {split: chosen.labels.numpy() for split, chosen in images.items()}
     classifier.learn(encoded(encoding, bags["train"]), labels["train"], len(data.class_ids))
-    describing_seconds = bags["train"].seconds - describing_seconds  # a network describes patches when they are read
+    describing_seconds = bags["train"].seconds - described_before  # a network describes patches when they are read
     train_seconds = tuning_seconds + time.perf_counter() - began - describing_seconds
     scores = torch.from_numpy(classifier.scores(encoded(encoding, bags["val"])))
     top = scores.topk(min(5, scores.shape[1])).indices.numpy()  # (N, 5)
@@ -112,7 +112,7 @@ def run(config: DictConfig, folder: Path) -> dict:
     }
 
 
-def check(features: object, encoding: Encoding, classifier: object) -> None:
+def check(features: Features, encoding: Encoding, classifier: BagClassifier) -> None:
     """Raises UserError for parts that do not fit together, before the work begins."""
     if isinstance(encoding, Decisions) and not features.logits:
         raise UserError("encoding=decisions is of a network's decisions: add features=bagnet features.output=logits")
@@ -120,9 +120,9 @@ def check(features: object, encoding: Encoding, classifier: object) -> None:
         raise UserError("classifier=argmax takes vectors for scores: use head=mean, which averages a network's logits")
     if features.binary and not encoding.of_bits:
         raise UserError("ORB's and BRIEF's descriptors are bits, which have no mean: use encoding=bow")
-    if encoding.signed and getattr(classifier, "map", None):
+    if encoding.signed and classifier.kernel:
         raise UserError(
-            f"classifier.kernel={classifier.map.kernel} is of histograms, and Fisher vectors have negative elements: "
+            f"classifier.kernel={classifier.kernel} is of histograms, and Fisher vectors have negative elements: "
             "use classifier=linear"
         )
 

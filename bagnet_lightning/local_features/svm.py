@@ -20,6 +20,7 @@ class GaussianSvm:
     """
 
     additive = False  # over the elements of a vector
+    kernel = None  # its own takes any vectors
 
     arrays: Mapping[str, np.ndarray]
     # vectors (S, W), the support vectors, class by class; counts (classes,) of them; coefficients (classes - 1, S), of
