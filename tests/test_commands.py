@@ -209,7 +209,7 @@ def test_a_dry_run_prints_the_jobs_and_makes_nothing(command, tmp_path):
         (["epochs=3"], "did you mean trainer.max_epochs?"),
         (["checkpoint=best.ckpt"], "a run goes on from its own last.ckpt; weights to start from are model.pretrained="),
         (["batches=3"], "batches must be set by keys below it, such as data.batch_size=50"),
-        (["method=random"], "there is no key method"),
+        (["method=random"], "this command has no key method"),
         (["data.root="], "data.root must be a path"),
         (["data.name=my images"], "it is data.name unless you say another"),
         (["model=17"], "choices: bagnet17, bagnet33, bagnet9, resnet18"),
