@@ -29,7 +29,7 @@ def run(cwd: Path, *arguments: str, **options) -> subprocess.Popen:
 
 
 def only(paths) -> Path:
-    (path,) = paths
+    (path,) = filter(Path.is_dir, paths)  # before Python 3.11 glob("*/") finds files too
     return path
 
 
