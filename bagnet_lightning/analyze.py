@@ -47,12 +47,12 @@ def main(config: DictConfig) -> None:
     if first.image_size != all_trained[-1].image_size:
         sizes = " and ".join(f"{trained.image_size} px" for trained in all_trained)
         raise UserError(f"{' and '.join(paths)} were trained on images of {sizes}; compare runs of the same size")
-    if config.tile >= first.image_size:
-        raise UserError(f"tile={config.tile}: the images have {first.image_size} px; choose a smaller tile")
     out = writable(Path(config.out or Path(config.checkpoint).parent / "analysis"))
 
     data = data_of_run(first.config, config.get("data"))
     data.setup()
+    if config.tile >= data.store.side:
+        raise UserError(f"tile={config.tile}: the images have {data.store.side} px; choose a smaller tile")
     for trained in all_trained if config.split == "val" else ():
         data.check_unseen(trained.config, trained.classes)
     images = data.labelled_for(first.classes, config.split)

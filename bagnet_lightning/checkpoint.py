@@ -183,7 +183,13 @@ def read_metadata(path: str | Path) -> object:
 def read_network(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
     """Returns the fields of Trained but the network, and its weights. Raises UserError for another program's file."""
     path = weights_file(path)
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_run(path)
+    about, weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_run(path)
+    if missing := {"image_size", "train_digest"} - about["config"].keys():
+        raise UserError(
+            f"checkpoint {path} was written by an earlier version of bagnet_lightning, without {min(missing)}: use "
+            "that version, or train the network again"
+        )
+    return about, weights
 
 
 def read_if_ours(path: str | Path) -> tuple[dict, dict[str, Tensor]] | None:

@@ -164,8 +164,9 @@ def _one_line(error: Exception) -> str:
         return f"{error.override} cannot be read; put the value in quotes of its own: \"{key}='{value}'\""
     if "Ambiguous value for argument" in str(error):
         return f"{str(error).splitlines()[0].strip()}: for a run of each add -m; for a list write KEY=[A,B]"
-    if missing := re.match(r"Could not override '(.+?)'", str(error)):
-        return f"this command has no key {missing[1]}; --help lists those that it has"
+    other = re.match(r"Could not override '(.+?)'", str(error))
+    if other and (CONF / other[1]).is_dir():  # a group of another command
+        return f"this command has no key {other[1]}; --help lists those that it has"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     start = next((i for i, line in enumerate(lines) if line.startswith("Available options")), None)
     if start is not None:

@@ -35,10 +35,10 @@ def main(config: DictConfig) -> None:
 
     from bagnet_lightning.checkpoint import load_trained
     from bagnet_lightning.exporting.formats import FORMATS, difference
-    from bagnet_lightning.exporting.model_card import is_free, write_card
+    from bagnet_lightning.exporting.model_card import in_the_way, write_card
 
-    if config.format == "hub" and not is_free(out):
-        raise UserError(f"{out} holds files that are no exported network: choose another folder with out=FOLDER")
+    if config.format == "hub" and (file := in_the_way(out)):
+        raise UserError(f"{file} is of no earlier export: move it, or choose another folder with out=FOLDER")
     trained = load_trained(checkpoint)
     form = FORMATS["safetensors" if config.format == "hub" else config.format]
     target = out / "model.safetensors" if config.format == "hub" else out

@@ -51,12 +51,15 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
 
 
 def told_apart(names: Sequence[str], paths: Sequence[str | Path]) -> list[str]:
-    """Returns the names of what is in `paths`; if some are the same, with the last part by which all paths differ."""
-    if len({*names}) == len(names):
-        return [*names]
-    reversed_parts = [Path(path).absolute().with_suffix("").parts[::-1] for path in paths]
-    differing = (parts for parts in zip(*reversed_parts, strict=False) if len({*parts}) == len(parts))
-    return [f"{name} ({part})" for name, part in zip(names, next(differing, paths), strict=True)]
+    """Returns the names of the networks in `paths`; those of several, with the last part of the path that differs."""
+    reversed_parts = [Path(path).absolute().parts[::-1] for path in paths]
+    labels = []
+    for name, own in zip(names, reversed_parts, strict=True):
+        same = [parts for other, parts in zip(names, reversed_parts, strict=True) if other == name]
+        differing = (parts[0] for parts in zip(own, *same, strict=False) if len({*parts}) == len(same))
+        part = next(differing, "/".join(own[1::-1]))
+        labels.append(name if len(same) == 1 else f"{name} ({part.removesuffix('.ckpt')})")
+    return labels
 
 
 def clipped(value: object, length: int = 16) -> str:

@@ -76,7 +76,7 @@ _PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "64-true")
 RULES: dict[str, Rule] = {
     "batches": _keys("data.batch_size=50"),
     "bagnet": _keys("model.pad=1"),
-    "loss": _keys("+loss._target_=MODULE.NAME"),
+    "loss": or_null(_keys("+loss._target_=MODULE.NAME")),
     "callbacks": _keys("+callbacks.NAME._target_=MODULE.CLASS"),
     "seed": whole(0, 2**32 - 1),
     "fresh": BOOL,
@@ -143,6 +143,7 @@ RULES: dict[str, Rule] = {
     "features.fast_threshold": whole(1, 255),
     "features.output": (lambda value: value in ("features", "logits"), "features or logits"),
     "fit_on": (lambda value: value in ("train", "holdout"), "train or holdout"),
+    "em": or_null(_keys("em.rounds=2")),
     "em.rounds": whole(1),
     "em.image_percentile": number(0, 100),
     "em.class_percentile": number(0, 100),

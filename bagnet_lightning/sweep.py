@@ -111,10 +111,10 @@ class Sweep(Callback):
 def _check(config: DictConfig, sweep: bool = False, launcher: ParallelLauncher | None = None) -> None:
     try:
         check(without_hydra(config))
-        if kind(config) != "related" and not OmegaConf.is_dict(config.checkpoint):
+        if kind(config) != "related" and not OmegaConf.is_dict(config.get("checkpoint")):
             raise UserError(
-                f"checkpoint={config.checkpoint}: a run goes on from its own last.ckpt; weights to start from are "
-                "model.pretrained=FILE"
+                f"checkpoint={config.get('checkpoint')}: a run goes on from its own last.ckpt; weights to start from "
+                "are model.pretrained=FILE"
             )
         for group in ("trainer", "em.trainer"):
             if reserved := [key for key in OmegaConf.select(config, group) or {} if key in RESERVED_ARGUMENTS]:

@@ -11,9 +11,13 @@ from bagnet_lightning.models.resnet import resnet18
 from bagnet_lightning.training.checkpoints import CheckpointWriter
 
 
+IMAGES = {"image_size": 64, "train_digest": "0" * 64}
+
+
 def about(classes=3):
+    model = {"_target_": "bagnet_lightning.models.bagnet.bagnet9", "width": 0.25, "pretrained": True}
     return {
-        "config": {"model": {"_target_": "bagnet_lightning.models.bagnet.bagnet9", "width": 0.25, "pretrained": True}},
+        "config": {"model": model, **IMAGES},
         "classes": [f"n{i}" for i in range(classes)],
         "class_names": [f"name {i}" for i in range(classes)],
         "mean": (0.5, 0.5, 0.5),
@@ -45,7 +49,7 @@ def test_a_backbone_gives_the_features_and_a_new_head_for_any_classes(tmp_path, 
     options = {"width": 0.25} if make is not resnet18 else {}
     target = f"bagnet_lightning.models.{'bagnet.bagnet9' if options else 'resnet.resnet18'}"
     config = {"model": {"_target_": target, "pretrained": "x", **options}, "data": {"name": "textures", "root": "/a"}}
-    config |= {"image_size": 64, "train_digest": "0" * 64}
+    config |= IMAGES
     path = tmp_path / "backbone.safetensors"
     write_backbone(network, {**about(), "config": config}, path)
     backbone = load_backbone(path)
@@ -148,8 +152,9 @@ def test_other_files_are_refused_in_one_line(tmp_path):
     (tmp_path / "text").write_text("not a checkpoint")
     torch.save({"weights": torch.zeros(2)}, tmp_path / "foreign")
     torch.save([1, 2], tmp_path / "list")
-    torch.save({"bagnet_lightning": {"config": {}}, "state_dict": {}}, tmp_path / "no_model")
+    torch.save({"bagnet_lightning": {"config": IMAGES}, "state_dict": {}}, tmp_path / "no_model")
     torch.save({"bagnet_lightning": {}}, tmp_path / "no_weights")
+    torch.save({"bagnet_lightning": {"config": {"image_size": 64}}, "state_dict": {}}, tmp_path / "old")
     torch.save(checkpoint(bagnet9(3, width=0.25)), tmp_path / "whole")
     (tmp_path / "config.yaml").write_text("seed: 0\nsweep: s\n")  # which torch tries to unpickle
     (tmp_path / "folder").mkdir()
@@ -162,6 +167,7 @@ def test_other_files_are_refused_in_one_line(tmp_path):
         "list": "not of a",
         "no_model": "does not fit .* 'model'",
         "no_weights": "does not fit .* 'state_dict'",
+        "old": "written by an earlier version .* without train_digest",
         "config.yaml": "cannot be read",
         "folder": "is a folder: give .*folder/best.ckpt",
         "cut": "",

@@ -74,15 +74,26 @@ def test_names_and_sizes_of_any_kind_in_one_folder(checkpoints, tmp_path, capsys
     folder.mkdir(parents=True)
     for name, size in (("good.png", 50), ("large.png", 90), ("small.png", 5)):
         Image.new("RGB", (size, size)).save(folder / name)
-    monkeypatch.setattr(inputs, "MOST_PIXELS", 50 * 50 + 30)
+    monkeypatch.setattr(inputs, "MOST_PIXELS", 80 * 80)
     asked = [f"checkpoint={checkpoints['bagnet9']}", f"images={tmp_path}", "exact=true", f"out={tmp_path / 'out'}"]
     main.__wrapped__(composed(*map(quoted, asked), "size=own", name="explain"))
     (picture,) = (tmp_path / "out").glob("*.png")
     assert picture.name.startswith("000_")
     assert picture.name.endswith("aaa_good.png")
     skipped = capsys.readouterr().err
+    assert "has no room" not in skipped
     assert "large.png has 90 x 90 px, too many for a page" in skipped
     assert "small.png: images of 5 x 5 px are smaller than this network's patches" in skipped
+
+
+def test_a_page_has_room_for_some_pictures(checkpoints, tmp_path, capsys, monkeypatch):
+    for number in range(4):
+        Image.new("RGB", (40, 40)).save(tmp_path / f"{number}.png")
+    monkeypatch.setattr(inputs, "PAGE_PIXELS", 2 * 40 * 40)
+    asked = [f"checkpoint={checkpoints['bagnet9']}", f"images={tmp_path}", "exact=true", f"out={tmp_path / 'out'}"]
+    main.__wrapped__(composed(*asked, name="explain"))
+    assert len([*(tmp_path / "out").glob("*.png")]) == 2
+    assert "note: 2 files are explained: a page has no room for more" in capsys.readouterr().err
 
 
 def quoted(override):

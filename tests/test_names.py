@@ -19,4 +19,6 @@ def test_networks_of_one_name_are_told_apart_by_their_paths():
     assert told_apart(twice, ["s/sgd/best.ckpt", "s/adam/best.ckpt"]) == ["BagNet-9 (sgd)", "BagNet-9 (adam)"]
     assert told_apart(twice, ["s/sgd/best.ckpt", "t/sgd/best.ckpt"]) == ["BagNet-9 (s)", "BagNet-9 (t)"]
     assert told_apart(twice, ["s/best.ckpt", "s/last.ckpt"]) == ["BagNet-9 (best)", "BagNet-9 (last)"]
-    assert told_apart(twice, ["s/best.ckpt"] * 2) == ["BagNet-9 (s/best.ckpt)"] * 2
+    assert told_apart(twice, ["s/best.ckpt"] * 2) == ["BagNet-9 (s/best)"] * 2
+    mixed = told_apart(["BagNet-9", "BagNet-9", "ResNet-18"], ["x/v1.0", "x/v1.1", "x/v1.0"])
+    assert mixed == ["BagNet-9 (v1.0)", "BagNet-9 (v1.1)", "ResNet-18"]

@@ -24,6 +24,8 @@ def choose_classes(store: Store, classes: int | list[str] | None, name: str) -> 
     indices = class_indices(known, store.class_names)
     requested = [str(one) for one in classes]  # a folder named 3 is parsed as a number
     for one in requested:
+        if one not in indices and one in store.class_names:
+            raise UserError(f"data.classes: {one!r} is the name of several classes; give the identifier")
         if one not in indices:
             close = ", ".join(nearest(one, indices))
             raise UserError(f"data.classes: {name} has no class {one!r}; nearest: {close}")

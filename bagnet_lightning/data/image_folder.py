@@ -95,6 +95,8 @@ def labelled_images(
     indices = class_indices(classes, class_names)
     names, labels = [], []
     for name in _list_folders(folder):
+        if name not in indices and name in class_names:
+            raise UserError(f"{folder / name}: {name!r} is the name of several classes; name it by the identifier")
         if name not in indices:
             raise UserError(
                 f"{folder / name}: the checkpoint knows no class {name!r}; nearest: {', '.join(nearest(name, indices))}"

@@ -12,7 +12,7 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.names import nearest
 from bagnet_lightning.predictions import spread
 
-MOST_PIXELS = 2_000_000  # of all pictures together: a page has 70 bytes a pixel
+MOST_PIXELS, PAGE_PIXELS = 2_000_000, 4_000_000  # of a file's picture, and of all: a page has up to 70 bytes a pixel
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,21 @@ def pictures_of_files(
     """Returns the image file `path`, or up to `count` images below the folder `path`.
 
     Images of a folder are spread evenly over its sorted paths; those that cannot be read or are too large or small are
-    skipped. size: as for load_image. class_indices: the true class is known if a file's folder, or the one above it,
-    has such a name. check_size: raises UserError for a height and width that cannot be explained.
+    skipped, and there are fewer if a page has no room for more. size: as for load_image. class_indices: the true class
+    is known if a file's folder, or the one above it, has such a name. check_size: raises UserError for a height and
+    width that cannot be explained.
     Returns the pictures and notes for the user. Raises UserError if the file is no image or too large, or the folder
     has no image that can be explained.
     """
 
-    def read(file: Path, most_pixels: int) -> Picture:
+    def read(file: Path) -> Picture:
         folders = (folder.name for folder in file.absolute().parents[:2])
         label = next((class_indices[folder] for folder in folders if folder in class_indices), None)
         name = str(file.relative_to(path)) if file != path else file.name
         pixels = load_image(file, size)
         height, width, _ = pixels.shape
-        if height * width > most_pixels:
-            beside = " beside the others" if most_pixels < MOST_PIXELS else ""
-            raise UserError(f"{file} has {width} x {height} px, too many for a page{beside}: size=PX makes it smaller")
+        if height * width > MOST_PIXELS:
+            raise UserError(f"{file} has {width} x {height} px, too many for a page: give it smaller, or size=PX")
         try:
             check_size(height, width)
         except UserError as error:
@@ -78,23 +78,29 @@ def pictures_of_files(
 
     files = find_images(path)
     if files == [path]:
-        return [read(path, MOST_PIXELS)], []
+        return [read(path)], []
     preferred = spread(len(files), count)
-    pictures, skipped, pixels_left = [], [], MOST_PIXELS
+    pictures, skipped, room = [], [], PAGE_PIXELS
     for position in [*preferred, *sorted({*range(len(files))} - {*preferred})]:  # the rest replace skipped files
         if len(pictures) == count:
             break
         try:
-            pictures.append(read(files[position], pixels_left))
-            pixels_left -= pictures[-1].pixels[..., 0].size
+            picture = read(files[position])
         except UserError as error:
             skipped.append(str(error))
+            continue
+        room -= picture.pixels[..., 0].size
+        if room < 0:
+            break
+        pictures.append(picture)
     if not pictures:
         raise UserError(f"{path} holds no image that can be explained; the first: {skipped[0]}")
     pictures.sort(key=lambda picture: picture.name)
     notes = [f"skipped: {error}" for error in sorted(skipped)[:3]]
     if len(skipped) > 3:
         notes.append(f"skipped: {len(skipped) - 3} more")
-    if len(pictures) + len(skipped) < len(files):
+    if room < 0:
+        notes.append(f"{len(pictures)} files are explained: a page has no room for more; size=PX makes them smaller")
+    elif len(pictures) + len(skipped) < len(files):
         notes.append(f"{len(pictures)} of {len(files) - len(skipped)} files are explained; count=N for more")
     return pictures, notes

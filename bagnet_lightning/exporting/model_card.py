@@ -28,12 +28,13 @@ def write_card(folder: Path, trained: Trained, checkpoint: Path) -> list[str]:
     return notes
 
 
-def is_free(folder: Path) -> bool:
-    """Whether an export may be written into a folder: it is missing or empty, or has a card of `write_card`."""
+def in_the_way(folder: Path) -> Path | None:
+    """Returns a file in `folder` that an export would replace, if no earlier export has written it."""
     card = folder / "README.md"
-    if card.is_file():
-        return "bagnet_lightning" in card.read_text(encoding="utf-8", errors="replace")
-    return not folder.exists() or not any(folder.iterdir())
+    if card.is_file() and "bagnet_lightning" in card.read_text(encoding="utf-8", errors="replace"):
+        return None
+    written = (card, folder / "config.json", folder / "model.safetensors")
+    return next((path for path in written if path.exists()), None)
 
 
 def _is_ours(trained: Trained) -> bool:

@@ -22,7 +22,7 @@ from bagnet_lightning.local_features.bag import Bag
 from bagnet_lightning.local_features.detectors import Detector
 from bagnet_lightning.progress_bar import progress_bar
 
-FORMAT = 2  # incremented when a detector's output changes for the same settings
+FORMAT = 1  # incremented when a detector's output changes for the same settings
 CHUNK = 128  # images per job
 
 
