@@ -10,7 +10,6 @@ from bagnet_lightning.models.bagnet import BagNet, bagnet9
 from bagnet_lightning.models.resnet import resnet18
 from bagnet_lightning.training.checkpoints import CheckpointWriter
 
-
 IMAGES = {"image_size": 64, "train_digest": "0" * 64}
 
 
