@@ -23,6 +23,15 @@ def test_a_finished_runs_data_with_some_keys_changed():
         data_of_run(run, OmegaConf.create({"classes": -1}))
 
 
+def test_a_network_of_another_machine_finds_tiny_imagenet_on_this_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("BAGNET_DATA", str(tmp_path))
+    run = {"image_size": 64, "data": plain(composed("data.root=/of/another/machine").data)}
+    assert data_of_run(run, None).root == str(tmp_path)
+    assert data_of_run(run, OmegaConf.create({"root": "/typo"})).root == "/typo"
+    run["data"]["root"] = str(tmp_path / "..")
+    assert data_of_run(run, None).root == str(tmp_path / "..")
+
+
 def test_a_class_that_cannot_be_found_is_the_users_mistake():
     with pytest.raises(
         UserError, match=r"the data mydata\.Arrays cannot be imported from here: .*No module named 'mydata'"

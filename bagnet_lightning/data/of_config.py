@@ -1,5 +1,7 @@
 """Data modules from a configuration: a command's own, or that of the run in a trained network's checkpoint."""
 
+from pathlib import Path
+
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -9,6 +11,7 @@ from bagnet_lightning.config import plain
 from bagnet_lightning.data.image_data import ImageData
 from bagnet_lightning.data.module import ImageFolder, Textures, TinyImageNet
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.paths import CONF
 from bagnet_lightning.rules import check
 
 SOURCES = {f"{source.__module__}.{source.__name__}" for source in (TinyImageNet, Textures, ImageFolder)}
@@ -51,6 +54,8 @@ def data_of_run(run: dict, requested: DictConfig | None) -> ImageData:
             raise UserError(f"the checkpoint names the data {target}, which are not of this package; add data=SOURCE")
         data = OmegaConf.create(run["data"])
         OmegaConf.set_struct(data, True)
+        if target == f"{TinyImageNet.__module__}.{TinyImageNet.__name__}" and not Path(str(data.root)).exists():
+            data.root = OmegaConf.load(CONF / "data" / "tiny_imagenet.yaml").root  # it was trained on another machine
         config = OmegaConf.merge(data, requested or {})
     check(OmegaConf.create({"data": plain(config)}))
     return data_of(config)
