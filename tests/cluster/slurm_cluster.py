@@ -77,8 +77,8 @@ class Slurm:
 
     def kill_node(self, node: str) -> None:
         """As if its power were cut: its daemon, those that watch its jobs, so that none can tell, and the jobs."""
+        self.daemons.pop(node).kill()  # first, so that no job starts that is not in the list
         jobs = told("squeue", f"--nodelist={node}", "--noheader", "--format=%A").split()
-        self.daemons.pop(node).kill()
         for file, mark in (("cmdline", "slurmstepd: [{}."), ("environ", "SLURM_JOB_ID={}\0")):
             marks = [mark.format(job).encode() for job in jobs]
             for path in Path("/proc").glob(f"[0-9]*/{file}"):
