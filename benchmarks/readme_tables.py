@@ -76,8 +76,9 @@ def modern() -> str:
 
 
 def evidence() -> str:
-    """Returns the results of `analyze` for the maps and for the networks, from results/evidence/analysis.json."""
-    networks = json.loads((RESULTS / "evidence/analysis.json").read_text(encoding="utf-8"))["networks"]
+    """Returns the results of `analyze` for the maps and for the networks, from results/evidence/analysis*.json."""
+    files = [RESULTS / "evidence" / name for name in ("analysis_bagnet33.json", "analysis.json")]
+    networks = [network for file in files for network in json.loads(file.read_text(encoding="utf-8"))["networks"]]
     rows_of_maps = [
         [
             network["name"],
