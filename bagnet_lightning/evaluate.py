@@ -20,16 +20,16 @@ from bagnet_lightning.rules import PATH, or_null
 @command("evaluate", {"checkpoint": PATH, "images": or_null(PATH), "out": or_null(PATH)}, data_of_run=True)
 def main(config: DictConfig) -> None:
     requested = config.get("data")
-    if config.images is not None and requested:
-        raise UserError("images=FOLDER is instead of data: leave one of them out")
     import numpy as np
 
     from bagnet_lightning.checkpoint import load_trained
     from bagnet_lightning.data.image_folder import labelled_images
-    from bagnet_lightning.data.of_config import data_of_run
+    from bagnet_lightning.data.of_config import data_of_run, is_argument
     from bagnet_lightning.evaluation import evaluate
     from bagnet_lightning.inference import predict
 
+    if config.images is not None and (requested or is_argument("split")):
+        raise UserError("images=FOLDER is instead of data and of a split of them: leave one of them out")
     trained = load_trained(config.checkpoint)
     out = writable(Path(config.out or Path(config.checkpoint).parent))
     if config.images is None:

@@ -10,6 +10,7 @@ from PIL import Image
 from trained_checkpoints import write_checkpoint
 
 from bagnet_lightning.checkpoint import load_trained
+from bagnet_lightning.data import of_config
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.data.images import load_image
 from bagnet_lightning.errors import UserError
@@ -55,7 +56,7 @@ def test_images_of_one_class_have_no_area():
     assert evaluation["accuracy"] == pytest.approx(0.4)
 
 
-def test_a_folder_of_images_elsewhere_is_measured_and_every_score_kept(tmp_path, capsys):
+def test_a_folder_of_images_elsewhere_is_measured_and_every_score_kept(tmp_path, capsys, monkeypatch):
     checkpoint = write_checkpoint(tmp_path / "run/best.ckpt", "bagnet9")
     trained = load_trained(checkpoint)
     one, other = trained.classes[2], trained.class_names[0]  # by identifier, and by name
@@ -81,6 +82,10 @@ def test_a_folder_of_images_elsewhere_is_measured_and_every_score_kept(tmp_path,
     evaluation = json.loads((tmp_path / f"run/evaluation_{folder}_new.json").read_text())
     assert (evaluation["images"], evaluation["data"], evaluation["split"]) == (3, str(tmp_path / "new"), None)
 
+    with monkeypatch.context() as asked_for_a_split:
+        asked_for_a_split.setattr(of_config, "is_argument", lambda key: key == "split")
+        with pytest.raises(UserError, match="is instead of data and of a split"):
+            main.__wrapped__(composed(*asked, "split=train", name="evaluate"))
     with pytest.raises(UserError, match="is instead of data"):
         main.__wrapped__(composed(*asked, "+data.name=x", name="evaluate"))
     (tmp_path / "new" / one).rename(tmp_path / "new/unknown")
