@@ -220,6 +220,8 @@ def test_a_sweep_in_progress_renews_itself_and_keeps_what_the_reader_chose(brows
         browser.execute_script("location.hash = 'run=going'")
         report(9)
         run = browser.find_element(By.ID, "run")
+        browser.execute_script("refresh()")  # as its clock has done
         eventually(browser, lambda: "epoch 9 of 15" in run.text)
         server.shutdown()
+    browser.execute_script("refresh()")
     eventually(browser, lambda: "has ended" in browser.find_element(By.ID, "made").text)
