@@ -76,7 +76,7 @@ def modern() -> str:
 
 
 def evidence() -> str:
-    """Returns the results of `analyze` for the maps and for the networks, from results/evidence/analysis*.json."""
+    """Returns the results of `analyze` for the maps and for the networks, from two files of results/evidence."""
     files = [RESULTS / "evidence" / name for name in ("analysis_bagnet33.json", "analysis.json")]
     networks = [network for file in files for network in json.loads(file.read_text(encoding="utf-8"))["networks"]]
     rows_of_maps = [
