@@ -84,6 +84,14 @@ def cuda(monkeypatch):
     monkeypatch.setattr(cuda_graphs, "torch", SimpleNamespace(**{**vars(torch), "cuda": simulated}))
 
 
+def test_each_graph_has_a_stream_of_its_own_where_torch_frees_the_streams_workspace_with_it(cuda, monkeypatch):
+    for version, own in (("2.11.0", False), ("2.13.0", True)):
+        monkeypatch.setattr(cuda_graphs.torch, "__version__", torch.torch_version.TorchVersion(version))
+        one, other = (cuda_graphs.Graphed(len, 1, True) for _ in range(2))
+        assert (one.stream is other.stream) != own
+        assert one.stream is one.stream
+
+
 def weights(folder):
     checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
     return [*checkpoint["state_dict"].values(), checkpoint["epoch_so_far"]["totals"]]

@@ -1,10 +1,11 @@
 """Functions whose kernels are recorded once, as a CUDA graph, and launched all at once from then on."""
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -60,13 +61,21 @@ class Graphed:
         finally:
             torch.backends.cudnn.benchmark = searching
 
+    @cached_property
+    def stream(self) -> torch.cuda.Stream:
+        """The stream of warm-up and recording.
+
+        From torch 2.12 on a graph has one of its own: at its end torch frees cuBLAS's workspace for its stream, which
+        another graph of the same stream would go on using (pytorch issue 193402).
+        """
+        return _shared_stream() if torch.__version__ < "2.12" else torch.cuda.Stream()
+
     def _warm_up(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Calls the function on the stream of the recording: gradients remember the stream that they were made on."""
-        stream = _side_stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             result = self.function(*inputs)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.stream)
         return result
 
     def _record(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
@@ -74,8 +83,10 @@ class Graphed:
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         current = torch.cuda.current_stream()
         self.inputs = [value.clone() for value in inputs]
+        gc.collect()
+        gc.disable()  # what it frees on the GPU would break the recording
         try:
-            with torch.cuda.graph(graph, pool, _side_stream()):
+            with torch.cuda.graph(graph, pool, self.stream):
                 self.result = self.function(*self.inputs)
         except Exception as error:
             # If a recording cannot be ended, torch leaves its stream set, and before 2.12 its memory pool too, on which
@@ -91,13 +102,15 @@ class Graphed:
             log.warning("no CUDA graph (trainer.cuda_graph=false): %s", in_one_line(error.__context__ or error))
             self.failed = True
             return self.function(*inputs)
+        finally:
+            gc.enable()
         self.graph = graph
         return None
 
 
 @cache
-def _side_stream() -> torch.cuda.Stream:
-    """Returns one stream for all recordings of a process: libraries keep a workspace for each stream they have seen."""
+def _shared_stream() -> torch.cuda.Stream:
+    """Returns one stream for all recordings of a process: older torch keeps cuBLAS's workspace for each, 32 MiB."""
     return torch.cuda.Stream()
 
 
