@@ -108,6 +108,21 @@ def test_zero_init_makes_a_block_its_shortcut():
         torch.testing.assert_close(block(x), x)
 
 
+def test_gradients_keep_the_memory_format_of_the_activations():
+    gradients = []
+
+    def watch(_, inputs, output):
+        output.register_hook(gradients.append)
+
+    network = bagnet33(5, width=0.25).to(memory_format=torch.channels_last)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_hook(watch)
+    network(torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)).sum().backward()
+    assert len(gradients) == 53
+    assert all(gradient.is_contiguous(memory_format=torch.channels_last) for gradient in gradients)
+
+
 def test_convolutions_start_as_kaimings_by_fan_out():
     torch.manual_seed(0)
     assert bagnet9(5).layer4[1].conv1.weight.std().item() == pytest.approx((2 / 512) ** 0.5, rel=0.02)

@@ -31,6 +31,7 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(planes)
         self.conv3 = nn.Conv2d(planes, planes * EXPANSION, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(planes * EXPANSION)
+        self.crop = (kernel - 1) // stride  # rows and columns that the shortcut has more than the convolutions' output
         self.downsample = None
         if stride != 1 or inputs != planes * EXPANSION:
             self.downsample = nn.Sequential(
@@ -43,8 +44,9 @@ class Bottleneck(nn.Module):
         out = F.relu(self.bn2(self.conv2(out)), inplace=True)
         out = self.bn3(self.conv3(out))
         shortcut = x if self.downsample is None else self.downsample(x)
-        out = out + shortcut[:, :, : out.shape[2], : out.shape[3]]
-        return F.relu(out, inplace=True)
+        if self.crop:  # not by slicing: its gradient is never in channels_last memory, and the layers before copy it
+            shortcut = F.pad(shortcut, (0, -self.crop, 0, -self.crop))
+        return F.relu(out + shortcut, inplace=True)
 
 
 class BagNet(nn.Module):
