@@ -203,11 +203,10 @@ variants() { # what a step of BagNet-33 takes in other forms: all compile at the
 }
 
 # shellcheck disable=SC2086
-train_speed() { # FILE [ENVIRONMENT=VALUE...] ARGUMENTS...
-    local file=$1 environment=()
+train_speed() { # FILE ARGUMENTS...
+    local file=$1
     shift
-    while [[ $1 = TORCHINDUCTOR_* ]]; do environment+=("$1") && shift; done
-    env "${environment[@]}" "$PYTHON" "$REPOSITORY/benchmarks/train_speed.py" "$BAGNET_DATA" --out "$file" "$@" $OVERRIDES
+    "$PYTHON" "$REPOSITORY/benchmarks/train_speed.py" "$BAGNET_DATA" --out "$file" "$@" $OVERRIDES
 }
 
 VARIANTS="as_it_is
@@ -215,13 +214,15 @@ plain trainer.compile=false trainer.cuda_graph=false
 graph_alone trainer.compile=false
 compile_alone trainer.cuda_graph=false
 fused_norm trainer.fused_norm=true
-cooperative TORCHINDUCTOR_COOPERATIVE_REDUCTIONS=1
+combo --inductor combo_kernels
+cooperative --inductor triton.cooperative_reductions
+cooperative_combo --inductor triton.cooperative_reductions,combo_kernels
 no_search +trainer.benchmark=false
 from_host data.device_resident=false
 muon optim=muon
 batch_400 data.batch_size=400
-tuned_pointwise TORCHINDUCTOR_MAX_AUTOTUNE_POINTWISE=1
-tuned_descent TORCHINDUCTOR_COORDINATE_DESCENT_TUNING=1
+tuned_pointwise --inductor max_autotune_pointwise
+tuned_descent --inductor coordinate_descent_tuning
 tuned_all trainer.compile=max-autotune"
 
 table1() {

@@ -35,6 +35,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from step_parts import StepParts, wait
 from torch import nn
+from torch._inductor import config as inductor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -62,10 +63,13 @@ def main() -> None:
     parser.add_argument("--plain-steps", type=int, default=200, help="0: no plain run")
     parser.add_argument("--out", type=Path, help="all numbers as JSON; models that it holds are not measured again")
     parser.add_argument("--profile", type=Path, help="folder of the kernels of a step, a text file a model")
+    parser.add_argument("--inductor", default="", help="switches of torch._inductor.config to turn on, with commas")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of ours")
     options = parser.parse_intermixed_args()
     keep_freed_memory()
     os.environ["BAGNET_DATA"] = options.root
+    for switch in filter(None, options.inductor.split(",")):
+        setattr(inductor, switch, True)
     print(f"{device_name(best_device())}, torch {torch.__version__}, pytorch-lightning {pytorch_lightning.__version__}")
     print(f"target for the 14 from-scratch rows of Table 1 on one H200: {TABLE1_SECONDS} s (gpu_table1.sh table1)\n")
     here = {"device": device_name(best_device()), "torch": torch.__version__}
