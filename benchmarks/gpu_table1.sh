@@ -23,6 +23,7 @@
 #   PATIENCE    multiplies the limits, on a slow machine
 #   ROWS        of conf/table1/, instead of all 14
 #   SPEED       arguments of train_speed.py
+#   VARIANTS    lines NAME ARGUMENTS... for train_speed.py, instead of those below
 #   TUNE        arguments of tune.py in both of its steps (--networks bagnet17,resnet18)
 #   JOBS        runs at a time where no time is measured: in tune and ablation
 set -uo pipefail
@@ -45,6 +46,21 @@ RESULTS=$WORK/results
 ROWS=${ROWS:-bagnet17_adam_15,bagnet33_adadelta_15,bagnet9_adadelta_15,bagnet17_adadelta_15,bagnet33_sgd_15,\
 bagnet9_sgd_5,bagnet17_sgd_15,bagnet9_sgd_15,bagnet33_adam_5,bagnet17_adam_5,bagnet17_sgd_5,bagnet33_adam_15,\
 bagnet9_adam_15,resnet18_sgd_15}
+VARIANTS=${VARIANTS:-"as_it_is
+cooperative --inductor triton.cooperative_reductions
+cooperative_combo --inductor triton.cooperative_reductions,combo_kernels
+combo --inductor combo_kernels
+plain trainer.compile=false trainer.cuda_graph=false
+graph_alone trainer.compile=false
+compile_alone trainer.cuda_graph=false
+fused_norm trainer.fused_norm=true
+no_search +trainer.benchmark=false
+from_host data.device_resident=false
+muon optim=muon
+batch_400 data.batch_size=400
+tuned_pointwise --inductor max_autotune_pointwise
+tuned_descent --inductor coordinate_descent_tuning
+tuned_all trainer.compile=max-autotune"}
 STEPS=(compile smoke data table1 speed modern tune tuned ablation why_sgd seeds tuned_seeds variants shares)
 
 # name: seconds, what it may take
@@ -208,22 +224,6 @@ train_speed() { # FILE ARGUMENTS...
     shift
     "$PYTHON" "$REPOSITORY/benchmarks/train_speed.py" "$BAGNET_DATA" --out "$file" "$@" $OVERRIDES
 }
-
-VARIANTS="as_it_is
-plain trainer.compile=false trainer.cuda_graph=false
-graph_alone trainer.compile=false
-compile_alone trainer.cuda_graph=false
-fused_norm trainer.fused_norm=true
-combo --inductor combo_kernels
-cooperative --inductor triton.cooperative_reductions
-cooperative_combo --inductor triton.cooperative_reductions,combo_kernels
-no_search +trainer.benchmark=false
-from_host data.device_resident=false
-muon optim=muon
-batch_400 data.batch_size=400
-tuned_pointwise --inductor max_autotune_pointwise
-tuned_descent --inductor coordinate_descent_tuning
-tuned_all trainer.compile=max-autotune"
 
 table1() {
     local started=$SECONDS
