@@ -52,6 +52,8 @@ def command(
 
         @functools.wraps(task)
         def run(config: DictConfig) -> object:
+            if sys.__stderr__:
+                faulthandler.enable(sys.__stderr__)  # where a library or a driver crashed
             keep_freed_memory()
             with _mistakes_in_one_line():
                 return checked(config)
@@ -67,8 +69,6 @@ def command(
                 sys.argv = [re.sub(rf"^({key})=([^\[\]]*,[^\[\]]*)$", r"\1=[\2]", argument) for argument in sys.argv]
             if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding may lack letters of class names
                 sys.stdout.reconfigure(errors="backslashreplace")
-            if sys.__stderr__:
-                faulthandler.enable(sys.__stderr__)  # where a library or a driver crashed
             logging.raiseExceptions = False  # no traceback for each line that a full disk refuses
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises exceptions instead of printing them
             with _mistakes_in_one_line():

@@ -4,6 +4,7 @@ import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MAX_BYTES = 2**31 - 1  # mallopt takes an int
+_MAX_BYTES_OLD = 2**25  # the largest M_MMAP_THRESHOLD that glibc before 2.35 accepts
 
 
 def keep_freed_memory() -> None:
@@ -17,5 +18,5 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):  # musl, macOS
         return
-    mallopt(_M_MMAP_THRESHOLD, _MAX_BYTES)
+    mallopt(_M_MMAP_THRESHOLD, _MAX_BYTES) or mallopt(_M_MMAP_THRESHOLD, _MAX_BYTES_OLD)
     mallopt(_M_TRIM_THRESHOLD, _MAX_BYTES)

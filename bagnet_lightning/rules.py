@@ -102,7 +102,7 @@ RULES: dict[str, Rule] = {
     "data.flip": (lambda value: BOOL[0](value) or value == "alternating", "true, false or alternating"),
     "data.normalize": (lambda value: BOOL[0](value) or value == "imagenet", "true, false or imagenet"),
     "data.device_resident": _AUTO,
-    "data.seed": whole(0),
+    "data.seed": whole(0, 2**32 - 1),
     "data.root": PATH,
     "data.cache": or_null(PATH),
     "data.image_size": whole(9),

@@ -129,6 +129,16 @@ def test_the_update_of_muon_alone_is_recorded_too(tmp_path, cuda, monkeypatch):
     assert [replays.count(of_muon.gradients.graph), replays.count(of_muon.graph)] == [7, 4]
 
 
+def test_the_update_of_a_network_without_norms_and_biases_is_recorded(cuda):
+    module = torch.nn.Linear(2, 2, bias=False)
+    optimizer = muon.Muon([{"params": [module.weight]}, {"params": []}], lr=0.1, momentum=0.9, weight_decay=0.0)
+    UpdateGraphed(SimpleNamespace(module=module, in_place=True), required=True).attach(optimizer)
+    before = module.weight.detach().clone()
+    module.weight.grad = torch.ones(2, 2)
+    optimizer.step()
+    torch.testing.assert_close(module.weight.detach(), before - 0.19)
+
+
 def test_an_update_whose_momentum_changes_is_not_replayed(tmp_path, cuda):
     overrides = [*RUN, "optim=muon", "optim.lr=0.001", "trainer.precision=64-true", "scheduler=onecycle"]
     overrides += ["scheduler.cycle_momentum=true"]

@@ -95,6 +95,7 @@ def test_the_modern_recipe_fits_every_model():
 WRONG = {
     "config": [
         "seed=-1",
+        "data.seed=10000000000",
         "trainer.max_epochs=0",
         "trainer.max_epochs=1.5",
         "trainer.precision=half",

@@ -9,11 +9,13 @@ import pytest
 from conftest import SMALL, composed, wait_for
 from hydra import compose, initialize_config_dir
 from hydra.conf import ConfigSourceInfo
+from hydra.core.singleton import Singleton
 
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.launching import describe_exit_code, failed, folder, run
 from bagnet_lightning.paths import CONF
 from bagnet_lightning.results import read_run, write_result
+from hydra_plugins.bagnet_lightning import slurm
 from hydra_plugins.bagnet_lightning.ray import RayLauncher
 
 ASKED = ["-m", *[word for word in SMALL if word != "model=bagnet9"], "sweep=s", "trainer.max_epochs=1"]
@@ -94,6 +96,24 @@ def test_a_fresh_job_that_was_stopped_goes_on_without_fresh(job):
 
     job.fresh = True
     assert "; the same command, without fresh=true, goes on from last.ckpt" in run(job, task)["error"]
+
+
+@pytest.mark.parametrize("made", ["last.ckpt", "em/combining.ckpt", "result.json"])
+def test_a_fresh_job_that_slurm_requeues_goes_on_with_what_it_has_made_itself(job, monkeypatch, made):
+    def fresh(job, asked, restarts):
+        job.fresh = asked
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+        return task(job)["fresh"]
+
+    task = slurm._Task(lambda config: {"fresh": config.fresh}, Singleton.get_state(), submitted=1000)
+    assert [fresh(job, True, 0), fresh(job, True, 1), fresh(job, False, 1)] == [True, True, False]
+    path = folder(job) / made
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    os.utime(path, (999, 999))  # of the run that is to be replaced
+    assert [fresh(job, True, 1), fresh(job, False, 1)] == [True, False]
+    os.utime(path, (1001, 1001))
+    assert [fresh(job, True, 0), fresh(job, True, 1)] == [True, False]
 
 
 @pytest.mark.parametrize(

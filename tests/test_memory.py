@@ -1,8 +1,12 @@
+import ctypes
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from bagnet_lightning.memory import keep_freed_memory
 
 FAULTS = """
 import resource
@@ -32,3 +36,17 @@ def test_large_tensors_are_made_without_page_faults():
     )
     assert kept < 500
     assert kept < default / 10
+
+
+def test_older_glibc_is_given_as_much_as_it_accepts(monkeypatch):
+    accepted = {}
+
+    def mallopt(option, value):
+        if option == -3 and value > 2**25:  # M_MMAP_THRESHOLD
+            return 0
+        accepted[option] = value
+        return 1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    keep_freed_memory()
+    assert accepted == {-3: 2**25, -1: 2**31 - 1}

@@ -96,6 +96,9 @@ def accelerate(
     if compiling:
         # A sweep compiles many models, batch sizes and precisions in one process. (recompile_limit in newer torch.)
         torch._dynamo.config.cache_size_limit = 64
+        if hasattr(torch._inductor.config, "use_fast_triton_launcher"):
+            # In torch 2.13 it may call kernels that have been unloaded (pytorch issue 188607); graphs do not need it.
+            torch._inductor.config.use_fast_triton_launcher = False
         required, autotune = compile != "auto", compile == "max-autotune"
         module.forward_pass = Compiled(module.forward_pass, inputs, required, autotune)
         if trainer.strategy.root_device.type == "cuda":

@@ -167,7 +167,8 @@ class UpdateGraphed(Graphed):
         """Replaces the update of `optimizer` with this one if it is a Muon; other optimizers have few kernels."""
         if isinstance(optimizer, Muon):
             self.optimizer, self.plain = optimizer, optimizer.update
-            self.rates = [group["params"][0].new_zeros(()) for group in optimizer.param_groups]
+            like = next(self.gradients.module.parameters())  # a group may be empty
+            self.rates = [like.new_zeros(()) for _ in optimizer.param_groups]
             optimizer.update = self.set_rates_and_update
 
     def set_rates_and_update(self, rates: Sequence[float]) -> None:

@@ -5,6 +5,7 @@ start them by running the whole command again, which in a sweep is the whole swe
 configuration, and a sweep has one group of processes per run. Torch is not imported: the waiting process needs none.
 """
 
+import faulthandler
 import logging
 import os
 import signal
@@ -101,6 +102,7 @@ def run(config: DictConfig, folder: Path, requested: dict) -> dict:
 
 def serve(descriptor: int) -> None:
     """Runs in a rank's process: receives a run, and sends its log records and its result, or a signal's number."""
+    faulthandler.enable()
     keep_freed_memory()
     connection = Connection(descriptor)
     config, folder, requested = connection.recv()

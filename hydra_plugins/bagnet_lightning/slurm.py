@@ -87,7 +87,7 @@ class SlurmLauncher(ParallelLauncher):
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         try:
-            return executor.map_array(_Task(self.task_function, Singleton.get_state()), jobs)
+            return executor.map_array(_Task(self.task_function, Singleton.get_state(), time.time()), jobs)
         except (FailedJobError, FailedSubmissionError) as error:
             raise UserError("SLURM refused the jobs, as sbatch says above") from error
 
@@ -118,12 +118,14 @@ class _Task:
 
     function: TaskFunction
     state: dict
+    submitted: float  # in seconds of time.time()
 
     def __call__(self, job: DictConfig) -> dict:
         os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
         Singleton.set_state(self.state)
-        if int(os.environ.get("SLURM_RESTART_COUNT", 0)):
-            job.fresh = False  # it was requeued
+        if int(os.environ.get("SLURM_RESTART_COUNT", 0)):  # it was requeued, and goes on with what it has made
+            made = [path for pattern in ("result.json", "**/*.ckpt") for path in folder(job).glob(pattern)]
+            job.fresh &= all(path.stat().st_mtime < self.submitted for path in made)
         try:
             return run_until_stopped(job, self.function)
         except SystemExit as stop:
