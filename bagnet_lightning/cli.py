@@ -121,13 +121,12 @@ def _is_setting(argument: str) -> bool:
 
 
 def _quoted_for_hydra(argument: str) -> str:
-    """Rewrites an argument for Hydra: expands ~/x, in data.root=~/x too, and quotes paths like 2024, ü.jpg, a (1).png.
+    """Rewrites an argument for Hydra: expands ~/x, in runs=~/x,~/y too, and quotes paths like 2024, ü.jpg, a (1).png.
 
     Quotes a number as the choice of a group, too: names of choices are text.
     """
     key, separator, value = argument.partition("=")
-    if re.match(r"~(/|$)", value):
-        value = os.path.expanduser(value)
+    value = re.sub(r"(?:^|(?<=[,\[]))~(?=[/,\]]|$)", lambda home: os.path.expanduser(home[0]), value)
     unquoted = r"[a-z_/.][\w/.-]*|['\"[$].*" + ("" if key in _TEXTS else "|.*,.*")  # [A,B], A,B
     if key in _PATHS + _TEXTS and not re.fullmatch(unquoted, value, re.ASCII | re.IGNORECASE):
         value = "'" + value.replace("'", r"\'") + "'"

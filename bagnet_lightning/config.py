@@ -137,7 +137,7 @@ def _image_files(root: Path, files: tuple[str, ...]) -> str:
 def folder(overrides: Sequence[str]) -> str:
     """Returns the name of a run's folder from its overrides, in any order: "bagnet17_adam_max_epochs-5".
 
-    Safe in shells and in Hydra's own grammar, and at most 120 characters long.
+    Safe in shells and in Hydra's own grammar, and at most 120 bytes long.
     """
     settings = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
     kept = [key for key in sorted(settings) if key != "trainer" and not within(key.removeprefix("em."), NOT_IN_DIGEST)]
@@ -145,8 +145,8 @@ def folder(overrides: Sequence[str]) -> str:
     parts = [settings.pop(group) for group in CHOICES_FIRST if group in settings]
     parts += [f"{key.rpartition('.')[2]}-{value}" for key, value in settings.items()]
     name = re.sub(r"[^\w.+-]+", "-", "_".join(parts)).strip("-") or "defaults"
-    if len(name) > 120:
-        name = f"{name[:107]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    if len(encoded := os.fsencode(name)) > 120:
+        name = f"{encoded[:107].decode(errors='ignore')}-{hashlib.sha256(encoded).hexdigest()[:12]}"
     return name
 
 

@@ -1,5 +1,6 @@
 """Checks whether a machine has what a sweep needs. Imports torch, but neither Lightning nor the data."""
 
+import glob
 import os
 import shutil
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Problem:
 def facts(config: dict) -> dict[str, str]:
     """Describes the machine, by the heading of each line. config: of conf/doctor.yaml, as plain types."""
     accelerator = config["trainer"]["accelerator"]
-    gpus = range(torch.cuda.device_count()) if accelerator != "cpu" else ()
+    gpus = range(torch.cuda.device_count()) if accelerator != "cpu" and torch.cuda.is_available() else ()
     devices = [
         f"{torch.cuda.get_device_name(gpu)}, "
         f"compute capability {'.'.join(map(str, torch.cuda.get_device_capability(gpu)))}, "
@@ -112,7 +113,7 @@ def _state_of_data(data: dict) -> str:
     if "root" not in data:
         return "generated"
     root = Path(data["root"])
-    cached = Path(data.get("cache") or root), f"{name_in_cache(root)}-*.store"
+    cached = Path(data.get("cache") or root), f"{glob.escape(name_in_cache(root))}-*.store"
     places = [(root, "*.store"), (root, ".bagnet_store-*"), cached]
     if any(any(folder.glob(f"{name}/manifest.json")) for folder, name in places):
         return "packed"

@@ -150,11 +150,11 @@ smoke() { # the same losses with a plain step, a compiled and recorded one, and 
     "$PYTHON" -c "import torch; raise SystemExit(not torch.cuda.is_available())" || on=auto
     for forms in false $on; do
         # shellcheck disable=SC2086
-        train "smoke_$forms" $SMOKE optim=adam,muon trainer.compile=$forms trainer.cuda_graph=$forms &
+        train "smoke_$forms" fresh=true $SMOKE optim=adam,muon trainer.compile=$forms trainer.cuda_graph=$forms &
         jobs+=($!)
     done
     # shellcheck disable=SC2086
-    stopped smoke_stopped $SMOKE optim=muon trainer.compile=$on trainer.cuda_graph=$on || code=1
+    stopped smoke_stopped fresh=true $SMOKE optim=muon trainer.compile=$on trainer.cuda_graph=$on || code=1
     # shellcheck disable=SC2086
     train smoke_stopped $SMOKE optim=muon trainer.compile=$on trainer.cuda_graph=$on || code=1
     for job in "${jobs[@]}"; do wait "$job" || code=1; done
@@ -293,14 +293,13 @@ measure_tuned() { # SEEDS: on val, with the settings that were chosen when it fi
 shares() { # four jobs one after the other, and all at once on the same card; what they compile is there already
     local started jobs code=0
     for together in no yes; do
-        started=$(date +%s.%N) jobs=()
+        started=$SECONDS jobs=()
         for seed in 0 1 2 3; do
-            train "shares_$together-$seed" model=bagnet33 optim=adam trainer.max_epochs=2 seed=$seed >/dev/null &
+            train "shares_$together-$seed" fresh=true model=bagnet33 optim=adam trainer.max_epochs=2 seed=$seed >/dev/null &
             if [ $together = yes ]; then jobs+=($!); else wait $! || code=1; fi
         done
         for job in "${jobs[@]}"; do wait "$job" || code=1; done
-        echo "four jobs of two epochs, all at once: $together: $(echo "$(date +%s.%N) - $started" | bc -l 2>/dev/null ||
-            "$PYTHON" -c "import time; print(time.time() - $started)") s"
+        echo "four jobs of two epochs, all at once: $together: $((SECONDS - started)) s"
     done
     return $code
 }

@@ -21,6 +21,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import bagnet_lightning.config  # noqa: F401  registers resolvers; and before torchvision, which needs it with a CPU torch
@@ -75,13 +76,14 @@ def main() -> None:
     here = {"device": device_name(best_device()), "torch": torch.__version__}
     measured, failed = measured_before(options.out, here), []
     for model in options.models.split(","):
-        if model in measured:
+        if measured.get(model, {}).get("complete"):
             report(model, measured[model])
             continue
         width = [f"model.width={options.width}"] if model != "resnet18" else []
         config = composed(options, f"model={model}", *width)
         try:
-            for part in measurements(config, options.plain_steps, options.profile and options.profile / f"{model}.txt"):
+            parts = measurements(config, options.plain_steps, options.profile and options.profile / f"{model}.txt")
+            for part in chain(parts, [{"complete": True}]):
                 measured.setdefault(model, {}).update(part)
                 if options.out:  # after each, in case the next one fails
                     options.out.write_text(json.dumps(measured, indent=2) + "\n")

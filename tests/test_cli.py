@@ -19,6 +19,8 @@ from bagnet_lightning.cli import _quoted_for_hydra, command
         ("data.root=${oc.env:HERE}", "data.root=${oc.env:HERE}"),
         ("data.root=~/images", "data.root=/home/me/images"),
         ("+data.root=~", "+data.root=/home/me"),
+        ("runs=~/a,~/b", "runs=/home/me/a,/home/me/b"),
+        ("checkpoint=[~/a,b~]", "checkpoint=[/home/me/a,b~]"),
         ("model.pretrained=~/w.pt", "model.pretrained=/home/me/w.pt"),
         ("data.root=~user", "data.root='~user'"),
         ("images=it's, (1).png", r"images='it\'s, (1).png'"),

@@ -330,4 +330,5 @@ def test_folders_are_named_by_what_was_asked():
     assert not set(hydra_safe) - set("abcdefghijklmnopqrstuvwxyz0123456789-_.+")
     long = folder([f"a.key{i}={i}" for i in range(60)])
     assert len(long) <= 120
+    assert len(folder([f"data.classes=[{'狗,' * 60}]"]).encode()) <= 120
     assert long != folder([f"a.key{i}={i + 1}" for i in range(60)])

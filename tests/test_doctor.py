@@ -36,10 +36,11 @@ def test_what_would_stop_a_sweep_is_a_line_with_its_remedy_and_exit_code_1(comma
 
 
 def test_packed_images_are_found_and_an_offline_mode_lacks_no_key(tmp_path, monkeypatch):
-    (tmp_path / "images/train").mkdir(parents=True)
-    asked = ["trainer=cpu", "data=image_folder", f"data.root={tmp_path}/images", f"data.cache={tmp_path}/cache"]
+    root = tmp_path / "images (1) [new]"
+    (root / "train").mkdir(parents=True)
+    asked = ["trainer=cpu", "data=image_folder", f"data.root='{root}'", f"data.cache={tmp_path}/cache"]
     assert "to be packed" in facts(doctor(*asked))["data"]
-    (tmp_path / "cache" / f"{name_in_cache(tmp_path / 'images')}-64.store").mkdir(parents=True)
+    (tmp_path / "cache" / f"{name_in_cache(root)}-64.store").mkdir(parents=True)
     next((tmp_path / "cache").iterdir()).joinpath("manifest.json").touch()
     assert "packed" in facts(doctor(*asked))["data"]
     assert "to be packed" not in facts(doctor(*asked))["data"]
@@ -50,6 +51,12 @@ def test_packed_images_are_found_and_an_offline_mode_lacks_no_key(tmp_path, monk
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     assert "no key" in facts(doctor(*asked))["W&B"]
+
+
+def test_a_gpu_that_torch_cannot_use_is_not_asked_for_its_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # counted by NVML, without CUDA
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert facts(doctor("data=textures"))["device"]
 
 
 def test_little_room_is_a_warning_and_none_an_error(tmp_path, monkeypatch):

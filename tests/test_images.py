@@ -63,8 +63,9 @@ def test_a_name_that_no_text_can_hold_is_refused(tmp_path):
     path = os.fsencode(tmp_path) + b"/\xff.png"
     with open(path, "wb") as file:
         file.write(jpeg())
-    with pytest.raises(UserError, match=r"udcff\.png is not UTF-8: rename it"):
-        find_images(tmp_path)
+    for asked in (tmp_path, tmp_path / os.fsdecode(path)):
+        with pytest.raises(UserError, match=r"udcff\.png is not UTF-8: rename it"):
+            find_images(asked)
 
 
 def test_cmyk(tmp_path):

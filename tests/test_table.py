@@ -166,6 +166,8 @@ def test_balanced_and_final_accuracies_are_means_over_the_runs_too(tmp_path):
 def test_a_run_without_its_config_is_not_compared(tmp_path):
     (write_run(tmp_path / "a") / "config.yaml").unlink()
     assert only_line(tmp_path).not_comparable == ["config.yaml missing or unreadable"]
+    (write_run(tmp_path / "b") / "config.yaml").unlink()
+    assert len(read_table(tmp_path).lines) == 2  # who knows whether they differ by their seed alone
 
 
 def test_a_partial_sweep_says_so_line_by_line(tmp_path):

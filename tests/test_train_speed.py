@@ -117,7 +117,7 @@ def test_a_second_call_measures_only_what_the_first_has_not(train_speed, monkeyp
         train_speed["main"]()
     measured = json.loads(out.read_text())
     assert len(asked) == 2
-    assert (measured["bagnet9"], measured["resnet18"]) == ({"n": 1}, {"n": 2})
+    assert (measured["bagnet9"], measured["resnet18"]) == tuple({"n": n, "complete": True} for n in (1, 2))
     out.write_text(json.dumps({**measured, "torch": "0.1"}))  # what another torch has done says nothing of this one
     train_speed["main"]()
     assert len(asked) == 4
@@ -138,6 +138,8 @@ def test_what_is_measured_before_a_failure_is_kept(train_speed, monkeypatch, tmp
         train_speed["main"]()
     measured = json.loads(out.read_text())
     assert (measured["bagnet9"], measured["resnet18"]) == ({"n": 1}, {"n": 1})
+    with pytest.raises(SystemExit, match="bagnet9, resnet18"):  # the rest is still to be measured
+        train_speed["main"]()
     assert "no room for workers" in capsys.readouterr().err
 
 

@@ -73,6 +73,7 @@ def find_images(path: Path) -> list[Path]:
     if not path.exists():
         raise UserError(f"{path} does not exist; give an image file or a folder of them")
     if not path.is_dir():
+        check_name(path)
         return [path]
     below = (Path(folder, name) for folder, names in walk(path) for name in names)
     files = sorted(file for file in below if file.name.lower().endswith(image_suffixes()) and file.is_file())

@@ -41,7 +41,8 @@ def repetitions(runs: list[dict], cell: Callable[[dict], tuple]) -> list[list[di
             groups[run["folder"],] = [run]
             continue
         training = run.get("config_digest") or run["folder"]
-        groups.setdefault((*cell(run), experiment(run["config"]), copies[training]), []).append(run)
+        trained = experiment(run["config"]) if run["config"] else run["folder"]
+        groups.setdefault((*cell(run), trained, copies[training]), []).append(run)
         copies[training] += 1
     return list(groups.values())
 

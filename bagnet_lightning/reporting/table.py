@@ -87,11 +87,8 @@ def read_table(folder: Path) -> Table:
     networks = [run for run in runs if run.get("kind") not in ("related", "pretraining")]
     settings = differing_settings(networks)
 
-    def cell(run: dict) -> tuple:
-        shown = leaves(run["config"])
-        return *_cell(run), _pretrained(run), repr([shown.get(name) for name in settings])
-
-    lines = sorted((_line(group, settings) for group in repetitions(networks, cell)), key=_order)
+    groups = repetitions(networks, lambda run: (_pretrained(run), run["config"].get("sweep")))
+    lines = sorted((_line(group, settings) for group in groups), key=_order)
     return Table(folder, lines, settings, related, pretrainings)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -161,6 +162,9 @@ def _ended(waiting: dict["Job", DictConfig]) -> Iterator[tuple[DictConfig, dict]
     polled, dead = time.monotonic(), set()
     while waiting:
         time.sleep(1)
+        for results in {job.paths.folder for job in waiting}:
+            with suppress(OSError):
+                results.chmod(results.stat().st_mode)  # else NFS may show new files a minute later
         for job in [job for job in waiting if job.paths.result_pickle.exists()]:
             yield waiting[job], _result(job, waiting.pop(job))
         if not waiting or time.monotonic() - polled < _POLL_SECONDS:
