@@ -11,6 +11,7 @@ from conftest import composed
 from hydra.utils import instantiate
 from PIL import Image
 
+from bagnet_lightning.analysis.figures import draw_masked
 from bagnet_lightning.analysis.measure import Sample, measure
 from bagnet_lightning.analyze import main
 from bagnet_lightning.checkpoint import Trained, load_trained
@@ -117,6 +118,9 @@ def test_a_bagnet_and_a_resnet_side_by_side(bagnet, resnet, tmp_path, command):
         assert missing not in other
     for found in ours["informative"].values():
         assert all(0 <= entry["image"] < 24 and entry["left"] >= 0 for entry in found["correct"])
+
+    (legend,) = draw_masked([other, ours]).legends
+    assert len(legend.get_texts()) == 5  # also of the methods that the first network lacks
 
     page = (out / "analysis.html").read_text()
     assert page.count('src="data:image/png;base64,') == 4

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import composed
+from hydra.utils import instantiate
 from PIL import Image
 from test_commands import one_line
 from trained_checkpoints import CLASSES, write_checkpoint
@@ -94,6 +95,11 @@ def test_a_page_has_room_for_some_pictures(checkpoints, tmp_path, capsys, monkey
     main.__wrapped__(composed(*asked, name="explain"))
     assert len([*(tmp_path / "out").glob("*.png")]) == 2
     assert "note: 2 files are explained: a page has no room for more" in capsys.readouterr().err
+    data = instantiate(composed("data=textures", "data.image_size=40").data, _convert_="all")
+    data.setup()
+    assert len(inputs.pictures_of_split(data, "val", 2, data.class_ids)) == 2
+    with pytest.raises(UserError, match="count=3: a page has room for 2 images of this size; ask for fewer"):
+        inputs.pictures_of_split(data, "val", 3, data.class_ids)
 
 
 def quoted(override):

@@ -225,6 +225,8 @@ def test_mistakes_are_one_line(model_file, tmp_path):
     with pytest.raises(UserError, match="nearest: goldfish"):
         main.__wrapped__(composed(f"checkpoint={model_file}", "class=goldfsh", name="explain"))
     assert not is_local_model(network)
+    assert is_local_model(model_file.parent)
+    assert load_local_model(model_file.parent).classes == load_local_model(model_file).classes
     with safetensors.safe_open(model_file, "np") as file:
         about = json.loads(file.metadata()["bagnet_lightning"])
     del about["classes"]

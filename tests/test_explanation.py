@@ -159,6 +159,13 @@ def test_the_strongest_patches_are_scored_as_the_evidence_around_their_middle(mo
         assert [score for *_, score in found] == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_patch_of_padding_alone_has_its_colour():
+    image = np.full((4, 6, 3), 200, np.uint8)
+    for top, left in ((-3, 0), (4, 0), (0, -5), (0, 6), (-9, -9)):
+        assert (cut_out(image, top, left, 3, (1, 2, 3)) == (1, 2, 3)).all()
+    assert (cut_out(image, -2, 5, 3, 0)[2, 0] == 200).all()
+
+
 def test_cut_outs_are_the_patches_that_the_network_saw(models, picture):
     patch = cut_out(picture.pixels, 0, 0, 17, models[0].grey)
     assert np.array_equal(patch, picture.pixels[:17, :17])

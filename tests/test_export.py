@@ -176,11 +176,12 @@ def test_a_network_that_takes_one_size_goes_where_no_other_is_asked_of_it(checkp
 def test_a_hubs_folder_is_made_again_but_no_other_is_written_over(checkpoints, tmp_path):
     hub = tmp_path / "hub"
     export(checkpoints["bagnet9"], "format=hub", f"out={hub}")
-    (hub / "README.md").write_text("my own words")
+    card = (hub / "README.md").read_text()
+    (hub / "README.md").write_text("my own words on bagnet_lightning")
     with pytest.raises(UserError, match=r"hub/README\.md is of no earlier export"):
         export(checkpoints["bagnet9"], "format=hub", f"out={hub}")
-    assert (hub / "README.md").read_text() == "my own words"
-    (hub / "README.md").write_text("tags: bagnet_lightning")
+    assert (hub / "README.md").read_text() == "my own words on bagnet_lightning"
+    (hub / "README.md").write_text(card)
     settings = {"_target_": "bagnet_lightning.models.resnet.resnet18", "pretrained": False, "stem": "small"}
     small = write_checkpoint(tmp_path / "small.ckpt", "resnet18", settings=settings)
     export(small, "format=hub", f"out={hub}")

@@ -149,6 +149,8 @@ def test_unlabelled_test_images_are_trained_on_too(tmp_path):
     result = fit(composed(*asked, name="pretrain"), tmp_path / "run")
     assert result["train_images"] == 10
     assert read_checkpoint(tmp_path / "run/last.ckpt")["ImageFolder"].keys() == {"train", "val", "test"}
+    with pytest.raises(UserError, match="groups of images are held out and in test, such as '"):
+        fit(composed(*asked, "data.group='[0-9]'", "data.holdout=0.5", name="pretrain"), tmp_path / "groups")
     with pytest.raises(UserError, match=r"splits=train\+test: textures has no test images"):
         fit(small("splits=train+test"), tmp_path / "other")
 

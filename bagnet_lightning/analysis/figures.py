@@ -105,7 +105,7 @@ def draw_masked(networks: list[dict]) -> Figure:
     for axes, (fill, kind) in zip(panels[:, 0], rows, strict=True):
         axes.set_ylabel(f"{kind}, {FILL_NAMES[fill]}:\nprobability of the\npredicted class (%)")
         axes.set_ylim(bottom=0)
-    _legend(figure, panels[0, 0])
+    _legend(figure, *panels[0])
     return figure
 
 
@@ -195,9 +195,9 @@ def _line(axes: Axes, x: list, values: list[dict], label: str, colour: str) -> N
     axes.fill_between(x, means - errors, means + errors, color=colour, alpha=0.18, lw=0)
 
 
-def _legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=8)
+def _legend(figure: Figure, *panels: Axes, columns: int = 4) -> None:
+    named = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=columns, frameon=False, fontsize=8)
 
 
 def _error(value: dict) -> float:

@@ -69,7 +69,8 @@ def cut_out(pixels: np.ndarray, top: int, left: int, side: int, beyond: ArrayLik
     square = np.empty((side, side, 3), np.uint8)
     square[:] = beyond
     height, width, _ = pixels.shape
-    rows, columns = slice(max(top, 0), min(top + side, height)), slice(max(left, 0), min(left + side, width))
+    rows = slice(*np.clip((top, top + side), 0, height))
+    columns = slice(*np.clip((left, left + side), 0, width))
     square[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = pixels[rows, columns]
     return square
 

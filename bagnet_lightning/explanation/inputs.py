@@ -40,8 +40,13 @@ def find_class(requested: str, classes: list[str], class_names: list[str]) -> in
 
 
 def pictures_of_split(data: ImageData, split: str, count: int, classes: list[str]) -> list[Picture]:
-    """Returns `count` images of a split of `data` (after setup), spread evenly over it and thus over its classes."""
+    """Returns `count` images of a split of `data` (after setup), spread evenly over it and thus over its classes.
+
+    Raises UserError if they are too many for a page.
+    """
     images = data.labelled_for(classes, split)
+    if (room := PAGE_PIXELS // images.split.images[0, ..., 0].numel()) < min(count, len(images)):
+        raise UserError(f"count={count}: a page has room for {room} images of this size; ask for fewer")
     pictures, names = [], data.names(images)
     for position in spread(len(images), count):
         index = images.chosen[position].item()

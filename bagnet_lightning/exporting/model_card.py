@@ -10,6 +10,7 @@ from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.names import model_name, optimizer_name
 from bagnet_lightning.results import read_run
 
+TAGS = ["image-classification", "bagnet_lightning"]
 PAPER = "https://openreview.net/forum?id=SkfMWhAqYQ"
 
 
@@ -31,7 +32,7 @@ def write_card(folder: Path, trained: Trained, checkpoint: Path) -> list[str]:
 def in_the_way(folder: Path) -> Path | None:
     """Returns a file in `folder` that an export would replace, if no earlier export has written it."""
     card = folder / "README.md"
-    if card.is_file() and "bagnet_lightning" in card.read_text(encoding="utf-8", errors="replace"):
+    if card.is_file() and f"tags: {json.dumps(TAGS)}" in card.read_text(encoding="utf-8", errors="replace"):
         return None
     written = (card, folder / "config.json", folder / "model.safetensors")
     return next((path for path in written if path.exists()), None)
@@ -80,7 +81,7 @@ def _card(trained: Trained, result: dict | None) -> str:
     data = about["config"]["data"]["name"]
     names = ", ".join(trained.class_names[:8])
     names += f", … ({len(trained.class_names)} in all)" if len(trained.class_names) > 8 else ""
-    front = {"pipeline_tag": "image-classification", "tags": ["image-classification", "bagnet_lightning"]}
+    front = {"pipeline_tag": "image-classification", "tags": TAGS}
     if result:
         metrics = [{"type": "accuracy", "value": result["best_val_accuracy"], "name": "top-1"}]
         dataset = {"name": data, "type": data, "split": result.get("validated_on", "val")}

@@ -166,7 +166,7 @@ class FisherVectors(Encoding):
         posteriors = self._posteriors(projected)[:, :, None]
         standard = (projected[:, None] - self.arrays["means"]) / self.arrays["deviations"]
         gradients = [posteriors * standard / np.sqrt(weights), posteriors * (standard**2 - 1) / np.sqrt(2 * weights)]
-        counts = np.diff(bag.offsets)[bag.images]
+        counts = np.diff(bag.offsets)[bag.images].astype(np.float32)
         return np.stack(gradients, 1).reshape(len(projected), -1) / counts[:, None]
 
     def sums(self, bag: Bag) -> np.ndarray:

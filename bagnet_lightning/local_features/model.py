@@ -18,6 +18,7 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import write_bytes
 from bagnet_lightning.local_features.bag import Bag, BagClassifier, Features
 from bagnet_lightning.names import model_name
+from bagnet_lightning.paths import weights_file
 from bagnet_lightning.results import system_name
 
 if TYPE_CHECKING:  # needs packages that check_installed looks for
@@ -103,15 +104,16 @@ def save_local_model(model: LocalModel, path: Path) -> None:
 
 
 def load_local_model(path: str | Path) -> LocalModel:
-    """Loads a run's model.safetensors. Raises UserError if `path` is not one.
+    """Loads a run's model.safetensors, or that of a run's folder. Raises UserError if `path` is not one.
 
     Only this package's features, encodings and classifiers are built, whatever the file names.
     """
+    path = weights_file(path)
     metadata = _metadata(path)
     if metadata is None:
         raise UserError(f"{path} is not of a run of bagnet_lightning.classical")
     if metadata["config"].get("em"):  # its network lies beside it, wherever the run's folder is now
-        metadata["config"]["features"]["checkpoint"] = str(Path(path).parent / EM_CHECKPOINT)
+        metadata["config"]["features"]["checkpoint"] = str(path.parent / EM_CHECKPOINT)
     for part in PARTS:
         target = metadata["config"][part].get("_target_")
         if not _is_ours(str(target)):
@@ -130,8 +132,9 @@ def load_local_model(path: str | Path) -> LocalModel:
 
 
 def is_local_model(path: str | Path) -> bool:
-    """Whether `path` is a file of `save_local_model`. Raises UserError if there is no such file, or it is damaged."""
-    return Path(path).suffix == ".safetensors" and _metadata(path) is not None
+    """Whether `path` is a file of `save_local_model`, or a folder that holds one. Raises UserError if it is damaged."""
+    path = weights_file(path)
+    return path.suffix == ".safetensors" and path.is_file() and _metadata(path) is not None
 
 
 def _metadata(path: str | Path) -> dict | None:

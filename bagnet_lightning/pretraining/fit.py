@@ -19,6 +19,7 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.pretraining.pretrainer import Method, Pretrainer, neighbour_is_nearer
 from bagnet_lightning.pretraining.tiles import Tiles
+from bagnet_lightning.training import ranks
 from bagnet_lightning.training.loggers import RunLogger
 from bagnet_lightning.training.trainer import prepare, schedule, train
 
@@ -48,7 +49,7 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
     tiles.check(*data.store.splits["train"].images.shape[1:3])
     if isinstance(network, BagNet):
         network.check_size(tiles.size, tiles.size, "tiles")
-    _cut_into_tiles(data, tiles, method.kinds)
+    _cut_into_tiles(data, tiles, method.kinds, ranks.count(config))
     settings = plain(config) | {"image_size": data.store.side, "train_digest": data.store.digests["train"]}
     about = {"config": settings, "classes": [], "class_names": [], "mean": data.mean, "std": data.std}
     module = Pretrainer(network, features, method, **schedule(config), about=about)
@@ -75,9 +76,18 @@ def _colour_triplet_accuracy(data: ImageData) -> float:
 
 
 def _add_test_images(data: ImageData) -> None:
-    """Adds the unlabelled test images of `data` to its training images, as a copy of all in memory."""
+    """Adds the unlabelled test images of `data` to its training images, as a copy of all in memory.
+
+    Raises UserError if there are none, or some are of a group that is held out.
+    """
     if "test" not in data.store.splits:
         raise UserError(f"splits=train+test: {data.name} has no test images; leave it at train")
+    groups, held_out = data.groups("test"), data.groups("train" if data.holdout else "val")
+    if groups and (shared := {held_out[index] for index in data.val_images.chosen.tolist()} & {*groups}):
+        raise UserError(
+            f"splits=train+test: {len(shared)} groups of images are held out and in test, such as {min(shared)!r}; "
+            "leave it at train"
+        )
     data.splits_in_use.add("test")
     splits = data.train_images.split, data.store.splits["test"]
     images = torch.cat([splits[0].images.index_select(0, data.train_images.chosen), splits[1].images])
@@ -86,8 +96,11 @@ def _add_test_images(data: ImageData) -> None:
     data.train_images = Images(Split(images, *no_annotations), all_indices, no_annotations[0])
 
 
-def _cut_into_tiles(data: ImageData, tiles: Tiles, kinds: int) -> None:
-    """Makes batches of `data` hold `kinds` kinds of tiles, and validation batches triplets, always the same ones."""
+def _cut_into_tiles(data: ImageData, tiles: Tiles, kinds: int, devices: int) -> None:
+    """Makes batches of `data` hold `kinds` kinds of tiles, and validation batches triplets, always the same ones.
+
+    devices: among which each batch is divided. Raises UserError if one would have a single image.
+    """
     # In order of their classes, most images of a batch would be of one class, and so would distant tiles.
     order = torch.randperm(len(data.val_images), generator=torch.Generator().manual_seed(0))
     images = data.val_images
@@ -96,10 +109,10 @@ def _cut_into_tiles(data: ImageData, tiles: Tiles, kinds: int) -> None:
         ("batch_size", len(data.train_images), data.train_dataloader().order.smallest),
         ("eval_batch_size", len(images), min(map(len, data.val_dataloader().order))),
     ):
-        if smallest < 2:
+        if smallest < 2 * devices:
             raise UserError(
                 f"data.{key}={getattr(data, key)}: a batch of the {count:,} images would have {smallest}, and a tile "
-                "needs another image to be compared with; choose another size"
+                "needs another image on its device to be compared with; choose another size"
             )
 
     def scaled(tiles_of_batch: Tensor) -> Tensor:

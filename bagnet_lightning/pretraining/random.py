@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Random:
-    """Leaves the weights as they were initialised; batch norms still estimate the statistics of tiles."""
+    """Leaves the weights as they were initialised, less the optimizer's decay, which is 0 in Adam, the default.
+
+    Batch norms still estimate the statistics of tiles.
+    """
 
     name: str
     kinds: ClassVar[int] = 1  # of tiles.py: anchors

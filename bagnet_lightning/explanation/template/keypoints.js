@@ -2,7 +2,7 @@
 
 const at = id => document.getElementById(id);
 const stage = at("stage"), hidden = at("hidden");
-const state = { image: 0, asked: data.asked, chosen: null, point: null };
+const state = { image: 0, next: 0, asked: data.asked, chosen: null, point: null };
 let view; // of the image: {image, source, grey, zoom}, and of the class: place, order (the strongest first)
 
 const one = data.patches ? "patch" : "keypoint", many = data.patches ? "patches" : "keypoints";
@@ -12,8 +12,10 @@ const share = point => view.image.shares[view.place][point];
 const shown = () => view.order.slice(0, Math.ceil(view.order.length * (1 - hidden.value / 100)));
 
 async function showImage(index) {
-  const image = data.images[index];
-  view = { image, ...await pixelsOf(image), zoom: Math.ceil(500 / Math.max(image.width, image.height)) };
+  const image = data.images[state.next = index];
+  const pixels = await pixelsOf(image);
+  if (state.next !== index) return; // another image was chosen meanwhile
+  view = { image, ...pixels, zoom: Math.ceil(500 / Math.max(image.width, image.height)) };
   state.image = index;
   state.point = null;
   showClasses(image, index => index === image.predicted ? "predicted" : "");

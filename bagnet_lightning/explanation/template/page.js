@@ -1,5 +1,5 @@
 const overlay = document.getElementById("overlay");
-const state = { image: 0, asked: data.asked, chosen: null, row: 0, column: 0 };
+const state = { image: 0, next: 0, asked: data.asked, chosen: null, row: 0, column: 0 };
 let views = []; // one a model: {explanation, field, panels, ...}, made anew for each image
 
 const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer;
@@ -16,8 +16,9 @@ const decodeClasses = top => {
 };
 
 async function showImage(index) {
-  const image = data.images[index];
+  const image = data.images[state.next = index];
   const { source, grey } = await pixelsOf(image);
+  if (state.next !== index) return; // another image was chosen meanwhile
   state.image = index;
 
   const kept = image.classes.includes(state.asked) ? state.asked : image.explanations[0].predicted;
