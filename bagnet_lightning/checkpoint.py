@@ -47,6 +47,10 @@ class Trained:
         return self.config["image_size"]
 
 
+class NotOurs(UserError):
+    """A file of weights that this package did not write."""
+
+
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict:
     """Reads what torch.save wrote to `path`. Raises UserError if it is missing, damaged, or holds more than data."""
     try:
@@ -96,8 +100,8 @@ def load_backbone(path: str | Path) -> Trained:
         network.load_state_dict({key: weights[key] for key in network.state_dict()})
         return Trained(network.eval(), **about)
     except (KeyError, RuntimeError, TypeError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"checkpoint {path} does not fit the network it names: {reason}") from error
+        *_, reason = str(error).splitlines() or [type(error).__name__]
+        raise UserError(f"checkpoint {path} does not fit the network it names: {reason.strip()}") from error
 
 
 def _network(target: str, path: Path) -> Callable[..., nn.Module]:
@@ -181,7 +185,7 @@ def read_metadata(path: str | Path) -> object:
 
 
 def read_network(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
-    """Returns the fields of Trained but the network, and its weights. Raises UserError for another program's file."""
+    """Returns the fields of Trained but the network, and its weights. Raises NotOurs for another program's file."""
     path = weights_file(path)
     about, weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_run(path)
     if missing := {"image_size", "train_digest"} - about["config"].keys():
@@ -193,10 +197,10 @@ def read_network(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
 
 
 def read_if_ours(path: str | Path) -> tuple[dict, dict[str, Tensor]] | None:
-    """Returns read_network of a file, or None if it is another program's."""
+    """Returns read_network of a file, or None if it is another program's. Raises UserError for an old one of ours."""
     try:
         return read_network(path)
-    except UserError:
+    except NotOurs:
         return None
 
 
@@ -204,14 +208,14 @@ def _read_run(path: Path) -> tuple[dict, dict[str, Tensor]]:
     checkpoint = read_checkpoint(path)
     about = checkpoint.get("bagnet_lightning") if isinstance(checkpoint, dict) else None
     if about is None:
-        raise UserError(f"checkpoint {path} is not of a bagnet_lightning run; give it as model.pretrained=PATH")
+        raise NotOurs(f"checkpoint {path} is not of a bagnet_lightning run; give it as model.pretrained=PATH")
     return about, {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
 
 
 def _read_safetensors(path: Path) -> tuple[dict, dict[str, Tensor]]:
     metadata = read_metadata(path)
     if not isinstance(metadata, dict):
-        raise UserError(f"checkpoint {path} was not exported by bagnet_lightning; give it as model.pretrained=PATH")
+        raise NotOurs(f"checkpoint {path} was not exported by bagnet_lightning; give it as model.pretrained=PATH")
     if "mean" not in metadata:
         raise UserError(f"checkpoint {path} is a system of bagnet_lightning.classical, not a network: use explain")
     about = {field.name: metadata[field.name] for field in fields(Trained) if field.name != "network"}

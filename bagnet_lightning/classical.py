@@ -14,7 +14,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from bagnet_lightning.cli import command
-from bagnet_lightning.results import progress_file, write_progress, write_result
+from bagnet_lightning.results import write_result
 from bagnet_lightning.runs import outcome, run_in_folder
 
 
@@ -29,11 +29,7 @@ def main(config: DictConfig) -> dict:
 def classical(config: DictConfig, folder: Path, requested: dict) -> dict:
     from bagnet_lightning.local_features.pipeline import run
 
-    write_progress(folder)  # marks the run as running; there is no measure of its progress
-    try:
-        result = outcome(requested, folder, partial(run, config, folder))
-    finally:
-        progress_file(folder).unlink(missing_ok=True)
+    result = outcome(requested, folder, partial(run, config, folder))
     write_result(folder, result)
     return result
 

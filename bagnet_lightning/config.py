@@ -38,13 +38,13 @@ def without_hydra(config: DictConfig) -> DictConfig:
 
 
 def leaves(config: dict, path: str = "", modules: bool = False) -> dict[str, object]:
-    """Flattens to {"model.width": 0.25, ...}; lists become text, and `_target_` loses its module unless `modules`."""
+    """Flattens to {"model.width": 0.25, ...} as texts show it; `modules`: to be compared, with the whole `_target_`."""
     found = {}
     for key, value in config.items():
         if isinstance(value, dict):
             found |= leaves(value, f"{path}{key}.", modules)
         elif isinstance(value, list):
-            found[f"{path}{key}"] = ", ".join(map(str, value))
+            found[f"{path}{key}"] = repr(value) if modules else ", ".join(map(str, value))
         else:
             found[f"{path}{key}"] = str(value).rpartition(".")[2] if key == "_target_" and not modules else value
     return found
@@ -105,9 +105,16 @@ def weights_sha256(path: object) -> str | None:
     if not isinstance(path, str):
         return None
     try:
-        return sha256_of(weights_file(path))
+        file = weights_file(path)
+        state = file.stat()
+        return _sha256(file, state.st_mtime_ns, state.st_size)
     except OSError:
         return None
+
+
+@cache  # a command asks several times
+def _sha256(path: Path, changed_ns: int, size: int) -> str:
+    return sha256_of(path)
 
 
 def image_files(target: str, root: str | None) -> str | None:

@@ -2,9 +2,10 @@
 
 import logging
 import os
+import threading
 import traceback
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from shutil import rmtree
 
@@ -15,9 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from bagnet_lightning.config import plain, training_settings
 from bagnet_lightning.errors import Diverged, Interrupted, UserError, in_one_line
 from bagnet_lightning.files import locked, write_text
-from bagnet_lightning.results import describe, read_run
+from bagnet_lightning.results import describe, progress_file, read_run, write_progress
 
 log = logging.getLogger(__name__)
+TOUCHED = 60  # seconds between two signs of life
 # What the runs of all commands leave in their folders, but train.log, which goes on.
 RUN_FILES = (
     *("config.yaml", "metrics.csv", "result.json", "predictions.npz", "last.ckpt", "best.ckpt", "backbone.safetensors"),
@@ -45,13 +47,38 @@ def run_in_folder(config: DictConfig, run: Callable[[Path, dict], dict], lead: b
             put_aside(folder)
         result = None
         try:
-            result = skip_or_refuse(config, folder, requested, lead) or run(folder, requested)
+            result = skip_or_refuse(config, folder, requested, lead)
+            if result is None:
+                with at_work(folder) if lead else nullcontext():
+                    result = run(folder, requested)
         except Interrupted as stop:
             raise SystemExit(stop.exit_code) from stop
         finally:
             if lead and restore_or_discard(folder) and result:
                 result["error"] += "; the earlier run is kept"
         return result
+
+
+@contextmanager
+def at_work(folder: Path) -> Iterator[None]:
+    """Keeps a run's progress.json, whose process and age tell others, on this machine and elsewhere, that it goes on.
+
+    Training adds how far it is (training/progress.py).
+    """
+    path, ended = progress_file(folder), threading.Event()
+
+    def keep_young() -> None:
+        while not ended.wait(TOUCHED):
+            with suppress(OSError):
+                os.utime(path)
+
+    write_progress(folder)
+    threading.Thread(target=keep_young, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        path.unlink(missing_ok=True)
 
 
 def describe_job(config: DictConfig, hydra: DictConfig) -> dict:
@@ -162,5 +189,4 @@ def _message(error: Exception) -> str:
     if not isinstance(error, InstantiationException):
         return in_one_line(error)
     message, *_ = str(error).replace(", set env var HYDRA_FULL_ERROR=1 to see chained exception.", ":").splitlines()
-    *_, cause = str(error.__cause__ or error).strip().splitlines()
-    return f"{message} {cause}"
+    return f"{message} {in_one_line(error.__cause__ or error)}"

@@ -4,7 +4,14 @@ from functools import partial
 import pytest
 import torch
 
-from bagnet_lightning.checkpoint import adapt_head, load_backbone, load_trained, read_network, write_backbone
+from bagnet_lightning.checkpoint import (
+    adapt_head,
+    load_backbone,
+    load_trained,
+    read_if_ours,
+    read_network,
+    write_backbone,
+)
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import BagNet, bagnet9
 from bagnet_lightning.models.resnet import resnet18
@@ -174,6 +181,9 @@ def test_other_files_are_refused_in_one_line(tmp_path):
         with pytest.raises(UserError, match=f"{name} .*{reason}") as caught:
             load_trained(tmp_path / name)
         assert "\n" not in str(caught.value)
+    assert read_if_ours(tmp_path / "foreign") is None
+    with pytest.raises(UserError, match="earlier version"):  # and not taken for another program's
+        read_if_ours(tmp_path / "old")
 
 
 def test_weights_of_another_size_are_refused(tmp_path):

@@ -227,6 +227,7 @@ def test_digest_is_of_what_is_trained():
         assert digest(composed(same)) == asked
         assert training_settings(plain(composed(same))) == training_settings(plain(composed()))
     assert digest(composed("trainer=ddp", "trainer.num_nodes=2")) == asked
+    assert digest(composed("data.classes=['a, b',c]")) != digest(composed("data.classes=[a,'b, c']"))
     config = composed("data.holdout=0.1", "weight_average=0.9")
     assert leaves(plain(config)).keys() - training_settings(plain(config)).keys() == {
         *("sweep", "fresh", "dry_run", "paper", "checkpoint.every_n_minutes", "checkpoint.every_n_steps"),

@@ -1,4 +1,5 @@
 import csv
+import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,8 @@ from torch import nn
 
 from bagnet_lightning.checkpoint import load_trained, read_checkpoint
 from bagnet_lightning.errors import Diverged, UserError
-from bagnet_lightning.results import read_metrics
+from bagnet_lightning.results import read_metrics, read_run
+from bagnet_lightning.runs import at_work
 from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.fit import fit, loss_settings
 from bagnet_lightning.training.history import History
@@ -173,6 +175,15 @@ def test_a_start_from_weights_that_have_seen_the_held_out_images_is_refused(tmp_
     fit(composed(*asked), tmp_path / "second")
     with pytest.raises(UserError, match=r"held out 0\.5, fold 0, and its network has seen these images"):
         fit(composed(*asked, "data.fold=1"), tmp_path / "third")
+
+
+def test_a_run_at_work_tells_how_far_it_is(tmp_path):
+    fit(composed(*SMALL, "trainer.max_epochs=1"), tmp_path / "of_no_run")
+    assert not (tmp_path / "of_no_run/progress.json").exists()
+    with at_work(tmp_path):
+        fit(composed(*SMALL, "trainer.max_epochs=1"), tmp_path)
+        told = read_run(tmp_path)["progress"]
+    assert (told["epoch"], told["epochs"], told["pid"]) == (1, 1, os.getpid())
 
 
 def test_what_callbacks_do_at_the_end_of_a_validation_is_not_training(tmp_path):

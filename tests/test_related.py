@@ -3,8 +3,6 @@
 import csv
 import io
 import json
-import os
-import time
 
 import pytest
 import yaml
@@ -12,9 +10,7 @@ from PIL import Image
 from rich.console import Console
 from sweep_folders import write_related, write_run
 
-from bagnet_lightning.classical import classical
 from bagnet_lightning.reporting.notes import notes
-from bagnet_lightning.reporting.page.runs import state
 from bagnet_lightning.reporting.report import write_report
 from bagnet_lightning.reporting.table import read_table
 from bagnet_lightning.reporting.text import markdown, print_table, related_csv_text
@@ -227,24 +223,6 @@ def test_a_row_of_table_1_is_only_of_tiny_imagenet(tmp_path):
     write_run(tmp_path / "c", "bagnet17", "adam", status=None, config={"data.name": "textures"})
     found = {line.runs[0]["folder"].name: line.row for line in read_table(tmp_path).lines}
     assert found == {"a": 3, "b": None, "c": None}
-
-
-def test_a_system_at_work_is_seen_to_be(tmp_path, monkeypatch):
-    folder = write_related(tmp_path / "a", status=None)
-    long_ago = time.time() - 9999  # in which it would count as stopped
-    os.utime(folder / "config.yaml", (long_ago, long_ago))
-    states = []
-
-    def at_work(config, folder):
-        states.append(state(read_run(folder)))
-        return {"best_val_accuracy": 0.5}
-
-    pytest.importorskip("cv2")
-    monkeypatch.setattr("bagnet_lightning.local_features.pipeline.run", at_work)
-    result = classical(None, folder, {"model": "sift", "optimizer": "linear"})
-    assert (states, result["status"], state(read_run(folder))) == (["running"], "finished", "finished")
-    (folder / "result.json").unlink()
-    assert state(read_run(folder)) == "stopped"
 
 
 def test_rubbish_in_the_fields_is_a_line_and_no_exception(tmp_path):

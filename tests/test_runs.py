@@ -1,15 +1,19 @@
 """A run is made once, whatever command makes it."""
 
 import json
+import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from conftest import composed
+from hydra.errors import InstantiationException
 
 from bagnet_lightning.errors import Diverged, UserError
+from bagnet_lightning.reporting.page.runs import state
 from bagnet_lightning.results import describe, read_run, write_result
-from bagnet_lightning.runs import outcome, put_aside, restore_or_discard, skip_or_refuse
+from bagnet_lightning.runs import at_work, outcome, put_aside, restore_or_discard, skip_or_refuse
 
 
 def asked(*overrides: str) -> tuple:
@@ -110,6 +114,21 @@ def test_a_process_killed_while_files_are_moved_loses_none(tmp_path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_a_run_is_seen_to_go_on_before_it_trains_and_from_other_machines(tmp_path, monkeypatch):
+    monkeypatch.setattr("bagnet_lightning.runs.TOUCHED", 0.01)
+    config, described = asked()
+    skip_or_refuse(config, tmp_path, described, lead=True)
+    progress = tmp_path / "progress.json"
+    with at_work(tmp_path):
+        assert state(read_run(tmp_path)) == "running"
+        progress.write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
+        os.utime(progress, (0, 0))
+        while state(read_run(tmp_path)) == "stopped":
+            time.sleep(0.01)
+    assert state(read_run(tmp_path)) == "stopped"
+    assert not progress.exists()
+
+
 def test_what_ends_a_run_is_its_result(tmp_path):
     _, described = asked()
 
@@ -125,3 +144,6 @@ def test_what_ends_a_run_is_its_result(tmp_path):
     fault = raising(ZeroDivisionError("division by zero"))
     assert fault["error"].startswith("ZeroDivisionError: division by zero; see train.log in")
     assert json.dumps(fault)
+    refused = InstantiationException("Error in call to target 'my.Callback':")
+    refused.__cause__ = AssertionError()
+    assert raising(refused)["error"].startswith("Error in call to target 'my.Callback': AssertionError; see train.log")

@@ -1,4 +1,4 @@
-"""Writes progress.json while a run trains, by results.write_progress."""
+"""Tells in progress.json how far a training is."""
 
 import time
 from pathlib import Path
@@ -11,7 +11,7 @@ INTERVAL = 5  # seconds between two writes
 
 
 class Progress(Callback):
-    """Writes the epoch, the steps and the seconds left to the run's `folder` every few seconds."""
+    """Writes the epoch, the steps and the seconds left to progress.json of a run at work, every few seconds."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -28,17 +28,11 @@ class Progress(Callback):
     def on_validation_batch_end(self, trainer: Trainer, *args) -> None:
         self.on_train_batch_end(trainer)
 
-    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._remove(trainer)
-
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        self._remove(trainer)
-
     def _write(self, trainer: Trainer) -> None:
         self.written = time.monotonic()
         steps, done = trainer.estimated_stepping_batches, trainer.global_step - self.first_step
         left = (steps - trainer.global_step) * (self.written - self.started) / done if done else None
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and progress_file(self.folder).exists():  # EM's training is a part of a run
             write_progress(
                 self.folder,
                 epoch=trainer.current_epoch + 1,
@@ -47,7 +41,3 @@ class Progress(Callback):
                 steps=steps,
                 seconds_left=left,
             )
-
-    def _remove(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero:
-            progress_file(self.folder).unlink(missing_ok=True)

@@ -120,7 +120,7 @@ class RayLauncher(ParallelLauncher):
         elif gpus is None:
             gpus = devices(job) if any(node.get("GPU") for node in nodes) else 0
         if cpus is None:
-            parts = [node["CPU"] * gpus // node["GPU"] for node in nodes if gpus and node.get("GPU", 0) >= gpus]
+            parts = [node.get("CPU", 0) * gpus // node["GPU"] for node in nodes if gpus and node.get("GPU", 0) >= gpus]
             cpus = max(1, min(parts, default=devices(job)))
         return {"num_gpus": gpus, "num_cpus": cpus}
 

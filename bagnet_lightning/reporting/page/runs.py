@@ -1,7 +1,6 @@
 """The data of one run's section of the page, read from the run's folder alone."""
 
 import shlex
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -28,7 +27,6 @@ LEFT = {
     "related": {"model.safetensors": "this system cannot be explained any more"},
     "pretraining": {"backbone.safetensors": "nothing can be fine-tuned from this run any more"},
 }
-STARTING = 120  # s in which a run without an epoch and without progress.json may still prepare its data
 CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
 
 
@@ -36,13 +34,7 @@ def state(run: dict) -> str:
     """Returns "finished", "running", "stopped", "failed", "diverged" or "unreadable"."""
     if run["status"] != "unfinished":
         return run["status"]
-    if run["progress"]:
-        return "running"
-    try:
-        young = time.time() - (run["folder"] / "config.yaml").stat().st_mtime < STARTING
-    except OSError:
-        young = False
-    return "running" if young and not run["epochs_done"] and not (run["folder"] / "last.ckpt").exists() else "stopped"
+    return "running" if run["progress"] else "stopped"
 
 
 def describe(run: dict, overrides: list[str] | None, predictions: Predictions | ValueError | None) -> dict:
