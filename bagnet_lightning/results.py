@@ -23,33 +23,19 @@ from bagnet_lightning.table1 import departures, paper_row
 #: Incremented when a field of result.json changes its meaning; files of a newer format are not interpreted.
 FORMAT = 1
 
-_NUMBER = (int, float, type(None))
+_NUMBERS = (
+    *("epochs", "best_val_accuracy", "val_top5_accuracy", "val_balanced_accuracy", "final_val_accuracy", "loss"),
+    *("val_triplet_accuracy", "colour_triplet_accuracy", "parameters", "model_bytes"),
+    *("images_per_second", "train_seconds", "feature_seconds"),
+)
 #: Types of the fields that readers compute with. A file with other types is not a result of this program.
 _FIELD_TYPES = {
-    "model": str,
-    "optimizer": str,
-    "status": str,
+    **dict.fromkeys(("model", "optimizer", "status"), str),
+    **dict.fromkeys(("kind", "method", "system", "config_dir"), (str, type(None))),
+    **dict.fromkeys(("versions", "without_keypoints"), (dict, type(None))),
+    **dict.fromkeys(_NUMBERS, (int, float, type(None))),
     "pretrained": (bool, type(None)),
-    "epochs": _NUMBER,
-    "best_val_accuracy": _NUMBER,
-    "val_top5_accuracy": _NUMBER,
-    "val_balanced_accuracy": _NUMBER,
-    "final_val_accuracy": _NUMBER,
-    "parameters": _NUMBER,
-    "images_per_second": _NUMBER,
-    "train_seconds": _NUMBER,
-    "versions": (dict, type(None)),
     "overrides": (list, type(None)),
-    "config_dir": (str, type(None)),
-    "kind": (str, type(None)),
-    "method": (str, type(None)),
-    "loss": _NUMBER,
-    "val_triplet_accuracy": _NUMBER,
-    "colour_triplet_accuracy": _NUMBER,
-    "system": (str, type(None)),
-    "feature_seconds": _NUMBER,
-    "model_bytes": _NUMBER,
-    "without_keypoints": (dict, type(None)),
 }
 _SILENCE = 300  # s without an update after which a run on another machine counts as dead
 _DEEPEST = 4  # levels below a sweep's folder that are searched for runs

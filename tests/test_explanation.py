@@ -14,10 +14,10 @@ from trained_checkpoints import CLASS_NAMES, CLASSES, write_checkpoint
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import dense_evidence
-from bagnet_lightning.explanation.arrays import Arrays
 from bagnet_lightning.explanation.drawing import cut_out, draw, exact_limit
 from bagnet_lightning.explanation.inputs import Picture, find_class, pictures_of_files
 from bagnet_lightning.explanation.maps import Explanation, explain, load_model, strongest
+from bagnet_lightning.explanation.networks import Networks
 from bagnet_lightning.explanation.page import Page
 from bagnet_lightning.names import class_indices
 
@@ -62,10 +62,10 @@ def test_both_networks_are_explained_for_the_same_classes(explanations):
     assert bagnet.largest_difference < 1e-5 * max(1, bagnet.logits.abs().max().item())
 
 
-def test_arrays_hold_the_evidence_itself(models, picture, explanations, dense):
-    arrays = Arrays(models[0])
-    arrays.add(picture, explanations[0])
-    held = np.load(BytesIO(arrays.npz()), allow_pickle=False)
+def test_arrays_hold_the_evidence_itself(models, picture, dense):
+    networks = Networks([models[0].path], CLASS_NAMES[2], exact=False)
+    networks.explain(picture)
+    held = np.load(BytesIO(networks.files()["evidence.npz"]), allow_pickle=False)
     shown = held["shown_0"]
     assert np.array_equal(held["evidence_0"], dense[..., shown].permute(2, 0, 1).numpy())
     assert held["evidence_0"].dtype == np.float32

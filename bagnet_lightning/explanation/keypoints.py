@@ -1,7 +1,7 @@
 """Explanations of pictures by a system of local features: pictures, lines, arrays and a page."""
 
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.explanation.arrays import Kept
+from bagnet_lightning.explanation.arrays import Arrays
 from bagnet_lightning.explanation.inputs import Picture, find_class
 from bagnet_lightning.explanation.keypoint_drawing import draw
 from bagnet_lightning.explanation.keypoint_maps import explain
@@ -27,7 +27,7 @@ class Keypoints:
         self.name = full_name(self.config, self.model.features)
         self.patches = self.model.features.explains == "patches"
         self.page = KeypointPage(self.name, self.patches, self.classes, self.class_names, self.requested)
-        self.arrays = Kept(self.classes, self.class_names)
+        self.arrays = Arrays(self.classes, self.class_names)
 
     def check_size(self, height: int, width: int) -> None:
         """Raises UserError if an image of this size cannot be explained."""

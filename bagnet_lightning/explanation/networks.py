@@ -7,10 +7,14 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.explanation.arrays import Arrays
 from bagnet_lightning.explanation.drawing import draw
 from bagnet_lightning.explanation.inputs import Picture, find_class
-from bagnet_lightning.explanation.maps import explain, load_model
+from bagnet_lightning.explanation.maps import APPROXIMATIONS, CONTRIBUTIONS, EVIDENCE, explain, load_model
 from bagnet_lightning.explanation.page import Page
 from bagnet_lightning.inference import takes_any_size
 from bagnet_lightning.names import told_apart
+
+# Of the maps, in evidence.npz.
+KEYS = {EVIDENCE: "evidence", CONTRIBUTIONS: "contributions"}
+KEYS |= {name: name.lower().replace("-", "_").replace(" ", "_") for name in APPROXIMATIONS}
 
 
 class Networks:
@@ -40,7 +44,8 @@ class Networks:
         if self.approximate and find_spec("captum") is None and all(model.field for model in self.models):
             self.approximate = False
             self.notes.append("exact evidence alone: for others beside it, pip install 'bagnet-lightning[explain]'")
-        self.page, self.arrays = Page(self.models, self.requested), [Arrays(model) for model in self.models]
+        self.page = Page(self.models, self.requested)
+        self.arrays = [Arrays(self.classes, self.class_names) for _ in self.models]
 
     def check_size(self, height: int, width: int) -> None:
         """Raises UserError if an image of this size cannot be explained."""
@@ -56,7 +61,12 @@ class Networks:
         self.page.add(picture, explanations)
         lines = []
         for model, explanation, kept in zip(self.models, explanations, self.arrays, strict=True):
-            kept.add(picture, explanation)
+            # Copies, since views would keep all classes' maps alive.
+            arrays = {KEYS[method]: maps.numpy().copy() for method, maps in explanation.maps().items()}
+            if explanation.patch_logits is not None:
+                arrays["patch_logits"] = explanation.patch_logits.numpy()
+            logits = explanation.logits.numpy()
+            kept.keep(picture, explanation.predicted, explanation.shown, arrays, logits=logits)
             predicted = self.class_names[explanation.predicted]
             truth = "" if picture.label is None else f", true class {self.class_names[picture.label]}"
             exact = ""
@@ -67,7 +77,14 @@ class Networks:
         return draw(picture, self.models, explanations), lines
 
     def files(self) -> dict[str, bytes]:
-        """Returns the page and the arrays of all pictures: file name -> content."""
+        """Returns the page, and each network's evidence.npz with these keys; images are numbered from 0.
+
+        images (N,) names; classes, class_names (C,); logits (N, C) float32; predicted, true (N,), -1 where unknown.
+        For image i of H x W px, with K shown classes: pixels_i (H, W, 3) uint8; shown_i (K,) class indices; evidence_i
+        (K, H, W) float32, the logit of the patch centred on each pixel; contributions_i (K, H, W) float32, each pixel's
+        share of the logit; patch_logits_i (h, w, C) float32, of the patches at the native stride, whose mean is the
+        image's logits; grad_cam_i and integrated_gradients_i (K, H, W) float32. What was not computed is missing.
+        """
         names = (
             ["evidence.npz"] if len(self.models) == 1 else [f"evidence_{i + 1}.npz" for i in range(len(self.models))]
         )

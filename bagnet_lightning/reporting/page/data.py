@@ -85,8 +85,8 @@ def _runs_of(table: Table, prefix: str, classes: list[list[str]]) -> dict[str, d
                 "optimizer": run["optimizer"] or "?",
                 "model": run["model"] or "?",
             }
-    waiting = {prefix + name: overrides for name, overrides in jobs.items() if prefix + name not in runs}
-    return runs | {name: {"state": "waiting", "overrides": overrides} for name, overrides in waiting.items()}
+    waiting = {prefix + name: {"state": "waiting"} for name in jobs}
+    return runs | {name: run for name, run in waiting.items() if name not in runs}
 
 
 def _predictions(run: dict) -> Predictions | ValueError | None:
