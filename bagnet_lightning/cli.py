@@ -29,7 +29,10 @@ from bagnet_lightning.rules import Rule, check
 # Keys whose values are taken as they are typed: in those of the first line a comma separates values.
 _PATHS = ("checkpoint", "runs", "data.root", "data.cache", "cache")
 _TEXTS = ("compare", "images", "out", "class")
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+DISK_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE),
+    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST),
+}
 
 
 def command(

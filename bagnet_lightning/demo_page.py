@@ -5,6 +5,7 @@ from pathlib import Path
 import gradio
 import numpy as np
 import torch
+from gradio.utils import get_upload_folder
 from PIL import Image
 from torch.nn import functional as F
 
@@ -34,6 +35,8 @@ def page(trained: Trained, max_pixels: int) -> gradio.Blocks:
     def answer(path: str | None, index: int) -> tuple[dict | None, Image.Image | None, str]:
         if path is None:
             return None, None, ""
+        if Path(get_upload_folder()).resolve() not in Path(path).resolve().parents:  # Gradio trusts what a client says
+            raise gradio.Error("this file was not uploaded", print_exception=False)
         try:
             pixels = load(path, trained.image_size, max_pixels)
         except UserError as error:
@@ -100,7 +103,10 @@ def look(trained: Trained, names: list[str], pixels: np.ndarray, index: int) -> 
         f"from {-end:.1f} to {end:.1f}. The image's logit, the mean of the network's own patches', is "
         f"{logits[index].item():.2f}."
     )
-    smooth = F.interpolate(evidence[None, None], pixels.shape[:2], mode="bilinear")[0, 0].numpy()
+    sizes = [MAP_STRIDE * (positions - 1) + 1 for positions in evidence.shape]  # from the first to the last one
+    smooth = F.interpolate(evidence[None, None], sizes, mode="bilinear", align_corners=True)
+    height, width = pixels.shape[:2]
+    smooth = F.pad(smooth, (0, width - sizes[1], 0, height - sizes[0]), mode="replicate")[0, 0].numpy()
     shown = Image.fromarray(overlay(pixels, smooth, end)).resize((SHOWN_PX, SHOWN_PX), Image.Resampling.NEAREST)
     return probabilities, shown, caption
 

@@ -56,7 +56,7 @@ def main(config: DictConfig) -> None:
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
 
-    earlier = {*out.glob("[0-9][0-9][0-9]*_*.png")}
+    earlier = {*out.glob("[0-9][0-9][0-9]*_*.png"), *out.glob("evidence*.npz")}
     for number, picture in enumerate(pictures):
         png, lines = explained.explain(picture)
         for line in lines:
@@ -69,8 +69,9 @@ def main(config: DictConfig) -> None:
     with writing(out):
         for name, content in explained.files().items():
             write_bytes(out / name, content)
+            earlier.discard(out / name)
     if earlier:
-        print(f"note: {len(earlier)} of the pictures in {out} are of an earlier command", file=sys.stderr)
+        print(f"note: {len(earlier)} of the files in {out} are of an earlier command", file=sys.stderr)
     print(f"written: {out / 'index.html'}, pictures and evidence*.npz beside it")
 
 

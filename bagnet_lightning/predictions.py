@@ -100,6 +100,8 @@ def read_predictions(folder: Path) -> Predictions | None:
         with np.load(folder / NAME, allow_pickle=False) as arrays:
             data = {name: arrays[name] for name in arrays.files}
         names, labels, predicted = data["class_names"].tolist(), data["labels"], data["predicted"]
+        if any(one.dtype != np.uint16 or one.ndim != 1 for one in (labels, predicted)) or len(names) > 2**16:
+            raise ValueError("labels and predictions are of another kind")
         if labels.shape != predicted.shape or not len(labels) or max(labels.max(), predicted.max()) >= len(names):
             raise ValueError("labels and predictions do not fit")
         return Predictions(names, labels, predicted, data["examples"], data["example_labels"], data["sheet"].tobytes())

@@ -26,12 +26,13 @@ FORMAT = 1
 _NUMBERS = (
     *("epochs", "best_val_accuracy", "val_top5_accuracy", "val_balanced_accuracy", "final_val_accuracy", "loss"),
     *("val_triplet_accuracy", "colour_triplet_accuracy", "parameters", "model_bytes"),
-    *("images_per_second", "train_seconds", "feature_seconds"),
+    *("images_per_second", "train_seconds", "feature_seconds", "peak_memory_mib", "train_images", "val_images"),
+    *("devices", "num_nodes", "best_epoch", "receptive_field"),
 )
 #: Types of the fields that readers compute with. A file with other types is not a result of this program.
 _FIELD_TYPES = {
     **dict.fromkeys(("model", "optimizer", "status"), str),
-    **dict.fromkeys(("kind", "method", "system", "config_dir"), (str, type(None))),
+    **dict.fromkeys(("kind", "method", "system", "config_dir", "config_digest"), (str, type(None))),
     **dict.fromkeys(("versions", "without_keypoints"), (dict, type(None))),
     **dict.fromkeys(_NUMBERS, (int, float, type(None))),
     "pretrained": (bool, type(None)),
@@ -159,16 +160,15 @@ def read_metrics(folder: Path | str) -> list[dict]:
         text = (Path(folder) / "metrics.csv").read_text(encoding="utf-8", errors="replace").replace("\0", "")
     except OSError:
         return []
-    rows = {}
-    for row in csv.DictReader(text.splitlines()):
+    rows, (header, *lines) = {}, text.splitlines() or [""]
+    for line in lines:
         try:
-            numbers = {name: _number(value) for name, value in row.items()}
-            rows[int(numbers["epoch"])] = numbers
-        except (AttributeError, KeyError, TypeError, ValueError):  # truncated, or not a line of numbers
-            continue
-    for epoch, row in rows.items():
-        row["epoch"] = epoch
-        row["step"] = None if row.get("step") is None else int(row["step"])
+            (cells,) = csv.DictReader([header, line])
+            row = {name: _number(value) for name, value in cells.items()}
+            row["epoch"], row["step"] = int(row["epoch"]), None if row.get("step") is None else int(row["step"])
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, csv.Error):
+            continue  # truncated, or not a line of numbers
+        rows[row["epoch"]] = row
     return [rows[epoch] for epoch in sorted(rows)]
 
 
@@ -181,6 +181,10 @@ def finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _finite(text: str) -> float | None:
+    return number if math.isfinite(number := float(text)) else None
+
+
 def _number(text: str) -> float | None:
     return float(text) if text.strip() else None
 
@@ -188,14 +192,16 @@ def _number(text: str) -> float | None:
 def _parse_result(text: str) -> tuple[str | None, dict]:
     """Returns (what is wrong, or None; the fields, none if something is wrong)."""
     try:
-        result = json.loads(text, parse_constant=lambda _: None)  # NaN is not a result
-    except ValueError:
+        result = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)  # NaN is not a result
+    except (ValueError, RecursionError):
         return "result.json is cut or damaged; remove it and run again", {}
     if not isinstance(result, dict):
         return "result.json is not a result of this program", {}
     if (found := result.get("format", FORMAT)) != FORMAT:
         return f"result.json has format {found}, this version reads format {FORMAT}; update bagnet_lightning", {}
     wrong = [name for name, types in _FIELD_TYPES.items() if name in result and not isinstance(result[name], types)]
+    wrong += [name for name in ("overrides",) if any(type(one) is not str for one in result.get(name) or ())]
+    wrong += [name for name in _NUMBERS if isinstance(result.get(name), int) and abs(result[name]) > 2**63]
     missing = [name for name in ("model", "optimizer", "status") if name not in result]
     if wrong or missing:
         return f"result.json is not a result of this program (see {', '.join(wrong + missing)})", {}

@@ -47,6 +47,11 @@ def test_norms_of_another_kind_stay_as_they_are():
     }
 
 
+def test_one_value_has_no_variance():
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        WrittenOutBatchNorm2d(4)(torch.zeros(1, 4, 1, 1))
+
+
 @pytest.mark.parametrize("spread", [0.0, 1e-3, 1.0])
 def test_what_is_far_from_zero_keeps_its_variance(spread):
     values = 30 + spread * torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0))

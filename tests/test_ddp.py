@@ -20,7 +20,8 @@ from bagnet_lightning.training import ranks
 ASKED = [word for word in SMALL if not any(key in word for key in ("images=", "batch_size", "trainer="))]
 ASKED += ["data.train_images=18", "data.batch_size=7", "data.val_images=13", "data.eval_batch_size=5"]
 ASKED += ["trainer.accelerator=cpu", "trainer.precision=64-true", "optim=adam", "optim.lr=1e-06"]
-ASKED += ["weight_average=0.9"]
+# The loss is of the whole batch, although it is no mean over images.
+ASKED += ["weight_average=0.9", "+loss._target_=torch.nn.CrossEntropyLoss", "+loss.reduction=sum"]
 
 
 def run(cwd: Path, *arguments: str, **options) -> subprocess.Popen:

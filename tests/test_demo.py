@@ -55,9 +55,9 @@ def upload(api, path):
     return post(f"{api}/upload", body % (path.name.encode(), path.read_bytes()), "multipart/form-data; boundary=x")[0]
 
 
-def ask(api, path, index=-1):
+def ask(api, path, index=-1, **also):
     """(event, data) of the last event that the demo answers with."""
-    image = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    image = {"path": path, **(also or {"meta": {"_type": "gradio.FileData"}})}
     event = post(f"{api}/call/explain", json.dumps({"data": [image, index]}).encode(), "application/json")["event_id"]
     with urllib.request.urlopen(f"{api}/call/explain/{event}", timeout=60) as response:
         *_, last = response.read().decode().strip().split("\n\n")
@@ -93,8 +93,10 @@ def test_what_is_too_large_or_no_image_is_refused_with_a_message(served, tmp_pat
     (tmp_path / "heavy.png").write_bytes(bytes(2**20 + 1))
     with pytest.raises(HTTPError, match="413"):
         upload(api, tmp_path / "heavy.png")
-    event, _ = ask(api, str(tmp_path / "wide.png"))  # a file of this machine that nobody uploaded
-    assert event == "error"
+    for path in (tmp_path / "wide.png", tmp_path / "none.png"):  # of this machine, and nobody uploaded it
+        assert ask(api, str(path))[0] == "error"
+        event, data = ask(api, str(path), url=None)  # without what makes Gradio check where it lies
+        assert (event, data["error"]) == ("error", "this file was not uploaded")
 
 
 def test_the_demo_says_what_it_lacks(monkeypatch):

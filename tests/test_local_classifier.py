@@ -67,6 +67,14 @@ def test_the_logistic_regression_is_scikit_learns(histograms, to_the_end, C):
     np.testing.assert_allclose(ours.scores(vectors), theirs.decision_function(vectors), atol=5e-3)
 
 
+def test_vectors_far_from_zero_are_learned_as_well(histograms):
+    vectors, labels = histograms
+    near, far = (LinearClassifier("logistic", 10, None, 1) for _ in range(2))
+    near.learn(vectors, labels, 4)
+    far.learn(vectors + 20, labels, 4)
+    np.testing.assert_allclose(far.scores(vectors + 20), near.scores(vectors), atol=0.02)
+
+
 @pytest.mark.parametrize("loss", ["squared_hinge", "logistic"])
 def test_where_training_stops_the_accuracy_is_that_of_the_end(histograms, monkeypatch, loss):
     vectors, labels = histograms

@@ -85,6 +85,11 @@ def test_a_damaged_file_is_told_and_a_missing_one_is_none(written):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
         with suppress(ValueError):  # what is read of it, or this
             read_predictions(written[0])
+    path.write_bytes(whole)
+    with np.load(path) as arrays:
+        np.savez(path, **{**arrays, "labels": arrays["labels"].astype(int) - 1})
+    with pytest.raises(ValueError, match="cut or damaged"):
+        read_predictions(written[0])
     path.unlink()
     assert read_predictions(written[0]) is None
 

@@ -85,6 +85,10 @@ def test_an_unfinished_run_has_the_names_that_its_result_will_have(tmp_path):
         ("{}", "not a result"),
         (json.dumps(RESULT | {"format": 2}), "format 2"),
         (json.dumps(RESULT | {"best_val_accuracy": {"top1": 0.4}}), "best_val_accuracy"),
+        (json.dumps(RESULT | {"overrides": [1]}), "overrides"),
+        (json.dumps(RESULT | {"devices": "two"}), "devices"),
+        (json.dumps(RESULT | {"train_seconds": 10**400}), "train_seconds"),
+        ("[" * 200_000, "cut or damaged"),
     ],
 )
 def test_an_unreadable_result_is_a_line_and_not_an_exception(tmp_path, text, said):
@@ -113,6 +117,14 @@ def test_metrics_keep_the_last_word_on_an_epoch_and_drop_a_cut_line(tmp_path):
     assert rows[1] == {"epoch": 2, "step": 20, "train_loss": 3.5, "val_accuracy": 0.12, "seconds": 3.0}
     assert rows[2]["train_loss"] is None
     assert read_metrics(tmp_path / "nowhere") == []
+    odd = ["inf,10,3,0.1,3", "3,nan,3,0.1,3", "3,inf,3,0.1,3", f"3,10,{'1' * 200_000},0.1,3"]
+    (tmp_path / "metrics.csv").write_text(METRICS + "\n".join(odd))
+    assert [row["epoch"] for row in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_a_number_too_large_for_a_float_is_none(tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps(RESULT | {"train_seconds": "X"}).replace('"X"', "1e400"))
+    assert read_run(tmp_path)["train_seconds"] is None
 
 
 def test_runs_are_found_at_any_depth_but_not_inside_each_other(tmp_path):

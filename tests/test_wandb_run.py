@@ -1,5 +1,8 @@
 import csv
 import json
+import os
+import signal
+import subprocess
 
 import numpy as np
 import pytest
@@ -134,6 +137,26 @@ def test_where_wandb_cannot_be_reached_the_run_is_kept_offline(monkeypatch, tmp_
     (path,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     assert history(records(path))[0]["val_accuracy"] == 0.5
     assert "kept offline" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_without_wandb_whose_process_was_killed_and_the_next_one_has_it(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+    first, second = (logger_of(composed(*SMALL, "logger=wandb"), folder) for folder in folders)
+    first.log_graph()
+    children = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "wandb-core"], capture_output=True, text=True)
+    os.kill(int(children.stdout), signal.SIGKILL)
+    for epoch in (1, 2):
+        first.log({"val_accuracy": 0.5, "epoch": epoch})
+    first.close({**ASKED, "status": "finished"})
+    assert caplog.text.count("W&B has failed, and the run goes on without it") == 1
+    second.log_graph()
+    second.log({"val_accuracy": 0.25, "epoch": 1})
+    second.close({**ASKED, "status": "finished"})
+    (path,) = (tmp_path / "second/wandb").glob("offline-run-*/run-*.wandb")
+    assert history(records(path))[0]["val_accuracy"] == 0.25
 
 
 def test_a_run_whose_end_fails_is_closed_all_the_same(monkeypatch, tmp_path):

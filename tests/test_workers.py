@@ -1,10 +1,12 @@
 import math
 import os
+import signal
 from itertools import count
 
 import pytest
 
 from bagnet_lightning.data.workers import in_processes
+from bagnet_lightning.errors import UserError
 
 
 def test_results_come_in_the_order_of_their_jobs():
@@ -30,3 +32,9 @@ def test_what_the_function_raises_is_raised_here():
     assert next(results) == 2
     with pytest.raises(ValueError, match=r"math domain error|nonnegative"):
         next(results)
+
+
+def test_a_killed_worker_is_told_whatever_the_others_do():
+    for _ in range(5):
+        with pytest.raises(UserError, match="was killed: is there enough memory"):
+            list(in_processes(signal.raise_signal, [(signal.SIGKILL,)] * 8, 2))

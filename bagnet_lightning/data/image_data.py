@@ -224,10 +224,14 @@ class ImageData(LightningDataModule, ABC):
         config: of the network's run. classes: the identifiers of its classes; none for a backbone.
         """
         run = config["data"]
-        if config["image_size"] == self.store.side:
-            same_images = config["train_digest"] == self.store.digests["train"]
-        else:  # the digests are of the resized pixels
-            same_images = run.get("name") == self.name
+        same_name, same_size = run.get("name") == self.name, config["image_size"] == self.store.side
+        equal = same_size and config["train_digest"] == self.store.digests["train"]  # digests are of resized pixels
+        if self.holdout and same_name and same_size and not equal:
+            raise UserError(
+                f"data.holdout={self.holdout}: the train images of {self.name} are not those of the checkpoint's run "
+                "any more: which of them its network has seen cannot be told; restore them, or evaluate images=FOLDER"
+            )
+        same_images = equal or (same_name and not same_size)
         # Other classes change which images are held out.
         same_classes = classes == self.class_ids if classes else run.get("classes") == self.classes
         same_share = (run.get("holdout"), run.get("fold", 0), run.get("group")) == (self.holdout, self.fold, self.group)

@@ -14,6 +14,7 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.paths import CONF
 from bagnet_lightning.rules import check
 
+CHOICE = ("classes", "holdout", "fold", "group")  # keys that say which images are validated on
 SOURCES = {f"{source.__module__}.{source.__name__}" for source in (TinyImageNet, Textures, ImageFolder)}
 
 
@@ -46,6 +47,9 @@ def data_of_run(run: dict, requested: DictConfig | None) -> ImageData:
         config = requested
         if "image_size" in config and not is_argument("data.image_size"):
             config = OmegaConf.merge(config, {"image_size": run["image_size"]})
+        if all(requested.get(key) == run["data"].get(key) for key in ("_target_", "name")):  # the run's own source
+            chosen = {key: run["data"][key] for key in CHOICE if key in run["data"] and not is_argument(f"data.{key}")}
+            config = OmegaConf.merge(config, chosen)
     else:
         target = run["data"].get("_target_")
         if target is None:  # an exported network does not hold the location of its data

@@ -40,7 +40,9 @@ def in_processes(
             pickle.dump((function, job), worker.stdin)
             worker.stdin.flush()
             result = pickle.load(worker.stdout)
-        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+        except (EOFError, BrokenPipeError, ValueError, pickle.UnpicklingError):  # ValueError: it is closed, see below
+            with contextlib.suppress(OSError):
+                worker.stdin.close()  # whose unsent bytes would raise BrokenPipeError at the end
             raise UserError("a worker process was killed: is there enough memory?") from None
         finally:
             idle.put(worker)

@@ -59,6 +59,7 @@ class LinearClassifier:
         mapped = mapped.to(device)  # (N, F)
         truth = torch.from_numpy(labels).to(device)
         count, shape = len(mapped), (classes, mapped.shape[1] + 1)
+        mean = mapped.mean(0)  # which is taken off all vectors, in effect: a large one would slow L-BFGS down
         penalty = 1 / (self.C * count)
 
         def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -67,10 +68,12 @@ class LinearClassifier:
             weights = exact.float().to(device)
             value, gradient = 0.0, torch.zeros(shape, device=device)
             for rows, row_labels in zip(mapped.split(ROWS), truth.split(ROWS), strict=True):
-                loss, score_grad = _loss(self.loss, torch.addmm(weights[:, -1], rows, weights[:, :-1].T), row_labels)
+                bias = weights[:, -1] - weights[:, :-1] @ mean
+                loss, score_grad = _loss(self.loss, torch.addmm(bias, rows, weights[:, :-1].T), row_labels)
                 value += loss
                 gradient[:, :-1].addmm_(score_grad.T, rows)
                 gradient[:, -1] += score_grad.sum(0)
+            gradient[:, :-1] -= torch.outer(gradient[:, -1], mean)
             total = gradient.double().cpu() / count
             total[:, :-1] += penalty * exact[:, :-1]
             return value / count + penalty / 2 * exact[:, :-1].square().sum().item(), total.numpy().ravel()
@@ -86,8 +89,9 @@ class LinearClassifier:
             )
         if not result.success:
             log.warning("the classifier is not at its optimum after %d iterations: %s", result.nit, result.message)
-        weights = result.x.reshape(shape).astype(np.float32)
-        self.arrays = {"weight": np.ascontiguousarray(weights[:, :-1]), "bias": np.ascontiguousarray(weights[:, -1])}
+        weight, bias = np.split(result.x.reshape(shape), [-1], axis=1)
+        bias = bias[:, 0] - weight @ mean.double().cpu().numpy()
+        self.arrays = {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
 
     def scores(self, vectors: np.ndarray) -> np.ndarray:
         """Computes the scores, (N, classes) float32, of vectors (N, W)."""

@@ -72,11 +72,12 @@ def _provenance(table: Table) -> list[str]:
 
 
 def _describe(finished: list[dict]) -> str:
-    def all_values(name: str) -> str:
-        values = distinct(finished, name)
+    def all_values(name: str, runs: list[dict] = finished) -> str:
+        values = distinct(runs, name)
         return " / ".join(f"{value:,}" if isinstance(value, int) else str(value or "unknown") for value in values)
 
-    precision = f", {all_values('precision')}" if any(run.get("precision") for run in finished) else ""
+    networks = [run for run in finished if run.get("precision")]  # systems of local features have none
+    precision = f", {all_values('precision', networks)}" if networks else ""
     return (
         f"Data: {all_values('data')}, {all_values('classes')} classes, {all_values('train_images')} train and "
         f"{all_values('val_images')} validation images. Device: {all_values('device')}{precision}. "

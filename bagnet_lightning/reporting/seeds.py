@@ -34,15 +34,15 @@ def repetitions(runs: list[dict], cell: Callable[[dict], tuple]) -> list[list[di
     A run that did not finish has a line of its own, and so has a training that is in another folder too: it is no other
     seed.
     """
-    groups: dict[tuple, list[dict]] = {}
+    groups: dict[str, list[dict]] = {}
     copies = Counter()
     for run in runs:
         if run["status"] != "finished":
-            groups[run["folder"],] = [run]
+            groups[str(run["folder"])] = [run]
             continue
         training = run.get("config_digest") or run["folder"]
         trained = experiment(run["config"]) if run["config"] else run["folder"]
-        groups.setdefault((*cell(run), trained, copies[training]), []).append(run)
+        groups.setdefault(repr((*cell(run), trained, copies[training])), []).append(run)
         copies[training] += 1
     return list(groups.values())
 

@@ -19,6 +19,8 @@ class WrittenOutBatchNorm2d(nn.BatchNorm2d):
         images, _, height, width = x.shape
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         total, count = self.over_ranks(values.sum((2, 3)).sum(0), images * height * width)
+        if isinstance(count, int) and count == 1:  # as torch's own batch norm does
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
         mean = total / count
         # The gradient of the squares with respect to the mean is zero, since the differences from it add up to zero.
         differences = values - _per_image(mean.detach(), images)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -48,8 +48,7 @@ class Classifier(Learner):
 
     def training_step(self, batch: Batch) -> Tensor:
         images, labels, _ = batch
-        loss = self.step(images.to(self.dtype), labels)
-        return loss if self.trainer.world_size == 1 else loss * self._weight(len(labels))
+        return self.step(images.to(self.dtype), labels)
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Returns the loss of a training batch, and adds the batch to the epoch's totals."""
@@ -61,11 +60,11 @@ class Classifier(Learner):
         """Returns the logits, (B, classes), and the loss to minimise; a callback may replace this function."""
         if not self.patch_loss:
             logits = self.forward_pass(images)
-            return logits, self.criterion(logits, labels)
+            return logits, self._loss_of_all(logits, labels)
         evidence = self.forward_pass(images).flatten(1, 2)  # (B, patches, classes)
         logits = evidence.mean(1)
-        of_patches = self.criterion(evidence.flatten(0, 1), labels.repeat_interleave(evidence.shape[1]))
-        return logits, torch.lerp(self.criterion(logits, labels), of_patches, self.patch_loss)
+        of_patches = self._loss_of_all(evidence.flatten(0, 1), labels.repeat_interleave(evidence.shape[1]))
+        return logits, torch.lerp(self._loss_of_all(logits, labels), of_patches, self.patch_loss)
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
@@ -98,12 +97,30 @@ class Classifier(Learner):
         self.log("val_balanced_accuracy", (right / images_of_class).nanmean())  # some classes may have no image
         self.log("learning_rate", self.rate)
 
-    def _weight(self, images: int) -> Tensor:
-        """Returns the weight of this rank's mean loss over `images` that makes the mean over ranks the batch's."""
-        share = torch.full((), float(images), device=self.device)
-        total = share.clone()
-        torch.distributed.all_reduce(total)
-        return share * self.trainer.world_size / total
+    def _loss_of_all(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Returns the criterion of the whole batch: it need not be a mean over images, as with weights of classes."""
+        if distributed.is_available() and distributed.is_initialized():
+            logits, labels = of_all_ranks(logits), of_all_ranks(labels)
+        return self.criterion(logits, labels)
+
+
+def of_all_ranks(rows: Tensor) -> Tensor:
+    """Returns the rows of all ranks, (sum of N, ...), of which each rank has some, (N, ...), as many as it likes.
+
+    Only the rank's own get a gradient, times the number of ranks, since DDP takes the mean of the ranks' gradients.
+    """
+    ranks, rank = distributed.get_world_size(), distributed.get_rank()
+    counts = [torch.zeros((), dtype=torch.int64, device=rows.device) for _ in range(ranks)]
+    distributed.all_gather(counts, torch.full_like(counts[0], len(rows)))
+    parts = [rows.new_zeros(max(counts), *rows.shape[1:]) for _ in range(ranks)]  # gathered tensors have one shape
+    own = torch.zeros_like(parts[rank])
+    own[: len(rows)] = rows.detach()
+    distributed.all_gather(parts, own)
+    parts = [part[:count] for part, count in zip(parts, counts, strict=True)]
+    parts[rank] = rows
+    if rows.requires_grad:
+        rows.register_hook(lambda gradient: gradient * ranks)
+    return torch.cat(parts)
 
 
 def top5(logits: Tensor) -> Tensor:

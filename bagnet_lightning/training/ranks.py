@@ -83,6 +83,8 @@ def run(config: DictConfig, folder: Path, requested: dict) -> dict:
     try:
         with _signals_forwarded(ranks) as received:
             for number in range(count(config)):
+                if received:  # before there was a rank to forward it to
+                    raise Interrupted(received[0])
                 ranks.append(_start(number, count(config), port))
                 ranks[-1][0].send((plain(config), str(folder), requested))
             end = _wait_for_end(ranks, goes_on(config))

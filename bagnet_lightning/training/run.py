@@ -42,9 +42,11 @@ def run(config: DictConfig, folder: Path, requested: dict, fit: Callable[..., di
             print(stopped, file=sys.stderr)
         _close(logger, {**requested, "status": "unfinished"})
         raise
-    if rank(config) == 0:
-        write_result(folder, result)
-    _close(logger, result)
+    try:
+        if rank(config) == 0:
+            write_result(folder, result)
+    finally:  # otherwise the next run of a sweep would log to this one
+        _close(logger, result)
     return result
 
 

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.memory import is_oom_error
 
 from bagnet_lightning.data.image_data import ImageData
@@ -100,6 +101,7 @@ def train(
         *(logger.callbacks if logger else ()),
     ]
     trainer = _trainer(config, callbacks, logger)
+    rank_zero_only.rank = trainer.global_rank  # not what RANK says, which may be another program's
     device = trainer.strategy.root_device
     provenance = Provenance(**code, device=device_name(device), precision=trainer.precision)
     trainer.callbacks.append(provenance)

@@ -1,7 +1,9 @@
 """Logging to Weights & Biases: curves by epoch, evidence for a few images; at the end the result and confusions."""
 
+import logging
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -15,6 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
 from bagnet_lightning.data.augment import normalize
+from bagnet_lightning.errors import in_one_line
 from bagnet_lightning.evidence import dense_evidence, patch_evidence
 from bagnet_lightning.explanation.drawing import overlay, scale_end
 from bagnet_lightning.files import write_text
@@ -23,6 +26,7 @@ from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.predictions import Predictions, most_confused, read_predictions
 from bagnet_lightning.training.loggers import RunLogger
 
+log = logging.getLogger(__name__)
 SHOWN = 6  # validation images whose evidence is logged, the same ones in every run on the same data
 ZOOM = 4  # screen pixels per image pixel
 CONFUSIONS = 50  # most confused pairs of classes in the table
@@ -89,18 +93,26 @@ class WandbRun(RunLogger):
             self.run = wandb.init(**self.settings)
         except (wandb.errors.Error, OSError) as error:
             print(f"W&B cannot be reached: the run is kept offline ({error})", file=sys.stderr)
+            _forget_process()
             self.run = wandb.init(**{**self.settings, "mode": "offline"})
         self.run.define_metric("epoch")
         self.run.define_metric("*", step_metric="epoch")
 
     @rank_zero_only
     def log(self, values: dict[str, Any]) -> None:
-        """Logs values by name; one of them is "epoch", the x axis of all."""
-        self.run.log(values)
+        """Logs values by name; one of them is "epoch", the x axis of all. Training goes on without W&B if it fails."""
+        if self.run is None:
+            return
+        try:
+            self.run.log(values)
+        except Exception as error:  # whatever W&B raises, whose process may have been killed
+            log.warning("W&B has failed, and the run goes on without it: %s", in_one_line(error))
+            self.run = None
+            _forget_process()
 
     @rank_zero_only
     def close(self, result: dict) -> None:
-        if self.run is None:  # the run failed before its training started
+        if self.run is None:  # the run failed before its training started, or W&B did
             return
         run, self.run = self.run, None
         try:
@@ -146,6 +158,12 @@ class WandbEvidence(Callback):
             caption = f"predicted: {names[0]} | {'next' if first == label else 'true'}: {names[1]}"
             pictures.append(wandb.Image(strip, caption=caption))
         self.write({"evidence": pictures, "epoch": epoch})
+
+
+def _forget_process() -> None:
+    """Makes W&B start its process anew, which all runs of a sweep share."""
+    with suppress(Exception):
+        wandb.teardown()
 
 
 def choices(requested: dict) -> dict[str, str]:

@@ -80,7 +80,8 @@ const variantOf = (data, row) => [`${row.epochs ?? "?"} epochs`, row.pretrained 
 
 function showFigure2(data, state) {
   const variants = [...new Set(data.rows.map(row => variantOf(data, row)))];
-  const usual = variants.includes("15 epochs, from scratch") ? "15 epochs, from scratch" : variants[0];
+  const finished = words => data.rows.some(row => variantOf(data, row) === words && row.entries.some(entry => known(entry?.accuracy)));
+  const usual = variants.includes("15 epochs, from scratch") ? "15 epochs, from scratch" : variants.find(finished) ?? variants[0];
   if (!variants.includes(state.variant)) state.variant = usual;
   at("figure2").hidden = !variants.length;
   at("variants").hidden = variants.length < 2;
@@ -156,6 +157,6 @@ const curveOptions = (datasets, fromZero, onlyOne = false) => ({
   parsing: false, normalized: true,
   interaction: onlyOne ? { mode: "index", intersect: false } : { mode: "nearest", intersect: false },
   onClick: (event, [hit], chart) => { if (hit && chart.data.datasets[hit.datasetIndex].key) location.hash = `run=${encodeURIComponent(chart.data.datasets[hit.datasetIndex].key)}`; },
-  scales: { x: { type: "linear", bounds: "data", title: { display: true, text: "epoch" }, ticks: { precision: 0 } }, y: { beginAtZero: fromZero } },
+  scales: { x: { type: "linear", bounds: "data", title: { display: true, text: "epoch" }, ticks: { precision: 0, callback: epoch => epoch } }, y: { beginAtZero: fromZero } },
   plugins: { tooltip: { callbacks: { title: ([item]) => `epoch ${item.parsed.x}`, label: ({ dataset, parsed }) => `${dataset.label}: ${parsed.y.toPrecision(4)}` } } },
 });
