@@ -65,7 +65,10 @@ def main(config: DictConfig) -> None:
         "predictions.json": json.dumps(as_json(predictions, trained), indent=1, ensure_ascii=False) + "\n",
     }
     if config.split and not unreadable:  # a submission with gaps would be refused
-        written["submission.txt"] = submission(predictions, trained)
+        if len({file.name for file in files}) < len(files):
+            print("note: files in different folders have one name: there is no submission.txt", file=sys.stderr)
+        else:
+            written["submission.txt"] = submission(predictions, trained)
     with writing(out):
         for name, text in written.items():
             write_text(out / name, text)

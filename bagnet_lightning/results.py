@@ -16,7 +16,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from bagnet_lightning.config import PARTS, digest, kind, plain
-from bagnet_lightning.files import write_text
+from bagnet_lightning.files import locked, write_text
 from bagnet_lightning.names import network_name
 from bagnet_lightning.table1 import departures, paper_row
 
@@ -135,11 +135,8 @@ def note_jobs(folder: Path, jobs: dict[str, list[str]]) -> None:
 
     Never raises: without the file, only reports of the sweep lack something.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError), locked(folder, wait=True):
         write_text(folder / "sweep.json", json.dumps({"jobs": {**read_jobs(folder), **jobs}}, indent=1) + "\n")
-    except OSError:
-        pass
 
 
 def read_jobs(folder: Path) -> dict[str, list[str]]:

@@ -161,6 +161,7 @@ def test_other_files_are_refused_in_one_line(tmp_path):
     torch.save({"bagnet_lightning": {"config": IMAGES}, "state_dict": {}}, tmp_path / "no_model")
     torch.save({"bagnet_lightning": {}}, tmp_path / "no_weights")
     torch.save({"bagnet_lightning": {"config": {"image_size": 64}}, "state_dict": {}}, tmp_path / "old")
+    torch.save({"bagnet_lightning": {"config": None}, "state_dict": {}}, tmp_path / "no_config")
     torch.save(checkpoint(bagnet9(3, width=0.25)), tmp_path / "whole")
     (tmp_path / "config.yaml").write_text("seed: 0\nsweep: s\n")  # which torch tries to unpickle
     (tmp_path / "folder").mkdir()
@@ -173,6 +174,7 @@ def test_other_files_are_refused_in_one_line(tmp_path):
         "list": "not of a",
         "no_model": "does not fit .* 'model'",
         "no_weights": "does not fit .* 'state_dict'",
+        "no_config": "does not fit",
         "old": "written by an earlier version .* without train_digest",
         "config.yaml": "cannot be read",
         "folder": "is a folder: give .*folder/best.ckpt",

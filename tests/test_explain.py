@@ -65,9 +65,10 @@ def test_pictures_of_an_earlier_command_are_told_of(checkpoints, photo, tmp_path
     for _ in range(2):
         main.__wrapped__(composed(*asked, name="explain"))
         assert "earlier" not in capsys.readouterr().err
-    (tmp_path / "out/001_other.png").touch()
+    for name in ("001_other.png", "evidence_1.npz"):
+        (tmp_path / "out" / name).touch()
     main.__wrapped__(composed(*asked, name="explain"))
-    assert "note: 1 of the pictures in" in capsys.readouterr().err
+    assert "note: 2 of the files in" in capsys.readouterr().err
 
 
 def test_names_and_sizes_of_any_kind_in_one_folder(checkpoints, tmp_path, capsys, monkeypatch):

@@ -117,7 +117,8 @@ def test_a_network_is_not_measured_on_held_out_images_that_it_was_trained_on():
         (0.25, everything, same, "textures", None),
         (0.0, everything, same, "renamed", "held out nothing, and its network has seen these images"),
         (0.25, everything[:3], same, "textures", r"held out 0\.25 of other classes"),
-        (0.0, everything, other, "textures", None),
+        (0.0, everything, other, "renamed", None),
+        (0.25, everything, other, "textures", "cannot be told"),  # images have been added, say
     ):
         config = {
             "train_digest": digest,

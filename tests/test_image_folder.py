@@ -158,7 +158,10 @@ DAMAGES = {
         lambda root: [save(root / "test" / name, (8, 8)) for name in ("Emu/1.png", "dog/1.png")],
         "zoo/test/Emu has no counterpart .*train/Emu",
     ),
-    "links in circles": (lambda root: (root / "train/dog/all").symlink_to(root / "train"), "is a link to nothing"),
+    "links in circles": (
+        lambda root: (root / "train/dog/all").symlink_to(root / "train"),
+        "is a link to a folder that it is in",
+    ),
     "class on a disk that is gone": (lambda root: (root / "train/yak").symlink_to("/gone"), "yak is a link to nothing"),
     "image that is gone": (lambda root: (root / "val/dog/x.png").symlink_to("x"), r"dog/x\.png is a link to nothing"),
     "no image": (lambda root: (root / "val/dog/x.webp").write_text("x"), r"zoo/val/dog/x\.webp is no image"),

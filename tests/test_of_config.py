@@ -46,6 +46,15 @@ def test_other_images_have_the_size_that_the_network_knows(monkeypatch):
     assert data_of_run(run, asked).image_size == 64
 
 
+def test_the_runs_own_source_named_again_keeps_its_choice_of_images(monkeypatch):
+    run = {"image_size": 64, "data": plain(composed("data=textures", "data.holdout=0.25", "data.fold=1").data)}
+    data = data_of_run(run, composed("data=textures").data)
+    assert (data.holdout, data.fold) == (0.25, 1)
+    monkeypatch.setattr(of_config, "is_argument", lambda key: key == "data.holdout")
+    assert data_of_run(run, composed("data=textures").data).holdout == 0
+    assert data_of_run(run, composed("data=textures", "data.name=others").data).holdout == 0
+
+
 @pytest.mark.parametrize("target", ["pathlib.Path.touch", "bagnet_lightning.files.write_text"])
 def test_a_checkpoint_cannot_choose_what_is_called(tmp_path, target):
     made = tmp_path / "made"

@@ -83,6 +83,9 @@ def test_the_test_split_of_an_image_folder_gives_a_submission(checkpoint, tmp_pa
     lines = (tmp_path / "told/submission.txt").read_text().splitlines()
     assert [line.split()[0] for line in lines] == ["x.png", "y.png"]
     assert {line.split()[1] for line in lines} <= set(CLASSES)
+    save(tmp_path / "zoo/test/more/x.png")
+    predicted(checkpoint, "split=test", *data, f"out={tmp_path}/of_two_folders")
+    assert not (tmp_path / "of_two_folders/submission.txt").exists()  # it could not say which x.png
 
 
 def test_tiny_imagenets_test_images_are_in_the_order_of_their_numbers(tmp_path):

@@ -156,12 +156,17 @@ def _list_folders(folder: Path) -> list[str]:
     return [entry.name for entry in _entries(folder) if entry.is_dir()]
 
 
-def _list_images(folder: Path, prefix: str) -> list[str]:
-    """Returns the paths of the images in and below `folder`, folder by folder sorted, with `prefix` before them."""
-    images = []
+def _list_images(folder: Path, prefix: str, above: tuple[str, ...] = ()) -> list[str]:
+    """Returns the paths of the images in and below `folder`, folder by folder sorted, with `prefix` before them.
+
+    above: the real paths of the folders that `folder` is in. Raises UserError if it is one of them.
+    """
+    images, real = [], os.path.realpath(folder)
+    if real in above:
+        raise UserError(f"{folder} is a link to a folder that it is in: remove it")
     for entry in _entries(folder):
         if entry.is_dir():
-            images += _list_images(folder / entry.name, f"{prefix}{entry.name}/")
+            images += _list_images(folder / entry.name, f"{prefix}{entry.name}/", (*above, real))
         elif _is_image(entry):
             images.append(prefix + entry.name)
     return images
