@@ -197,8 +197,9 @@ def _parse_result(text: str) -> tuple[str | None, dict]:
     if (found := result.get("format", FORMAT)) != FORMAT:
         return f"result.json has format {found}, this version reads format {FORMAT}; update bagnet_lightning", {}
     wrong = [name for name, types in _FIELD_TYPES.items() if name in result and not isinstance(result[name], types)]
-    wrong += [name for name in ("overrides",) if any(type(one) is not str for one in result.get(name) or ())]
     wrong += [name for name in _NUMBERS if isinstance(result.get(name), int) and abs(result[name]) > 2**63]
+    if not wrong and not all(isinstance(override, str) for override in result.get("overrides") or ()):
+        wrong = ["overrides"]
     missing = [name for name in ("model", "optimizer", "status") if name not in result]
     if wrong or missing:
         return f"result.json is not a result of this program (see {', '.join(wrong + missing)})", {}

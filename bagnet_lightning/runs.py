@@ -78,7 +78,8 @@ def at_work(folder: Path) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
 
 
 def describe_job(config: DictConfig, hydra: DictConfig) -> dict:

@@ -86,6 +86,7 @@ def test_an_unfinished_run_has_the_names_that_its_result_will_have(tmp_path):
         (json.dumps(RESULT | {"format": 2}), "format 2"),
         (json.dumps(RESULT | {"best_val_accuracy": {"top1": 0.4}}), "best_val_accuracy"),
         (json.dumps(RESULT | {"overrides": [1]}), "overrides"),
+        (json.dumps(RESULT | {"overrides": 1}), "overrides"),
         (json.dumps(RESULT | {"devices": "two"}), "devices"),
         (json.dumps(RESULT | {"train_seconds": 10**400}), "train_seconds"),
         ("[" * 200_000, "cut or damaged"),
