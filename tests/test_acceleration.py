@@ -217,6 +217,27 @@ def test_divergence_is_noticed_late_but_before_a_checkpoint_or_a_validation(
     assert all(torch.isfinite(value).all() for value in checkpoint["state_dict"].values())
 
 
+def test_where_reading_a_loss_waits_it_is_read_every_so_many_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(divergence, "WITHOUT_WAITING", ())
+    monkeypatch.setattr(divergence, "STEPS", 3)
+    callback = divergence.StopOnDivergence(tmp_path / "last.ckpt")
+    strategy = SimpleNamespace(
+        reduce=lambda losses, reduce_op: losses, checkpoint_io=SimpleNamespace(wait=lambda: None)
+    )
+    optimizers = [SimpleNamespace(param_groups=[{"lr": 0.1}])]
+    trainer = SimpleNamespace(current_epoch=0, world_size=1, strategy=strategy, optimizers=optimizers)
+
+    def step(number, loss):
+        trainer.global_step = number
+        callback.on_train_batch_start(trainer, None, (None, None, torch.tensor([number])), number)
+        callback.on_before_backward(trainer, None, torch.tensor(loss))
+
+    for number, loss in enumerate([1.0, 1.0, 1.0, float("nan"), 1.0]):
+        step(number, loss)
+    with pytest.raises(Diverged, match=r"is nan at step 3 .*, train images \[3\]"):
+        step(5, 1.0)
+
+
 def test_what_is_not_possible_is_off_or_refused(tmp_path, monkeypatch):
     result = fit(composed(*RUN, "trainer.max_epochs=1"), tmp_path)
     assert (result["compile_seconds"], result["compiled"], result["cuda_graph"]) == (0, False, False)

@@ -17,7 +17,9 @@ from bagnet_lightning.analyze import main
 from bagnet_lightning.checkpoint import Trained, load_trained
 from bagnet_lightning.config import plain
 from bagnet_lightning.data import of_config
+from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.evidence import patch_corners, patch_evidence
 
 DATA = ["data=textures", "data.image_size=40", "data.train_images=36", "data.val_images=24"]
 BAGNET, RESNET = ["model=bagnet9", "model.width=0.25", "model.pad=1"], ["model=resnet18"]
@@ -237,6 +239,20 @@ def test_measuring_is_a_function_of_the_seed(boxed):
     assert first == again
     assert first["masked"]["zero"]["random"] != other["masked"]["zero"]["random"]
     assert first["informative"] == other["informative"]
+    assert first["shuffled"]["tile"] == [8, 16, None]  # one of 32 px would be the whole image
+
+
+def test_informative_patches_are_told_by_their_image_in_the_split_and_their_corner(boxed):
+    trained, sample = boxed
+    wide = Sample(sample.pixels[:, :25], sample.labels, sample.boxes, sample.indices)  # 25 x 32 px
+    informative = measure(trained, wide, map_count=1, seed=0)["informative"]
+    patches = patch_evidence(trained.network, normalize(wide.pixels, trained.mean, trained.std))
+    corners = patch_corners(trained.network, 25, 32)
+    for label, name in enumerate(trained.classes):
+        for entry in (entry for kind in informative[name].values() for entry in kind):
+            place = (corners == torch.tensor([entry["top"], entry["left"]])).all(2)
+            logits = patches[entry["image"] - 100, ..., label][place].tolist()
+            assert logits == [pytest.approx(entry["logit"], rel=1e-4, abs=1e-4)]
 
 
 def test_classes_in_another_order_are_measured_the_same(boxed):

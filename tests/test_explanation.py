@@ -228,6 +228,14 @@ def test_files_of_every_mode_are_explained(tmp_path, models, mode):
     assert explanation.dense.isfinite().all()
 
 
+def test_an_image_in_place_of_one_that_cannot_be_read_stands_in_the_order_of_names(tmp_path):
+    (tmp_path / "a.png").write_text("no image")
+    for name in "bc":
+        save(tmp_path / f"{name}.png", (40, 40))
+    pictures, _ = pictures_of_files(tmp_path, None, 2, CLASS_INDICES, any_size)
+    assert [picture.name for picture in pictures] == ["b.png", "c.png"]
+
+
 def test_a_photograph_is_turned_as_its_camera_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -50,6 +50,13 @@ def test_a_run_leaves_its_measurements_and_checkpoints(tmp_path):
     assert not trained.network.training
     assert trained.config["model"]["width"] == 0.25
     assert len(trained.classes) == result["classes"]
+    assert result["parameters"] == sum(parameter.numel() for parameter in trained.network.parameters())
+
+
+def test_classes_without_a_validation_image_do_not_count_in_the_balanced_accuracy(tmp_path):
+    part = ["data.eval_batch_size=4", "+trainer.limit_val_batches=1"]  # two images each of two of six classes
+    result = fit(composed(*SMALL, *part, "trainer.max_epochs=1"), tmp_path)
+    assert (result["val_images"], result["val_balanced_accuracy"]) == (4, pytest.approx(result["best_val_accuracy"]))
 
 
 def test_one_class_is_refused(tmp_path):
@@ -135,6 +142,18 @@ def test_the_time_of_validation_is_not_the_trainings(tmp_path, monkeypatch):
     for hook in ("on_train_start", "on_validation_start", "on_validation_end", "on_train_epoch_end"):
         getattr(history, hook)(trainer, None)
     assert ([row["seconds"] for row in history.rows], history.training_seconds) == ([14.0], [11.0])
+
+
+def test_the_seconds_of_an_epoch_that_broke_off_count_in_its_row(tmp_path, monkeypatch):
+    history = History(tmp_path / "metrics.csv", (), lambda: 0.0)
+    history.rows, history.training_seconds, history.epoch_started = [], [], 0.0
+    history.load_state_dict({**history.state_dict(), "unfinished_seconds": 7.0})
+    clock = iter([100.0, 104.0, 105.0, 106.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    trainer = SimpleNamespace(callback_metrics={}, current_epoch=0, global_step=5, is_global_zero=True)
+    for hook in ("on_train_start", "on_validation_start", "on_validation_end", "on_train_epoch_end"):
+        getattr(history, hook)(trainer, None)
+    assert ([row["seconds"] for row in history.rows], history.training_seconds) == ([13.0], [12.0])
 
 
 @pytest.mark.parametrize(("limit", "images"), [([], 36), (["+trainer.limit_train_batches=2"], 24)])

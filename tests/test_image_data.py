@@ -10,6 +10,7 @@ from PIL import Image
 
 from bagnet_lightning.checkpoint import published
 from bagnet_lightning.data.augment import augment, draw_keys, rescale
+from bagnet_lightning.data.choice import hold_out
 from bagnet_lightning.errors import UserError
 
 
@@ -264,6 +265,29 @@ def test_images_have_the_names_of_their_files_and_a_group_may_be_a_folder(tmp_pa
     assert sorted(names) == [f"train/{name}/a.png" for name in ("blue/3", "blue/4", "red/1", "red/2")]
     textures = data()
     assert textures.names(textures.val_images)[:2] == [f"val {index}" for index in textures.val_images.chosen[:2]]
+
+
+def test_a_group_is_of_the_class_that_most_of_its_images_have():
+    by_class = [torch.arange(5), torch.arange(5, 45)]
+    groups = ["large", *"abcd", *["large"] * 40]  # one image of class 0 in a group of 41
+    for fold in (0, 1):
+        _, held = hold_out(by_class, 0.5, fold, groups)
+        assert len({*held[0].tolist()} & {1, 2, 3, 4}) == 2
+
+
+def test_images_are_kept_on_a_gpu_with_room_for_four_times_as_much(monkeypatch):
+    module, gpu = data(), torch.device("cuda")
+    needed = module.train_images.nbytes + module.val_images.nbytes
+    free = [4 * needed + 4]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 2**40))
+    assert module._uses_device_copies(gpu)
+    free[0] = 4 * needed
+    assert not module._uses_device_copies(gpu)
+    module.device_resident = True
+    assert module._uses_device_copies(gpu)
+    free[0] = needed - 1
+    with pytest.raises(UserError, match=r"data\.device_resident=true: the images take"):
+        module._uses_device_copies(gpu)
 
 
 def test_images_per_class_cuts_the_train_split_alone():

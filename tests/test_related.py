@@ -10,6 +10,7 @@ from PIL import Image
 from rich.console import Console
 from sweep_folders import write_related, write_run
 
+from bagnet_lightning.reporting.columns import size
 from bagnet_lightning.reporting.notes import notes
 from bagnet_lightning.reporting.report import write_report
 from bagnet_lightning.reporting.table import read_table
@@ -42,6 +43,10 @@ def printed(folder, width=120) -> str:
     stream = io.StringIO()
     print_table(read_table(folder), Console(file=stream, width=width, force_terminal=True, color_system=None))
     return stream.getvalue()
+
+
+def test_sizes_are_in_mib_from_a_tenth_of_one():
+    assert [size(count) for count in (None, 104_857, 104_858, 1_600_000)] == ["", "102.4 KiB", "0.1 MiB", "1.5 MiB"]
 
 
 def test_seeds_of_a_system_are_one_line(tmp_path):

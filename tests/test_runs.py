@@ -41,6 +41,8 @@ def test_a_finished_run_is_told_again_and_another_configuration_refused(tmp_path
         "".join(line for line in text.splitlines(True) if "  classes: null" not in line)
     )
     assert skip_or_refuse(config, tmp_path, described, lead=True)["skipped"]
+    two, described_two = asked("data.classes=2")
+    assert "configuration (data.classes)" in skip_or_refuse(two, tmp_path, described_two, lead=True)["error"]
 
 
 def test_what_failed_before_it_had_anything_to_keep_gives_way(tmp_path):
@@ -49,6 +51,7 @@ def test_what_failed_before_it_had_anything_to_keep_gives_way(tmp_path):
     assert skip_or_refuse(config, tmp_path, described, lead=True) is None
     write_result(tmp_path, {**described, "status": "failed", "error": "no GPU"})
     assert skip_or_refuse(other, tmp_path, described_other, lead=True) is None
+    assert read_run(tmp_path)["status"] == "unfinished"  # and failed no longer
     write_result(tmp_path, {**described_other, "status": "failed", "error": "the disk is full"})
     (tmp_path / "em").mkdir()
     (tmp_path / "em/last.ckpt").touch()

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from bagnet_lightning.data import pack as packing
-from bagnet_lightning.data.pack import ImageFiles, Source
+from bagnet_lightning.data.pack import ImageFiles, Source, chunk_length
 from bagnet_lightning.data.store import packed_store, store_of_arrays, verify
 from bagnet_lightning.errors import UserError
 
@@ -267,3 +267,8 @@ def test_arrays_of_another_form_are_refused(pixels, labels):
     arrays = {"train": (np.zeros(pixels, np.uint8), np.zeros(labels, np.int64))}
     with pytest.raises(UserError, match=r"train: images must be uint8 \(N, H, W, 3\) and labels \(N,\), not uint8"):
         store_of_arrays(["a"], ["a"], arrays)
+
+
+def test_chunks_are_of_four_mib_and_their_sums_fit_32_bits():
+    """Their length is part of the format: digests are of chunks."""
+    assert [chunk_length(size) for size in (1, 18, 19, 64, 2000)] == [4096, 4096, 3872, 341, 1]

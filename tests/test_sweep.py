@@ -26,6 +26,19 @@ def test_brackets_in_a_runs_error_are_text():
     assert stream.getvalue() == "[1/1] bagnet9 sgd: failed: pip install 'bagnet-lightning[tensorboard]' [/tmp]\n"
 
 
+def test_a_line_has_all_of_a_runs_time_and_what_is_left_by_the_runs_that_were_not_skipped(monkeypatch):
+    sweep, stream = Sweep(), io.StringIO()
+    sweep.console, sweep.total, sweep.began = Console(file=stream, soft_wrap=True), 4, 0
+    monkeypatch.setattr("bagnet_lightning.sweep.time", SimpleNamespace(monotonic=lambda: 120))
+    finished = {"status": "finished", "best_val_accuracy": 0.5, "train_seconds": 20}
+    ended(sweep, **finished, skipped=True)
+    ended(sweep, **finished, feature_seconds=90)
+    assert stream.getvalue().splitlines() == [
+        "[1/4] bagnet9 sgd: 0.5000 in 20 s, skipped: finished before; 3 left",
+        "[2/4] bagnet9 sgd: 0.5000 in 110 s; 2 left, about 4 min",
+    ]
+
+
 def test_a_report_that_fails_does_not_end_the_command_as_if_all_were_well(monkeypatch, capsys):
     def broken(*_):
         raise RuntimeError("out of memory")
