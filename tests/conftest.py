@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -81,8 +81,14 @@ def server() -> BaseContext:
 
 
 @pytest.fixture
-def command(tmp_path, server):
-    """Runs `python -m bagnet_lightning.NAME ARGUMENTS` in an empty folder; returns the finished process.
+def command(tmp_path, command_in):
+    """As `command_in`, in an empty folder."""
+    return partial(command_in, cwd=tmp_path)
+
+
+@pytest.fixture(scope="session")
+def command_in(server):
+    """Runs `python -m bagnet_lightning.NAME ARGUMENTS` in a folder; returns the finished process.
 
     anew: in an interpreter of its own, which has imported nothing.
     meanwhile: is given the process (of multiprocessing) while it runs.
@@ -91,7 +97,7 @@ def command(tmp_path, server):
     def run(
         name: str,
         *arguments: str,
-        cwd: Path = tmp_path,
+        cwd: Path,
         anew: bool = False,
         meanwhile: Callable[[BaseProcess], None] = lambda process: None,
         **environment: str,

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,11 +20,6 @@ ASKED += ["data.train_images=18", "data.batch_size=7", "data.val_images=13", "da
 ASKED += ["trainer.accelerator=cpu", "trainer.precision=64-true", "optim=adam", "optim.lr=1e-06"]
 # The loss is of the whole batch, although it is no mean over images.
 ASKED += ["weight_average=0.9", "+loss._target_=torch.nn.CrossEntropyLoss", "+loss.reduction=sum"]
-
-
-def run(cwd: Path, *arguments: str, **options) -> subprocess.Popen:
-    command = [sys.executable, "-m", "bagnet_lightning.train", *arguments, *ASKED]
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
 def only(paths) -> Path:
@@ -48,13 +41,13 @@ def result(run_folder: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def one_and_two(tmp_path_factory) -> tuple[Path, Path, str]:
+def one_and_two(tmp_path_factory, command_in) -> tuple[Path, Path, str]:
     """The folders of the same run on one and on two devices, and what the second printed."""
     cwd = tmp_path_factory.mktemp("runs")
-    processes = [run(cwd, "sweep=one"), run(cwd, "-m", "trainer=ddp", "sweep=two")]
-    printed = [process.communicate(timeout=240) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], printed
-    return *(only((cwd / "multirun_outputs" / sweep).glob("*/")) for sweep in ("one", "two")), printed[1][0]
+    for sweep, asked in (("one", []), ("two", ["-m", "trainer=ddp"])):
+        done = command_in("train", *asked, f"sweep={sweep}", *ASKED, cwd=cwd)
+        assert done.returncode == 0, done.stderr
+    return *(only((cwd / "multirun_outputs" / sweep).glob("*/")) for sweep in ("one", "two")), done.stdout
 
 
 def test_two_devices_train_as_one_does(one_and_two):
