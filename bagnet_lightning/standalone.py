@@ -3,28 +3,13 @@
 import base64
 import io
 import json
-import logging
 import re
-import warnings
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rcParams
-from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager
 from PIL import Image
-
-#: For names in scripts that matplotlib's own font lacks; used if the machine has them.
-FONTS = (
-    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Source Han Sans", "WenQuanYi Zen Hei"),
-    *("Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic"),
-    *("Noto Sans Arabic", "Noto Sans Devanagari", "Noto Sans Thai", "Arial Unicode MS"),
-)
-rcParams["font.family"] = ["DejaVu Sans", *sorted({*FONTS} & {*fontManager.get_font_names()}, key=FONTS.index)]
-rcParams["text.parse_math"] = False  # names of classes and files may hold $
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it warns of weights that a font does not have
 
 #: Colours, dark and light, and typography of all pages; a page's own style follows it.
 STYLE = Path(__file__).with_name("style.css")
@@ -48,15 +33,6 @@ def png_uri(pixels: np.ndarray) -> str:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
     return data_uri(stream.getvalue(), "image/png")
-
-
-def png(figure: Figure) -> bytes:
-    """Returns a matplotlib figure as the bytes of a PNG."""
-    stream = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of a script that no font here has: drawn as boxes
-        figure.savefig(stream, format="png")
-    return stream.getvalue()
 
 
 def data_uri(content: bytes, kind: str) -> str:

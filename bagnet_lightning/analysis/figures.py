@@ -12,9 +12,9 @@ from matplotlib.ticker import NullLocator
 
 from bagnet_lightning.explanation.drawing import cut_out
 from bagnet_lightning.names import clipped
+from bagnet_lightning.plots import GREY
 
 DPI = 150
-GREY = "#666666"
 # Okabe & Ito's colours: distinguishable with any colour vision, and in greyscale.
 METHODS = {
     "evidence": ("exact evidence", "#0072B2"),

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.maps import CONTRIBUTIONS, EVIDENCE, Explanation, Model, strongest
 from bagnet_lightning.names import clipped
-from bagnet_lightning.standalone import png
+from bagnet_lightning.plots import GREY, png
 
 COLOURS = "RdBu_r"  # red: evidence for the class, blue: against it
 FOR, AGAINST = "#b2182b", "#2166ac"  # colours of positive and negative scores
@@ -22,7 +22,6 @@ CLASS = 24  # characters of a class's name
 PANEL = 2.15  # inches
 LABEL = 1.2  # inches, minimum height of a row for its colour bar's label
 DPI = 130
-GREY = "#666666"
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # of R, G, B
 
 

@@ -16,7 +16,6 @@ from bagnet_lightning.explanation.drawing import (
     COLOURS,
     DPI,
     FOR,
-    GREY,
     LUMINANCE,
     PANEL,
     PATCHES,
@@ -27,7 +26,7 @@ from bagnet_lightning.explanation.drawing import (
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.keypoint_maps import KeypointExplanation
 from bagnet_lightning.names import clipped
-from bagnet_lightning.standalone import png
+from bagnet_lightning.plots import GREY, png
 
 SIDE, GAP = 1.25 * PANEL, 0.15  # inches: side of a panel, and the gap beside it
 CUT, ROW = 0.78, 1.3  # inches: side of a cut-out keypoint, and height of a row of them

@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from bagnet_lightning.names import OPTIMIZERS, model_name, model_order, optimizer_name
+from bagnet_lightning.plots import GREY
 from bagnet_lightning.reporting.settings import format_settings
 from bagnet_lightning.reporting.table import Line, Table
 from bagnet_lightning.results import read_metrics
@@ -24,7 +25,6 @@ from bagnet_lightning.results import read_metrics
 COLOURS = {"sgd": "#E69F00", "adam": "#0072B2", "adadelta": "#009E73", "adamw": "#CC79A7", "muon": "#D55E00"}
 OTHER_COLOUR = "#56B4E9"
 DASHES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")  # combined, 16 distinct line styles
-GREY = "#666666"
 DPI = 150
 MOST_PANELS = 12  # in Figure 2; further ones are left to the table
 SLOTS_A_ROW = 30  # maximum number of bars in a row of Figure 2
