@@ -97,13 +97,19 @@ def goes_on(config: DictConfig) -> str:
 
 
 def put_aside(folder: Path) -> None:
-    """Moves an earlier run's files out of the way of a new one, which may fail: see restore_or_discard."""
+    """Moves an earlier run's files out of the way of a new one, which may fail: see restore_or_discard.
+
+    Warns of what other commands have made of the earlier one, which stays where it is.
+    """
     earlier, moving = _aside(folder)
     moving.mkdir()
     for name in RUN_FILES:
         if (folder / name).exists():
             (folder / name).rename(moving / name)
     moving.rename(earlier)
+    others = {path.name for path in folder.glob("[!.]*")} - {"train.log", "wandb"}
+    if others and any(earlier.iterdir()):
+        log.warning("of an earlier run, and not replaced by fresh=true: %s", ", ".join(sorted(others)))
 
 
 def restore_or_discard(folder: Path) -> bool:

@@ -82,12 +82,13 @@ OLD = {"notes.txt": "old", "copy.ckpt": "old", "model.safetensors": "old", "even
         ({"status": "failed", "error": "no data"}, {"status": "failed", "error": "no GPU"}, False),
     ],
 )
-def test_fresh_replaces_a_run_unless_the_new_one_comes_to_nothing(tmp_path, old, new, back):
+def test_fresh_replaces_a_run_unless_the_new_one_comes_to_nothing(tmp_path, caplog, old, new, back):
     folder, (_, described) = tmp_path / "run", asked()
     folder.mkdir()
     leave(folder, described, "old", **old)
     put_aside(folder)
     assert content(folder) == {"notes.txt": "old", "copy.ckpt": "old"}
+    assert "not replaced by fresh=true: copy.ckpt, notes.txt" in caplog.text
     leave(folder, described, "new", **new)
     assert restore_or_discard(folder) == back
     assert content(folder) == (OLD if back else dict.fromkeys(OLD, "new")) | {"notes.txt": "new", "copy.ckpt": "new"}

@@ -50,7 +50,7 @@ def draw_figure2(table: Table) -> Figure:
     for i, row in enumerate(rows):
         start = 0
         for title, lines in row:
-            stop = start + _slots(lines) if len(row) > 1 or len(rows) > 1 else slots
+            stop = start + _slots(lines)
             axes = figure.add_subplot(grid[i, start:stop], sharey=first)
             _draw_bars(axes, lines, title)
             first = first or axes
