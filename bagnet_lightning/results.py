@@ -226,8 +226,8 @@ def _read_progress(folder: Path) -> dict | None:
     path = progress_file(folder)
     try:
         progress = json.loads(path.read_text(encoding="utf-8"))
-        if progress["host"] == socket.gethostname():
-            alive = Path(f"/proc/{progress['pid']}").exists() or not Path("/proc").exists()
+        if progress["host"] == socket.gethostname() and Path("/proc").exists():  # not on macOS
+            alive = Path(f"/proc/{progress['pid']}").exists()
         else:
             alive = time.time() - path.stat().st_mtime < _SILENCE
         return progress if alive else None

@@ -69,15 +69,19 @@ def at_work(folder: Path) -> Iterator[None]:
 
     def keep_young() -> None:
         while not ended.wait(TOUCHED):
-            with suppress(OSError):
+            try:
                 os.utime(path)
+            except OSError:  # the disk was full, say
+                write_progress(folder)
 
     write_progress(folder)
-    threading.Thread(target=keep_young, daemon=True).start()
+    thread = threading.Thread(target=keep_young, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         ended.set()
+        thread.join()
         with suppress(OSError):
             path.unlink()
 

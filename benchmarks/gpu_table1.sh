@@ -101,47 +101,7 @@ compile() { # all that will be trained, without data: torch keeps what it made o
 }
 
 compile_one() { # ARGUMENTS of train: its augmentation, and its network's forward and backward pass; checks both
-    "$PYTHON" - "$@" <<'COMPILE'
-import sys
-import bagnet_lightning.config, torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from bagnet_lightning.data.augment import draw_keys, scale_and_bias
-from bagnet_lightning.data.of_config import data_of
-from bagnet_lightning.paths import CONF
-from bagnet_lightning.training.acceleration import Compiled
-from torch.nn.functional import cosine_similarity
-device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-with initialize_config_dir(str(CONF), version_base="1.3"):
-    config = compose("config", sys.argv[1:])
-data, size = data_of(config.data), config.data.batch_size
-data.scale, data.bias = (values.to(device) for values in scale_and_bias((0.5,) * 3, (0.3,) * 3, 64))
-pixels = torch.randint(256, (size, 64, 64, 3), dtype=torch.uint8, device=device)
-batch = pixels, torch.arange(size, device=device), torch.tensor(draw_keys(0, 0), device=device)
-augmented = Compiled(data.augmented, size, required=True)
-images = augmented(*batch)
-torch.testing.assert_close(images, data.augmented(*batch))
-network = instantiate(config.model, num_classes=6 if config.data.name == "textures" else 200)
-network.to(device, memory_format=torch.channels_last)
-for module in network.modules():
-    if isinstance(module, torch.nn.BatchNorm2d):
-        torch.nn.init.ones_(module.weight)  # no block is its shortcut alone, without gradients
-forward = Compiled(network.forward, size, required=True)
-
-def gradients(function, bfloat16=True):
-    network.zero_grad()
-    with torch.autocast(device.type, torch.bfloat16, bfloat16, cache_enabled=False):
-        loss = function(images).float().logsumexp(1).mean()
-    loss.backward()
-    return torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
-
-exact = gradients(network.forward, bfloat16=False)
-compiled, plain = (cosine_similarity(exact, gradients(f), dim=0).item() for f in (forward, network.forward))
-breaks = dict(torch._dynamo.utils.counters["graph_break"])
-print(f"{' '.join(sys.argv[1:])}: compiled in {augmented.seconds + forward.seconds:.0f} s; cosine similarity of the "
-      f"gradients and those in float32 {compiled:.4f}, uncompiled {plain:.4f}; graph breaks: {breaks or 'none'}", flush=True)
-raise SystemExit(bool(breaks) or not compiled > plain - 0.1)  # rounding makes 0.7 of two runs of a deep network
-COMPILE
+    "$PYTHON" "$REPOSITORY/benchmarks/gpu_checks.py" compile "$@"
 }
 
 smoke() { # the same losses with a plain step, a compiled and recorded one, and one that was broken off
@@ -158,22 +118,7 @@ smoke() { # the same losses with a plain step, a compiled and recorded one, and 
     # shellcheck disable=SC2086
     train smoke_stopped $SMOKE optim=muon trainer.compile=$on trainer.cuda_graph=$on || code=1
     for job in "${jobs[@]}"; do wait "$job" || code=1; done
-    "$PYTHON" - <<'CHECK' || code=1
-from pathlib import Path
-from bagnet_lightning.results import read_metrics
-fault = False
-for optimizer, count in (("adam", 2), ("muon", 3)):
-    folders = sorted(Path("multirun_outputs").glob(f"smoke_*/*{optimizer}*"))
-    assert len(folders) == count, folders
-    rows = [read_metrics(folder)[-1] for folder in folders]
-    for loss, most in (("train_loss", 1.1), ("val_loss", 1.2)):  # rounding alone makes 1.03 and 1.04
-        values = [row[loss] for row in rows]
-        factor = max(values) / min(values)
-        fault |= not factor <= most
-        named = ", ".join(f"{folder.parent.name} {value:.4f}" for folder, value in zip(folders, values))
-        print(f"{optimizer}, {loss}: {named}; they differ by a factor of {factor:.3f}, and more than {most} is a fault")
-raise SystemExit(fault)
-CHECK
+    "$PYTHON" "$REPOSITORY/benchmarks/gpu_checks.py" smoke || code=1
     return $code
 }
 
@@ -181,18 +126,7 @@ stopped() { # SWEEP ARGUMENTS...: gets SIGTERM after three quarters of its steps
     local sweep=$1 code=0
     shift
     # shellcheck disable=SC2086
-    "$PYTHON" - -m sweep="$sweep" "$@" $OVERRIDES <<'STOP' || code=$?
-import os, signal
-from bagnet_lightning.train import main
-from bagnet_lightning.training.classifier import Classifier
-step = Classifier.training_step
-def stopped(self, batch):
-    if self.trainer.global_step == self.trainer.estimated_stepping_batches * 3 // 4:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return step(self, batch)
-Classifier.training_step = stopped
-main()
-STOP
+    "$PYTHON" "$REPOSITORY/benchmarks/gpu_checks.py" stop -m sweep="$sweep" "$@" $OVERRIDES || code=$?
     [ $code != 0 ] || echo "a training that was stopped has ended as if it were finished"
     [ $code = 143 ]
 }
@@ -233,15 +167,7 @@ table1() {
 }
 
 show() { # SWEEP: how fast each run was, and whether it was compiled and recorded
-    "$PYTHON" - "$1" <<'SHOW'
-import sys
-from pathlib import Path
-from bagnet_lightning.results import read_runs
-for run in read_runs(Path("multirun_outputs", sys.argv[1])):
-    values = [f"{key} {run.get(key)}" for key in ("best_val_accuracy", "images_per_second", "train_seconds",
-                                                  "compile_seconds", "compiled", "cuda_graph", "peak_memory_mib")]
-    print(f"{run['folder'].name}: {run['status']}, {', '.join(values)}")
-SHOW
+    "$PYTHON" "$REPOSITORY/benchmarks/gpu_checks.py" show "$1"
 }
 
 seeds() { train table1_paper table1=resnet18_sgd_15,bagnet9_adam_15,bagnet17_adam_15,bagnet33_adam_15 seed=1,2; }

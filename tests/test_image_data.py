@@ -128,6 +128,8 @@ def test_a_network_is_not_measured_on_held_out_images_that_it_was_trained_on():
         }
         with pytest.raises(UserError, match=refused) if refused else nullcontext():
             held_out.check_unseen(config, classes)
+    elsewhere = {"train_digest": other, "data": {"name": "textures", "root": "/elsewhere"}, "image_size": side}
+    held_out.check_unseen(elsewhere, everything)  # other images, whatever they are called
     nothing_held_out = {"train_digest": same, "data": {"name": "textures"}, "image_size": side}
     data().check_unseen(nothing_held_out, everything)
     of_other_size = {"train_digest": other, "data": {"name": "textures", "holdout": 0.0}, "image_size": side + 1}

@@ -160,7 +160,7 @@ DAMAGES = {
     ),
     "links in circles": (
         lambda root: (root / "train/dog/all").symlink_to(root / "train"),
-        "is a link to a folder that it is in",
+        r"train/dog/all is a link to a folder",
     ),
     "class on a disk that is gone": (lambda root: (root / "train/yak").symlink_to("/gone"), "yak is a link to nothing"),
     "image that is gone": (lambda root: (root / "val/dog/x.png").symlink_to("x"), r"dog/x\.png is a link to nothing"),

@@ -50,9 +50,23 @@ def test_the_runs_own_source_named_again_keeps_its_choice_of_images(monkeypatch)
     run = {"image_size": 64, "data": plain(composed("data=textures", "data.holdout=0.25", "data.fold=1").data)}
     data = data_of_run(run, composed("data=textures").data)
     assert (data.holdout, data.fold) == (0.25, 1)
+    del run["data"]["_target_"]  # as in an export
+    assert data_of_run(run, composed("data=textures").data).holdout == 0.25
     monkeypatch.setattr(of_config, "is_argument", lambda key: key == "data.holdout")
     assert data_of_run(run, composed("data=textures").data).holdout == 0
     assert data_of_run(run, composed("data=textures", "data.name=others").data).holdout == 0
+
+
+def test_another_folder_of_images_has_a_choice_of_its_own(monkeypatch):
+    def folder(root):
+        return composed("data=image_folder", f"data.root={root}", "data.holdout=0.25").data
+
+    run, asked = {"image_size": 64, "data": plain(folder("/a"))}, folder("/b")
+    asked.holdout = 0.5
+    monkeypatch.setattr(of_config, "is_argument", lambda key: key == "data.root")
+    assert data_of_run(run, asked).holdout == 0.5
+    asked.root = "/a"
+    assert data_of_run(run, asked).holdout == 0.25
 
 
 @pytest.mark.parametrize("target", ["pathlib.Path.touch", "bagnet_lightning.files.write_text"])

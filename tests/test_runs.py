@@ -127,8 +127,10 @@ def test_a_run_is_seen_to_go_on_before_it_trains_and_from_other_machines(tmp_pat
         assert state(read_run(tmp_path)) == "running"
         progress.write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
         os.utime(progress, (0, 0))
-        while state(read_run(tmp_path)) == "stopped":
+        deadline = time.monotonic() + 30
+        while state(read_run(tmp_path)) == "stopped" and time.monotonic() < deadline:
             time.sleep(0.01)
+        assert state(read_run(tmp_path)) == "running"
     assert state(read_run(tmp_path)) == "stopped"
     assert not progress.exists()
 

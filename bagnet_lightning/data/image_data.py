@@ -226,10 +226,12 @@ class ImageData(LightningDataModule, ABC):
         run = config["data"]
         same_name, same_size = run.get("name") == self.name, config["image_size"] == self.store.side
         equal = same_size and config["train_digest"] == self.store.digests["train"]  # digests are of resized pixels
-        if self.holdout and same_name and same_size and not equal:
+        same_root = Path(str(run.get("root"))).resolve() == Path(str(getattr(self, "root", None))).resolve()
+        if self.holdout and same_name and same_root and same_size and not equal:
             raise UserError(
                 f"data.holdout={self.holdout}: the train images of {self.name} are not those of the checkpoint's run "
-                "any more: which of them its network has seen cannot be told; restore them, or evaluate images=FOLDER"
+                "any more: which of them its network has seen cannot be told; restore them, or measure on val "
+                "(data.holdout=0)"
             )
         same_images = equal or (same_name and not same_size)
         # Other classes change which images are held out.
@@ -240,7 +242,8 @@ class ImageData(LightningDataModule, ABC):
             fold = f", fold {run.get('fold', 0)}" if run.get("fold", 0) != self.fold else ""
             raise UserError(
                 f"data.holdout={self.holdout}: the checkpoint's run held out {held_out}{fold}, and its network has "
-                "seen these images; train one with the same data.holdout, data.fold, data.group and data.classes"
+                "seen these images; train one with the same data.holdout, data.fold, data.group and data.classes, or "
+                "measure on val (data.holdout=0)"
             )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

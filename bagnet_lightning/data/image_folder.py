@@ -159,14 +159,14 @@ def _list_folders(folder: Path) -> list[str]:
 def _list_images(folder: Path, prefix: str, above: tuple[str, ...] = ()) -> list[str]:
     """Returns the paths of the images in and below `folder`, folder by folder sorted, with `prefix` before them.
 
-    above: the real paths of the folders that `folder` is in. Raises UserError if it is one of them.
+    above: the real paths of the folders that `folder` is in. Raises UserError for a link to one of them.
     """
-    images, real = [], os.path.realpath(folder)
-    if real in above:
-        raise UserError(f"{folder} is a link to a folder that it is in: remove it")
+    images, above = [], (*above, os.path.realpath(folder))
     for entry in _entries(folder):
         if entry.is_dir():
-            images += _list_images(folder / entry.name, f"{prefix}{entry.name}/", (*above, real))
+            if entry.is_symlink() and any(Path(place).is_relative_to(os.path.realpath(entry)) for place in above):
+                raise UserError(f"{entry.path} is a link to a folder that it is in: remove this link")
+            images += _list_images(folder / entry.name, f"{prefix}{entry.name}/", above)
         elif _is_image(entry):
             images.append(prefix + entry.name)
     return images

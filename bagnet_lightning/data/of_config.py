@@ -47,7 +47,7 @@ def data_of_run(run: dict, requested: DictConfig | None) -> ImageData:
         config = requested
         if "image_size" in config and not is_argument("data.image_size"):
             config = OmegaConf.merge(config, {"image_size": run["image_size"]})
-        if all(requested.get(key) == run["data"].get(key) for key in ("_target_", "name")):  # the run's own source
+        if _is_source_of(run["data"], requested):
             chosen = {key: run["data"][key] for key in CHOICE if key in run["data"] and not is_argument(f"data.{key}")}
             config = OmegaConf.merge(config, chosen)
     else:
@@ -63,6 +63,12 @@ def data_of_run(run: dict, requested: DictConfig | None) -> ImageData:
         config = OmegaConf.merge(data, requested or {})
     check(OmegaConf.create({"data": plain(config)}))
     return data_of(config)
+
+
+def _is_source_of(data: dict, requested: DictConfig) -> bool:
+    """Whether `requested` is the source of a run's `data`, which lack `_target_` and `root` if they were exported."""
+    keys = ("_target_", "name", *(("root",) if is_argument("data.root") else ()))
+    return all(requested[key] == data.get(key, requested[key]) for key in keys)
 
 
 def is_argument(key: str) -> bool:

@@ -66,9 +66,9 @@ class LinearClassifier:
             """Returns mean loss plus penalty, and its gradient, for weights with biases as their last column."""
             exact = torch.from_numpy(flat).view(shape)
             weights = exact.float().to(device)
+            bias = weights[:, -1] - weights[:, :-1] @ mean
             value, gradient = 0.0, torch.zeros(shape, device=device)
             for rows, row_labels in zip(mapped.split(ROWS), truth.split(ROWS), strict=True):
-                bias = weights[:, -1] - weights[:, :-1] @ mean
                 loss, score_grad = _loss(self.loss, torch.addmm(bias, rows, weights[:, :-1].T), row_labels)
                 value += loss
                 gradient[:, :-1].addmm_(score_grad.T, rows)

@@ -100,27 +100,33 @@ class Classifier(Learner):
     def _loss_of_all(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Returns the criterion of the whole batch: it need not be a mean over images, as with weights of classes."""
         if distributed.is_available() and distributed.is_initialized():
-            logits, labels = of_all_ranks(logits), of_all_ranks(labels)
+            logits, labels = of_all_ranks(logits, labels)
         return self.criterion(logits, labels)
 
 
-def of_all_ranks(rows: Tensor) -> Tensor:
-    """Returns the rows of all ranks, (sum of N, ...), of which each rank has some, (N, ...), as many as it likes.
+def of_all_ranks(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the logits and labels of all ranks, (sum of N, classes) and (sum of N,), of one rank's (N, ...) each.
 
-    Only the rank's own get a gradient, times the number of ranks, since DDP takes the mean of the ranks' gradients.
+    Only the rank's own logits get a gradient, times the number of ranks, since DDP takes the mean of the ranks'
+    gradients.
     """
     ranks, rank = distributed.get_world_size(), distributed.get_rank()
-    counts = [torch.zeros((), dtype=torch.int64, device=rows.device) for _ in range(ranks)]
-    distributed.all_gather(counts, torch.full_like(counts[0], len(rows)))
-    parts = [rows.new_zeros(max(counts), *rows.shape[1:]) for _ in range(ranks)]  # gathered tensors have one shape
-    own = torch.zeros_like(parts[rank])
-    own[: len(rows)] = rows.detach()
-    distributed.all_gather(parts, own)
-    parts = [part[:count] for part, count in zip(parts, counts, strict=True)]
-    parts[rank] = rows
-    if rows.requires_grad:
-        rows.register_hook(lambda gradient: gradient * ranks)
-    return torch.cat(parts)
+    counts = labels.new_empty(ranks, 1)
+    distributed.all_gather([*counts], labels.new_tensor([len(labels)]))
+    counts = counts.flatten().tolist()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # older torch sends no bfloat16 on CPUs
+    if logits.requires_grad:
+        logits.register_hook(lambda gradient: gradient * ranks)
+
+    def gathered(rows: Tensor) -> Tensor:
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])  # what is gathered has one shape
+        padded[: len(rows)] = rows.detach()
+        parts = [torch.empty_like(padded) for _ in range(ranks)]
+        distributed.all_gather(parts, padded)
+        parts = [part[:count] for part, count in zip(parts, counts, strict=True)]
+        return torch.cat([*parts[:rank], rows, *parts[rank + 1 :]])
+
+    return gathered(logits), gathered(labels)
 
 
 def top5(logits: Tensor) -> Tensor:
