@@ -8,6 +8,7 @@
 The last two read multirun_outputs/ of the working directory. A check that fails sets the exit code.
 """
 
+import math
 import os
 import signal
 import sys
@@ -99,7 +100,7 @@ def losses_agree() -> bool:
         for loss, most in (("train_loss", 1.1), ("val_loss", 1.2)):  # rounding alone makes 1.03 and 1.04
             values = [row[loss] for row in rows]
             factor = max(values) / min(values)
-            agree &= factor <= most
+            agree &= all(map(math.isfinite, values)) and factor <= most
             named = ", ".join(
                 f"{folder.parent.name} {value:.4f}" for folder, value in zip(folders, values, strict=True)
             )
