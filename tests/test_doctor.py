@@ -75,11 +75,11 @@ def test_presets_for_a_card_say_that_there_is_none(monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     for preset in ("t4", "k80"):
         assert problems(doctor(f"trainer={preset}", "data=textures"))[0].fatal
-    for amx in (False, True):
-        monkeypatch.setattr(diagnosis, "multiplies_bfloat16", lambda device, amx=amx: amx)
-        precision = facts(doctor("trainer=k80"))["precision"]
-        assert precision.startswith("32-true")
-        assert ("trainer.precision=bf16-mixed trainer.compile=true" in precision) is amx
+    amx, avx512 = diagnosis.BFLOAT16
+    for has, told in (((), ""), ((amx, avx512), diagnosis.BFLOAT16[amx]), ((avx512,), diagnosis.BFLOAT16[avx512])):
+        capabilities = {amx: amx in has, avx512: avx512 in has}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", capabilities.copy, raising=False)
+        assert facts(doctor("trainer=k80"))["precision"] == f"32-true{told}"
     assert facts(doctor("trainer=t4"))["W&B"] == "online"
 
 
