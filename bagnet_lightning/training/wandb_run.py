@@ -2,8 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -90,10 +90,10 @@ class WandbRun(RunLogger):
         """Starts the W&B run: Lightning calls this first, when training starts."""
         write_text(self.id_file, self.settings["id"])
         try:
-            self.run = wandb.init(**self.settings)
+            with _started_again_on_error():
+                self.run = wandb.init(**self.settings)
         except (wandb.errors.Error, OSError) as error:
             print(f"W&B cannot be reached: the run is kept offline ({error})", file=sys.stderr)
-            _forget_process()
             self.run = wandb.init(**{**self.settings, "mode": "offline"})
         self.run.define_metric("epoch")
         self.run.define_metric("*", step_metric="epoch")
@@ -104,11 +104,11 @@ class WandbRun(RunLogger):
         if self.run is None:
             return
         try:
-            self.run.log(values)
-        except Exception as error:  # whatever W&B raises, whose process may have been killed
+            with _started_again_on_error():
+                self.run.log(values)
+        except Exception as error:  # whatever W&B raises
             log.warning("W&B has failed, and the run goes on without it: %s", in_one_line(error))
             self.run = None
-            _forget_process()
 
     @rank_zero_only
     def close(self, result: dict) -> None:
@@ -125,7 +125,8 @@ class WandbRun(RunLogger):
             if predictions := read_predictions(self.folder):
                 run.log(confusions(predictions))
         finally:  # otherwise the next run of a sweep would log to this one
-            run.finish(exit_code=0 if result["status"] == "finished" else 1)
+            with _started_again_on_error():
+                run.finish(exit_code=0 if result["status"] == "finished" else 1)
 
 
 class WandbEvidence(Callback):
@@ -160,10 +161,15 @@ class WandbEvidence(Callback):
         self.write({"evidence": pictures, "epoch": epoch})
 
 
-def _forget_process() -> None:
-    """Makes W&B start its process anew, which all runs of a sweep share."""
-    with suppress(Exception):
-        wandb.teardown()
+@contextmanager
+def _started_again_on_error() -> Iterator[None]:
+    """Has W&B start its process again after an error, for the next run: all runs of a sweep share it."""
+    try:
+        yield
+    except Exception:  # a dead process is a ConnectionResetError, a HandleAbandonedError, ...
+        with suppress(Exception):
+            wandb.teardown()
+        raise
 
 
 def choices(requested: dict) -> dict[str, str]:
