@@ -99,7 +99,10 @@ RULES: dict[str, Rule] = {
     "data.fold": whole(0),
     "data.group": or_null((_is_pattern, "a regular expression")),
     "data.crop_padding": whole(0),
-    "data.flip": (lambda value: BOOL[0](value) or value == "alternating", "true, false or alternating"),
+    "data.flip": (
+        lambda value: BOOL[0](value) or value in ("alternating", "dihedral"),
+        "true, false, alternating or dihedral",
+    ),
     "data.normalize": (lambda value: BOOL[0](value) or value == "imagenet", "true, false or imagenet"),
     "data.device_resident": _AUTO,
     "data.seed": whole(0, 2**32 - 1),

@@ -59,6 +59,17 @@ def test_an_alternating_flip_is_each_images_own_in_every_other_epoch():
     assert torch.equal(shifted[first], augment(images, indices, draw_keys(0, 1), 2, False)[first])
 
 
+def test_a_dihedral_flip_draws_the_eight_symmetries_of_a_square_alike():
+    images, indices = batch(400, height=20, width=20), torch.arange(400)
+    out = augment(images, indices, draw_keys(0, 0), 0, "dihedral")
+    kinds = [image.rot90(turns, (1, 2)) for image in (images, images.flip(2)) for turns in range(4)]
+    found = torch.stack([(out == kind).flatten(1).all(1) for kind in kinds])  # (8, 400)
+    assert torch.equal(found.sum(0), torch.ones(400, dtype=torch.int64))
+    assert found.sum(1).min() > 30
+    shifted = augment(images, indices, draw_keys(0, 0), 2, "dihedral")  # the crop is another draw
+    assert torch.equal(shifted[found[0]], augment(images, indices, draw_keys(0, 0), 2, False)[found[0]])
+
+
 def test_bits_are_uniform_and_independent():
     bits = random_bits(draw_key(5, 7), torch.arange(100_000))
     assert bits.min() >= 0

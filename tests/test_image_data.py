@@ -2,6 +2,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL, composed
@@ -11,6 +12,7 @@ from PIL import Image
 from bagnet_lightning.checkpoint import published
 from bagnet_lightning.data.augment import augment, draw_keys, rescale
 from bagnet_lightning.data.choice import hold_out
+from bagnet_lightning.data.store import store_of_arrays
 from bagnet_lightning.errors import UserError
 
 
@@ -323,3 +325,11 @@ def test_holdout_is_stratified_disjoint_and_the_same_for_every_seed():
     assert sorted(held)[:6] == [1, 3, 5, 8, 9, 10]
     with pytest.raises(UserError, match=r"data\.holdout"):
         data("data.holdout=0.01")
+
+
+def test_only_squares_are_turned():
+    module = instantiate(composed(*SMALL, "data.flip=dihedral").data, _convert_="all")
+    wide, labels = np.zeros((4, 9, 12, 3), np.uint8), np.array([0, 1, 0, 1])
+    module.open_store = lambda: store_of_arrays("ab", "ab", {"train": (wide, labels), "val": (wide, labels)})
+    with pytest.raises(UserError, match="dihedral turns squares; images of 12 x 9 px"):
+        module.setup()

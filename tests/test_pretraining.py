@@ -161,6 +161,7 @@ def test_unlabelled_test_images_are_trained_on_too(tmp_path):
         ("tiles.size=40", r"tiles\.size=40: the images have 33 x 33 px"),
         ("model=bagnet33", "tiles of 17 x 17 px are smaller than .* 33 px or more"),
         ("data.batch_size=1", r"data\.batch_size=1: a batch of the 36 images would have 1,"),
+        ("data.flip=dihedral", r"data.flip=dihedral: tiles are mirrored at random or not at all"),
         ("data.flip=alternating", r"data\.flip=alternating: tiles are mirrored at random or not at all"),
         ("data.eval_batch_size=1", r"data\.eval_batch_size=1: a batch of the 12 images would have 1,"),
         ("data.eval_batch_size=2,data.val_images=9", r"eval_batch_size=2: a batch of the 9 images"),  # 2, 2, 2, 2, 1

@@ -43,8 +43,9 @@ def augment(
 
     images: (B, H, W, 3) uint8. indices: (B,) int64, which images of the data set they are. keys: from draw_keys, as
     numbers or as an int64 tensor (3,) on their device. flip: False, True (half of the images, drawn anew in every
-    epoch) or "alternating" (each image in every other epoch: no epoch repeats the view of the one before; Jordan 2024,
-    airbench). Returns (B, H, W, 3) uint8.
+    epoch), "alternating" (each image in every other epoch: no epoch repeats the view of the one before; Jordan 2024,
+    airbench) or "dihedral" (one of the eight symmetries of a square, drawn anew: turned by 0, 90, 180 or 270 degrees,
+    mirrored or not; H = W). Returns (B, H, W, 3) uint8.
     """
     own, shared, epoch = keys
     bits = random_bits(own, indices)
@@ -52,9 +53,11 @@ def augment(
         shifts = 2 * crop_padding + 1
         images = _crop(images, crop_padding, (bits >> 1 & 0xFFFF) * shifts >> 16, (bits >> 17 & 0xFFFF) * shifts >> 16)
     if flip:
-        mirrored = bits if flip is True else random_bits(shared, indices) + epoch
-        image = torch.arange(len(images), device=images.device)
-        images = torch.cat([images, images.flip(2)]).index_select(0, image + len(images) * (mirrored & 1))
+        mirrored = random_bits(shared, indices) + epoch if flip == "alternating" else bits
+        images = _replaced(images, images.flip(2), mirrored)
+    if flip == "dihedral":
+        images = _replaced(images, images.flip(1), bits >> 33)
+        images = _replaced(images, images.transpose(1, 2), bits >> 34)
     return images
 
 
@@ -89,6 +92,12 @@ def _crop(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
     first = torch.arange(batch, device=images.device) * image_bytes + top * row_bytes + left * pixel_bytes  # (B,)
     rows = first[:, None] + torch.arange(height, device=images.device) * row_bytes  # (B, H)
     return runs.index_select(0, rows.flatten()).view(images.shape)
+
+
+def _replaced(images: Tensor, others: Tensor, where: Tensor) -> Tensor:
+    """Returns the image of `others` where the lowest bit of `where` (B,) is set, and of `images` elsewhere."""
+    image = torch.arange(len(images), device=images.device)
+    return torch.cat([images, others]).index_select(0, image + len(images) * (where & 1))
 
 
 def _signed(value: int) -> int:

@@ -105,7 +105,10 @@ class ImageData(LightningDataModule, ABC):
             raise UserError("no image is left to train or to validate on; change data.holdout")
         if "val" in self.splits_in_use:
             self._check_groups("val", self.val_images)
-        self.scale, self.bias = scale_and_bias(self.mean, self.std, self.store.splits["train"].images.shape[2])
+        height, width = self.store.splits["train"].images.shape[1:3]
+        if self.flip == "dihedral" and height != width:
+            raise UserError(f"data.flip=dihedral turns squares; images of {width} x {height} px need true or false")
+        self.scale, self.bias = scale_and_bias(self.mean, self.std, width)
 
     def _hold_out(self, by_class: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Returns each class's images to train and to validate on. Raises UserError if there are none to train on."""

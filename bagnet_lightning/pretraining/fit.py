@@ -43,8 +43,8 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
         raise UserError(f"pretraining takes the network's last layer, fc, away, and {type(network).__name__} has none")
     features, network.fc = network.fc.in_features, nn.Identity()
     method: Method = instantiate(config.method)
-    if data.flip == "alternating":
-        raise UserError("data.flip=alternating: tiles are mirrored at random or not at all; ask for true or false")
+    if data.flip not in (True, False):
+        raise UserError(f"data.flip={data.flip}: tiles are mirrored at random or not at all; ask for true or false")
     tiles = Tiles(**config.tiles, flip=data.flip)
     tiles.check(*data.store.splits["train"].images.shape[1:3])
     if isinstance(network, BagNet):

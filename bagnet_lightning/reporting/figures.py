@@ -121,7 +121,7 @@ def _panels(table: Table) -> list[tuple[str, list[Line]]]:
 
 def _title(line: Line) -> str:
     variant = _variant(line) or "from scratch"
-    return f"{line.epochs or '?'} epochs, {variant}"
+    return f"{line.epochs or '?'} epoch{'' if line.epochs == 1 else 's'}, {variant}"
 
 
 def _variant(line: Line) -> str:

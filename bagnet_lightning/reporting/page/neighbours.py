@@ -104,4 +104,5 @@ def _title(cell: Cell) -> str:
     if others.get("pretrained") == "no":
         del others["pretrained"]
     parts = [cell[key] for key in named if key in cell]
-    return ", ".join([*parts, f"{cell['epochs']} epochs", *(f"{key} {value}" for key, value in others.items())])
+    epochs = f"{cell['epochs']} epoch{'' if cell['epochs'] == '1' else 's'}"
+    return ", ".join([*parts, epochs, *(f"{key} {value}" for key, value in others.items())])

@@ -75,7 +75,7 @@ function dashMark(dash) {
 const optimizersOf = data => [...new Map(data.rows.map(row => [row.optimizer, row.optimizer_name]))];
 const percent = value => known(value) ? 100 * value : null;
 
-const variantOf = (data, row) => [`${row.epochs ?? "?"} epochs`, row.pretrained === "no" ? "from scratch" : `pretrained (${row.pretrained})`,
+const variantOf = (data, row) => [`${row.epochs ?? "?"} epoch${row.epochs === 1 ? "" : "s"}`, row.pretrained === "no" ? "from scratch" : `pretrained (${row.pretrained})`,
   ...data.settings.filter(s => known(row.settings[s.key])).map(s => `${s.name} ${row.settings[s.key]}`)].join(", ");
 
 function showFigure2(data, state) {

@@ -29,7 +29,7 @@ function showOverview() {
   const ofPaper = data.rows.some(row => known(row.paper));
   at("table1-name").textContent = ofPaper ? "Table 1, beside the paper" : "Networks";
   at("figure2-name").textContent = ofPaper ? "Figure 2" : "Accuracy by network and optimizer";
-  at("legend").textContent = `Best validation accuracy${known(epochs) ? ` of ${epochs} epochs` : ""}.`
+  at("legend").textContent = `Best validation accuracy${known(epochs) ? ` of ${epochs} epoch${epochs === 1 ? "" : "s"}` : ""}.`
     + (compared ? " Green: above the paper; red: below." : "");
   showTable("results", columns(data), data, data.rows, state);
   showTable("related", relatedColumns(data), data, data.related, state);
