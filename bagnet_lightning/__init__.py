@@ -1,8 +1,8 @@
 """Patch-based image classifiers (BagNets) on low-resolution images: training, tables, evidence.
 
-Where what is (`conf/` holds the settings of every command, a folder for each choice):
+Where things are (`conf/` holds the settings of every command, a folder for each choice):
 
-- `train`, `pretrain`: commands, a page each, as all below. A run passes through `runs`, `training/run`, `training/fit`
+- `train`, `pretrain`: commands; every command is one page. A run passes through `runs`, `training/run`, `training/fit`
   (or `pretraining/fit`), `training/trainer`, and Lightning calls `training/learner`.
 - `sweep`, `launching`: many runs; checks before them, jobs elsewhere (`hydra_plugins/`), the report after them.
 - `data/`: files to a packed store to augmented batches. `models/`: networks, and nothing of training.

@@ -59,14 +59,12 @@ def main(config: DictConfig) -> None:
     sampled = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))[: config.count]
     split, chosen = images.split, images.chosen[sampled]
 
-    networks = []
-    for path, trained in zip(paths, all_trained, strict=True):
+    networks, names = [], told_apart([trained.name for trained in all_trained], paths)
+    for path, trained, name in zip(paths, all_trained, names, strict=True):
         labels = data.labelled_for(trained.classes, config.split).labels[sampled]
         sample = Sample(split.images[chosen], labels, split.boxes[chosen], chosen)
         measured = measure(trained, sample, config.map_count, config.seed, config.tile)
-        networks.append({"name": measured["model"], "checkpoint": path, **measured})
-    for network, name in zip(networks, told_apart([network["name"] for network in networks], paths), strict=True):
-        network["name"] = name
+        networks.append({"name": name, "checkpoint": path, **measured})
     analysis = {
         "data": data.name,
         "split": config.split,

@@ -150,13 +150,7 @@ def write_backbone(network: nn.Module, about: dict, path: Path) -> None:
     """
     weights = {name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
     weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    metadata = {
-        "config": published(about["config"]),
-        "classes": [],
-        "class_names": [],
-        "mean": about["mean"],
-        "std": about["std"],
-    }
+    metadata = {**about, "config": published(about["config"]), "classes": [], "class_names": []}
     write_bytes(path, save(weights, {"format": "pt", "bagnet_lightning": json.dumps(metadata)}))
 
 

@@ -12,42 +12,37 @@ from omegaconf import DictConfig
 from bagnet_lightning.cli import command
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import temporary_folder
-from bagnet_lightning.rules import PATH, or_null
+from bagnet_lightning.rules import PATH, one_of, or_null
 
-NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
+SUFFIXES = {"onnx": ".onnx", "safetensors": ".safetensors", "torch_export": ".pt2", "hub": ""}
 
 
-@command("export", {"checkpoint": PATH, "out": or_null(PATH)})
+@command("export", {"checkpoint": PATH, "out": or_null(PATH), "format": one_of(*SUFFIXES)})
 def main(config: DictConfig) -> None:
-    suffixes = {"onnx": ".onnx", "safetensors": ".safetensors", "torch_export": ".pt2", "hub": ""}
-    if config.format not in suffixes:
-        raise UserError(f"format={config.format}: format must be one of {', '.join(suffixes)}")
-    checkpoint = Path(config.checkpoint)
-    if config.format == "hub":
-        out = Path(config.out or checkpoint.parent / "hub")
-    else:
-        suffix = suffixes[config.format]
-        out = Path(config.out or checkpoint.with_suffix(suffix))
-        if out.suffix != suffix:
-            raise UserError(f"out={out}: the file's name must end in {suffix}")
-    if not all(map(find_spec, NEEDS.get(config.format, ()))):
-        raise UserError(f"format={config.format} needs more packages: pip install 'bagnet-lightning[export]'")
+    checkpoint, suffix, hub = Path(config.checkpoint), SUFFIXES[config.format], config.format == "hub"
+    out = Path(config.out or (checkpoint.parent / "hub" if hub else checkpoint.with_suffix(suffix)))
+    if not hub and out.suffix != suffix:
+        raise UserError(f"out={out}: the file's name must end in {suffix}")
+    if config.format == "onnx" and not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))):
+        raise UserError("format=onnx needs more packages: pip install 'bagnet-lightning[export]'")
 
     from bagnet_lightning.checkpoint import load_trained
     from bagnet_lightning.exporting.formats import FORMATS, difference
     from bagnet_lightning.exporting.model_card import in_the_way, write_card
 
-    if config.format == "hub" and (file := in_the_way(out)):
-        raise UserError(f"{file} is of no earlier export: move it, or choose another folder with out=FOLDER")
+    if hub and (file := in_the_way(out)):
+        raise UserError(
+            f"{file} was not written by an earlier export: move it, or choose another folder with out=FOLDER"
+        )
     trained = load_trained(checkpoint)
-    form = FORMATS["safetensors" if config.format == "hub" else config.format]
-    target = out / "model.safetensors" if config.format == "hub" else out
+    form = FORMATS["safetensors" if hub else config.format]
+    target = out / "model.safetensors" if hub else out
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with temporary_folder(target) as folder:
             form.write(trained, folder / target.name)
             noise = difference(trained, form.load(folder / target.name))
-            if config.format == "hub":
+            if hub:
                 for note in write_card(folder, trained, checkpoint):
                     print(f"note: {note}", file=sys.stderr)
                 (out / "config.json").unlink(missing_ok=True)  # the new network may have none

@@ -31,6 +31,11 @@ def optimizer_name(optimizer: str | None) -> str:
     return OPTIMIZERS.get(optimizer, optimizer or "?")
 
 
+def epochs_text(epochs: int | None) -> str:
+    """Returns "15 epochs"."""
+    return f"{epochs or '?'} epoch{'' if epochs == 1 else 's'}"
+
+
 def model_order(model: str) -> tuple:
     """Returns a sort key: first BagNets by patch size, then the networks that see the whole image."""
     match = re.fullmatch(r"(bagnet|resnet)(\d+)", model)
@@ -51,7 +56,7 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
 
 
 def told_apart(names: Sequence[str], paths: Sequence[str | Path]) -> list[str]:
-    """Returns the names of the networks in `paths`; those of several, with the last part of the path that differs."""
+    """Returns the names of the networks in `paths`, equal ones with the last part of the path that tells them apart."""
     reversed_parts = [Path(path).absolute().parts[::-1] for path in paths]
     labels = []
     for name, own in zip(names, reversed_parts, strict=True):

@@ -226,11 +226,10 @@ def _read_progress(folder: Path) -> dict | None:
     path = progress_file(folder)
     try:
         progress = json.loads(path.read_text(encoding="utf-8"))
-        if progress["host"] == socket.gethostname() and Path("/proc").exists():  # not on macOS
-            alive = Path(f"/proc/{progress['pid']}").exists()
-        else:
-            alive = time.time() - path.stat().st_mtime < _SILENCE
-        return progress if alive else None
+        silent = time.time() - path.stat().st_mtime > _SILENCE
+        here = progress["host"] == socket.gethostname() and Path("/proc").exists()  # not on macOS
+        gone = here and not Path(f"/proc/{progress['pid']}").exists()
+        return None if silent or gone else progress
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

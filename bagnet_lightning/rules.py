@@ -30,6 +30,11 @@ def whole(low: int, high: float = float("inf")) -> Rule:
     return lambda value: type(value) is int and low <= value <= high, description
 
 
+def one_of(*choices: str | None) -> Rule:
+    *others, last = ("null" if choice is None else choice for choice in choices)
+    return lambda value: value in choices, f"{', '.join(others)} or {last}"
+
+
 def or_null(rule: Rule) -> Rule:
     return lambda value: value is None or rule[0](value), f"{rule[1]}, or null"
 
@@ -63,15 +68,11 @@ _PRETRAINED: Rule = (
     lambda value: isinstance(value, bool) or (isinstance(value, str) and weights_file(value).is_file()),
     "true, false or the path of an existing file, or of an exported hub's folder",
 )
-_KERNELS = ("chi2", "intersection", "jensen_shannon", None)
 _SHARE: Rule = (lambda value: number(0, 1)[0](value) and value < 1, "a share from 0 to below 1")
 _SIZES: Rule = (
     lambda value: isinstance(value, list) and len(value) > 0 and all(map(number(1)[0], value)),
     "a list of numbers from 1",
 )
-_ACCURACIES = ("val_accuracy", "val_top5_accuracy", "val_balanced_accuracy")
-_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
-_PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "64-true")
 
 RULES: dict[str, Rule] = {
     "batches": _keys("data.batch_size=50"),
@@ -87,7 +88,7 @@ RULES: dict[str, Rule] = {
     ),
     "label_smoothing": number(0, 1),
     "patch_loss": number(0, 1),
-    "monitor": (lambda value: value in _ACCURACIES, f"one of {', '.join(_ACCURACIES)}"),
+    "monitor": one_of("val_accuracy", "val_top5_accuracy", "val_balanced_accuracy"),
     "weight_average": or_null(_SHARE),
     "checkpoint.every_n_steps": or_null(whole(1)),
     "checkpoint.every_n_minutes": or_null(number(0, above=True)),
@@ -116,18 +117,18 @@ RULES: dict[str, Rule] = {
     "model.pad": whole(0),
     "model.stem_momentum": number(0, 1, above=True),
     "model.zero_init": BOOL,
-    "model.stem": (lambda value: value in ("imagenet", "small"), "imagenet or small"),
+    "model.stem": one_of("imagenet", "small"),
     "optim.lr": number(0, above=True),
     "optim.momentum": number(0, 1),
     "optim.nesterov": BOOL,
     "optim.weight_decay": number(0),
-    "scheduler.interval": (lambda value: value in ("epoch", "step"), "epoch or step"),
+    "scheduler.interval": one_of("epoch", "step"),
     "scheduler.step_size": whole(1),
     "scheduler.gamma": number(0, 1, above=True),
     "scheduler.eta_min": number(0),
     "scheduler.max_lr": number(0, above=True),
     "scheduler.pct_start": number(0, 1),
-    "splits": (lambda value: value in ("train", "train+test"), "train or train+test"),
+    "splits": one_of("train", "train+test"),
     "tiles.size": whole(9),
     "tiles.radius": whole(1),
     "tiles.colour": number(0, 1),
@@ -144,8 +145,8 @@ RULES: dict[str, Rule] = {
     "features.bin_sizes": _SIZES,
     "features.keypoints": whole(1, 2**31 - 1),  # OpenCV's integers
     "features.fast_threshold": whole(1, 255),
-    "features.output": (lambda value: value in ("features", "logits"), "features or logits"),
-    "fit_on": (lambda value: value in ("train", "holdout"), "train or holdout"),
+    "features.output": one_of("features", "logits"),
+    "fit_on": one_of("train", "holdout"),
     "em": or_null(_keys("em.rounds=2")),
     "em.rounds": whole(1),
     "em.image_percentile": number(0, 100),
@@ -157,19 +158,19 @@ RULES: dict[str, Rule] = {
     "encoding.dimensions": whole(1),
     "encoding.sample": whole(2),
     "encoding.power": number(0, 1, above=True),
-    "encoding.norm": (lambda value: value in ("l1", "l2", None), "l1, l2 or null"),
-    "classifier.loss": (lambda value: value in ("squared_hinge", "logistic"), "squared_hinge or logistic"),
+    "encoding.norm": one_of("l1", "l2", None),
+    "classifier.loss": one_of("squared_hinge", "logistic"),
     "classifier.C": number(0, above=True),
-    "classifier.kernel": (lambda value: value in _KERNELS, f"{', '.join(map(str, _KERNELS[:-1]))} or null"),
+    "classifier.kernel": one_of("chi2", "intersection", "jensen_shannon", None),
     "classifier.order": whole(1),
-    "trainer.accelerator": (lambda value: value in _ACCELERATORS, f"one of {', '.join(_ACCELERATORS)}"),
+    "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps"),
     "trainer.devices": whole(1),
     "trainer.num_nodes": whole(1),
     "trainer.sync_batchnorm": BOOL,
     "trainer.max_epochs": whole(1),
     "trainer.accumulate_grad_batches": whole(1),
     "trainer.gradient_clip_val": or_null(number(0, above=True)),
-    "trainer.precision": (lambda value: value in _PRECISIONS, f"one of {', '.join(_PRECISIONS)}"),
+    "trainer.precision": one_of("auto", "32-true", "16-mixed", "bf16-mixed", "64-true"),
     "trainer.deterministic": BOOL,
     "trainer.compile": (lambda value: _AUTO[0](value) or value == "max-autotune", "auto, true, false or max-autotune"),
     "trainer.fused_norm": _AUTO,
@@ -192,8 +193,8 @@ def check(config: DictConfig, rules: dict[str, Rule] = RULES) -> None:
 
     The rules hold for the same keys within `em`, too, but not for the arguments of a class of the user's own.
     """
-    for key in sorted(OmegaConf.missing_keys(config)):
-        raise UserError(f"{key} is needed: add {key}=...")
+    if missing := OmegaConf.missing_keys(config):
+        raise UserError(f"{min(missing)} is needed: add {min(missing)}=...")
     everywhere = {name: rule for key, rule in rules.items() for name in (key, f"em.{key}")}
     for key, (test, description) in everywhere.items():
         value = OmegaConf.select(config, key, default=_MISSING)

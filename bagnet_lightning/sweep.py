@@ -23,6 +23,7 @@ from rich.console import Console
 from bagnet_lightning.config import NAMING, kind, without_hydra
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.launching import ParallelLauncher, folder
+from bagnet_lightning.names import epochs_text
 from bagnet_lightning.results import note_jobs, read_run
 from bagnet_lightning.rules import check
 from bagnet_lightning.runs import changed_settings, nothing_to_lose
@@ -148,7 +149,7 @@ def _print_jobs(jobs: list[tuple[Path, DictConfig, str]]) -> None:
         elif differs:
             status = f"to do, with {share}"
         else:
-            done = f"{run['epochs_done']} epochs done" if run.get("epochs") else "to do"
+            done = f"{epochs_text(run['epochs_done'])} done" if run.get("epochs") else "to do"
             status = f"{done if run['status'] == 'unfinished' else run['status']}, with {share}"
         print(f"[{number}/{len(jobs)}] {run_folder}: {status}")
     sys.exit(0)

@@ -27,7 +27,7 @@ def main(config: DictConfig) -> dict:
 
 def train(config: DictConfig, folder: Path, requested: dict) -> dict:
     if ranks.must_start(config):
-        return ranks.run(config, folder, requested)
+        return ranks.run_on_ranks(config, folder, requested)
     from bagnet_lightning.training.fit import fit
     from bagnet_lightning.training.run import run
 

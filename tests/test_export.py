@@ -178,7 +178,7 @@ def test_a_hubs_folder_is_made_again_but_no_other_is_written_over(checkpoints, t
     export(checkpoints["bagnet9"], "format=hub", f"out={hub}")
     card = (hub / "README.md").read_text()
     (hub / "README.md").write_text("my own words on bagnet_lightning")
-    with pytest.raises(UserError, match=r"hub/README\.md is of no earlier export"):
+    with pytest.raises(UserError, match=r"hub/README\.md was not written by an earlier export"):
         export(checkpoints["bagnet9"], "format=hub", f"out={hub}")
     assert (hub / "README.md").read_text() == "my own words on bagnet_lightning"
     (hub / "README.md").write_text(card)
@@ -191,7 +191,7 @@ def test_a_hubs_folder_is_made_again_but_no_other_is_written_over(checkpoints, t
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["format=tflite"], "format must be one of onnx, safetensors, torch_export, hub"),
+        (["format=tflite"], "format must be onnx, safetensors, torch_export or hub"),
         (["format=onnx", "out=net.pt"], r"must end in \.onnx"),
         (["format=safetensors", "checkpoint=none.ckpt"], "does not exist"),
         (["format=safetensors", "out=/proc/no/net.safetensors"], "cannot write to /proc/no"),

@@ -140,7 +140,12 @@ def test_runs_are_found_at_any_depth_but_not_inside_each_other(tmp_path):
 
 @pytest.mark.parametrize(
     ("host", "age", "goes_on"),
-    [(socket.gethostname(), 9999, True), ("elsewhere", 10, True), ("elsewhere", 9999, False)],
+    [
+        (socket.gethostname(), 10, True),
+        (socket.gethostname(), 9999, False),
+        ("elsewhere", 10, True),
+        ("elsewhere", 9999, False),
+    ],
 )
 def test_a_run_that_goes_on_is_told_from_one_that_was_stopped(tmp_path, host, age, goes_on):
     (tmp_path / "config.yaml").write_text(CONFIG)

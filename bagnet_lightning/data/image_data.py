@@ -226,11 +226,13 @@ class ImageData(LightningDataModule, ABC):
 
         config: of the network's run. classes: the identifiers of its classes; none for a backbone.
         """
+        if not self.holdout:
+            return
         run = config["data"]
         same_name, same_size = run.get("name") == self.name, config["image_size"] == self.store.side
         equal = same_size and config["train_digest"] == self.store.digests["train"]  # digests are of resized pixels
         same_root = Path(str(run.get("root"))).resolve() == Path(str(getattr(self, "root", None))).resolve()
-        if self.holdout and same_name and same_root and same_size and not equal:
+        if same_name and same_root and same_size and not equal:
             raise UserError(
                 f"data.holdout={self.holdout}: the train images of {self.name} are not those of the checkpoint's run "
                 "any more: which of them its network has seen cannot be told; restore them, or measure on val "
@@ -240,7 +242,7 @@ class ImageData(LightningDataModule, ABC):
         # Other classes change which images are held out.
         same_classes = classes == self.class_ids if classes else run.get("classes") == self.classes
         same_share = (run.get("holdout"), run.get("fold", 0), run.get("group")) == (self.holdout, self.fold, self.group)
-        if self.holdout and same_images and not (same_classes and same_share):
+        if same_images and not (same_classes and same_share):
             held_out = f"{run.get('holdout') or 'nothing'}{'' if same_classes else ' of other classes'}"
             fold = f", fold {run.get('fold', 0)}" if run.get("fold", 0) != self.fold else ""
             raise UserError(

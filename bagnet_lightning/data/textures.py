@@ -43,7 +43,7 @@ DIRECTIONS = ("rows", "columns")
 
 
 def open_store(seed: int, train_images: int, val_images: int, image_size: int = 64) -> Store:
-    """Draw the data set: balanced classes, interleaved; the same bits for the same arguments on every machine.
+    """Draws the data set: balanced classes, interleaved; the same bits for the same arguments on every machine.
 
     image_size: side of the images in px, at least 33. Raises UserError on values that give no usable data set.
     """

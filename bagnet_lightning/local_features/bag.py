@@ -23,9 +23,14 @@ class Bag:
         return len(self.offsets) - 1
 
     @property
+    def lengths(self) -> np.ndarray:
+        """The number of features of each image, (n,)."""
+        return np.diff(self.offsets)
+
+    @property
     def images(self) -> np.ndarray:
         """The index of each feature's image, (M,)."""
-        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        return np.repeat(np.arange(len(self)), self.lengths)
 
 
 class Features(Protocol):

@@ -31,11 +31,10 @@ class Encoding(ABC):
 
     def __init__(self, power: float, norm: str | None):
         self.power, self.norm = power, norm
-        self.arrays = {}
 
-    @abstractmethod
     def learn(self, bags: Bags, seed: int) -> None:
-        """Learns `arrays` from the local features of the training images."""
+        """Learns `arrays` from the local features of the training images, where there is something to learn."""
+        self.arrays = {}
 
     @abstractmethod
     def parts(self, bag: Bag) -> np.ndarray:
@@ -45,7 +44,7 @@ class Encoding(ABC):
         """Computes the sums of the images, (n, W) float32; zeros for an image without local features."""
         parts = self.parts(bag)
         sums = np.zeros((len(bag), parts.shape[1]), np.float32)
-        present = np.diff(bag.offsets) > 0
+        present = bag.lengths > 0
         if present.any():
             sums[present] = np.add.reduceat(parts, bag.offsets[:-1][present])
         return sums
@@ -67,11 +66,8 @@ class Encoding(ABC):
 class Mean(Encoding):
     """The mean of an image's descriptors."""
 
-    def learn(self, bags: Bags, seed: int) -> None:
-        pass
-
     def parts(self, bag: Bag) -> np.ndarray:
-        return bag.descriptors.astype(np.float32) / np.diff(bag.offsets)[bag.images, None].astype(np.float32)
+        return bag.descriptors.astype(np.float32) / bag.lengths[bag.images, None].astype(np.float32)
 
 
 class Decisions(Encoding):
@@ -81,13 +77,8 @@ class Decisions(Encoding):
     probabilities instead of counting the most probable class.
     """
 
-    def learn(self, bags: Bags, seed: int) -> None:
-        pass
-
     def parts(self, bag: Bag) -> np.ndarray:
-        probabilities = np.exp(bag.descriptors - bag.descriptors.max(1, keepdims=True))
-        probabilities /= probabilities.sum(1, keepdims=True)
-        return probabilities / np.diff(bag.offsets)[bag.images, None].astype(np.float32)
+        return softmax(bag.descriptors, axis=1) / bag.lengths[bag.images, None].astype(np.float32)
 
 
 class BagOfWords(Encoding):
@@ -166,7 +157,7 @@ class FisherVectors(Encoding):
         posteriors = self._posteriors(projected)[:, :, None]
         standard = (projected[:, None] - self.arrays["means"]) / self.arrays["deviations"]
         gradients = [posteriors * standard / np.sqrt(weights), posteriors * (standard**2 - 1) / np.sqrt(2 * weights)]
-        counts = np.diff(bag.offsets)[bag.images].astype(np.float32)
+        counts = bag.lengths[bag.images].astype(np.float32)
         return np.stack(gradients, 1).reshape(len(projected), -1) / counts[:, None]
 
     def sums(self, bag: Bag) -> np.ndarray:

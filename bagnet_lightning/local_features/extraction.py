@@ -86,7 +86,7 @@ def _compute(detector: Detector, images: Images, folder: Path, settings: dict, w
         _write_header(file, 0, detector.descriptor_bytes)
         for bag, _ in in_processes(Detector.describe, jobs, workers):
             bag.descriptors.tofile(file)
-            counts += np.diff(bag.offsets).tolist()
+            counts += bag.lengths.tolist()
             advance(len(bag))
         _write_header(file, sum(counts), detector.descriptor_bytes)
     np.save(folder / "offsets.npy", np.cumsum(counts, dtype=np.int64))

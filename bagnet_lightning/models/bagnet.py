@@ -9,6 +9,8 @@ An image's logits are the mean of its patches' logits, so each class score is an
 Parameter names and function are those of the public implementation, so its weights load by `load_state_dict`.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -109,10 +111,7 @@ class BagNet(nn.Module):
     @property
     def stride(self) -> int:
         """Distance between the patches of neighbouring positions, in pixels."""
-        product = 1
-        for block in self.blocks:
-            product *= block.conv2.stride[0]
-        return product
+        return math.prod(block.conv2.stride[0] for block in self.blocks)
 
     @property
     def receptive_field(self) -> int:

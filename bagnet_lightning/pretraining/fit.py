@@ -19,7 +19,6 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.pretraining.pretrainer import Method, Pretrainer, neighbour_is_nearer
 from bagnet_lightning.pretraining.tiles import Tiles
-from bagnet_lightning.training import ranks
 from bagnet_lightning.training.loggers import RunLogger
 from bagnet_lightning.training.trainer import prepare, schedule, train
 
@@ -49,7 +48,7 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
     tiles.check(*data.store.splits["train"].images.shape[1:3])
     if isinstance(network, BagNet):
         network.check_size(tiles.size, tiles.size, "tiles")
-    _cut_into_tiles(data, tiles, method.kinds, ranks.count(config))
+    _cut_into_tiles(data, tiles, method.kinds)
     settings = plain(config) | {"image_size": data.store.side, "train_digest": data.store.digests["train"]}
     about = {"config": settings, "classes": [], "class_names": [], "mean": data.mean, "std": data.std}
     module = Pretrainer(network, features, method, **schedule(config), about=about)
@@ -96,10 +95,10 @@ def _add_test_images(data: ImageData) -> None:
     data.train_images = Images(Split(images, *no_annotations), all_indices, no_annotations[0])
 
 
-def _cut_into_tiles(data: ImageData, tiles: Tiles, kinds: int, devices: int) -> None:
+def _cut_into_tiles(data: ImageData, tiles: Tiles, kinds: int) -> None:
     """Makes batches of `data` hold `kinds` kinds of tiles, and validation batches triplets, always the same ones.
 
-    devices: among which each batch is divided. Raises UserError if one would have a single image.
+    Raises UserError if a batch would have a single image.
     """
     # In order of their classes, most images of a batch would be of one class, and so would distant tiles.
     order = torch.randperm(len(data.val_images), generator=torch.Generator().manual_seed(0))
@@ -109,10 +108,10 @@ def _cut_into_tiles(data: ImageData, tiles: Tiles, kinds: int, devices: int) -> 
         ("batch_size", len(data.train_images), data.train_dataloader().order.smallest),
         ("eval_batch_size", len(images), min(map(len, data.val_dataloader().order))),
     ):
-        if smallest < 2 * devices:
+        if smallest < 2:
             raise UserError(
                 f"data.{key}={getattr(data, key)}: a batch of the {count:,} images would have {smallest}, and a tile "
-                "needs another image on its device to be compared with; choose another size"
+                "needs another image to be compared with; choose another size"
             )
 
     def scaled(tiles_of_batch: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from bagnet_lightning.names import OPTIMIZERS, model_name, model_order, optimizer_name
+from bagnet_lightning.names import OPTIMIZERS, epochs_text, model_name, model_order, optimizer_name
 from bagnet_lightning.plots import GREY
 from bagnet_lightning.reporting.settings import format_settings
 from bagnet_lightning.reporting.table import Line, Table
@@ -121,7 +121,7 @@ def _panels(table: Table) -> list[tuple[str, list[Line]]]:
 
 def _title(line: Line) -> str:
     variant = _variant(line) or "from scratch"
-    return f"{line.epochs or '?'} epoch{'' if line.epochs == 1 else 's'}, {variant}"
+    return f"{epochs_text(line.epochs)}, {variant}"
 
 
 def _variant(line: Line) -> str:

@@ -44,7 +44,9 @@ def write_report(
     place = out or _writable(folders, console)
     files = _files(*tables) if len(tables) == 1 else {}
     _write(files, place)  # before a network is loaded and run for the page
-    pictures = {Path(name).stem: data_uri(png, "image/png") for name, png in files.items() if name.endswith(".png")}
+    pictures = {
+        Path(name).stem: data_uri(content, "image/png") for name, content in files.items() if name.endswith(".png")
+    }
     data = page_data(tables, pictures, gallery, live=False)
     _write(html := {"index.html": results_page(data).encode()}, place)
     files |= html

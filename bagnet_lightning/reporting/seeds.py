@@ -73,8 +73,8 @@ def distinct(runs: Iterable[dict], name: str) -> list:
 
     The field of a continued run may hold several, "A / B".
     """
-    values = [run.get(name, (run.get("versions") or {}).get(name)) for run in runs]
-    parts = [[value] if value is None or isinstance(value, int) else str(value).split(" / ") for value in values]
+    found = [run.get(name, (run.get("versions") or {}).get(name)) for run in runs]
+    parts = [[value] if value is None or isinstance(value, int) else str(value).split(" / ") for value in found]
     return list(dict.fromkeys(itertools.chain(*parts)))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bagnet_lightning.config import leaves
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.names import OPTIMIZERS, model_name, model_order, optimizer_name
+from bagnet_lightning.names import OPTIMIZERS, epochs_text, model_name, model_order, optimizer_name
 from bagnet_lightning.reporting.related import RelatedLine, related_lines
 from bagnet_lightning.reporting.seeds import SeedsLine, mean, over_seeds, repetitions, values
 from bagnet_lightning.reporting.settings import differing_settings, format_settings, weights_name
@@ -41,7 +41,7 @@ class Line(SeedsLine):
         """The line's description: "BagNet-9, Adam, 15 epochs, width 0.25"."""
         parts = [model_name(self.model), optimizer_name(self.optimizer)]
         parts += [] if self.pretrained == "no" else [f"pretrained ({self.pretrained})"]
-        parts += [f"{self.epochs} epochs"] if self.epochs else []
+        parts += [epochs_text(self.epochs)] if self.epochs else []
         return ", ".join([*parts, format_settings(self.settings)] if self.settings else parts)
 
     @property
@@ -105,26 +105,21 @@ def start(run: dict) -> str:
 
 
 def _pretrained(run: dict) -> bool | str | None:
-    return (run["config"].get("model") or {}).get("pretrained") if run["config"] else None
-
-
-def _cell(run: dict) -> tuple:
-    return run["model"], run["optimizer"], start(run), run.get("epochs")
+    return run["config"].get("model", {}).get("pretrained")
 
 
 def _line(runs: list[dict], settings: list[str]) -> Line:
     first = runs[0]
     config = leaves(first["config"])
     paper = nearest_paper_row(first)
-    model, optimizer, pretrained, epochs = _cell(first)
     reasons = [reason for run in runs for reason in _not_comparable(run, paper)] if paper else []
     return Line(
         **over_seeds(runs),
         settings={name: config.get(name) for name in settings},
-        model=model or "?",
-        optimizer=optimizer or "?",
-        pretrained=pretrained,
-        epochs=epochs,
+        model=first["model"] or "?",
+        optimizer=first["optimizer"] or "?",
+        pretrained=start(first),
+        epochs=first.get("epochs"),
         paper=paper,
         not_comparable=list(dict.fromkeys(reasons)),
         images_per_second=mean(values(runs, "images_per_second")),
@@ -133,7 +128,7 @@ def _line(runs: list[dict], settings: list[str]) -> Line:
 
 
 def _data(run: dict) -> str | None:
-    return run.get("data") or (run["config"].get("data") or {}).get("name")
+    return run.get("data") or run["config"].get("data", {}).get("name")
 
 
 def nearest_paper_row(run: dict) -> PaperRow | None:

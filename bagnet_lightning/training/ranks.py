@@ -70,7 +70,7 @@ def check(config: DictConfig, sweep: bool = False) -> None:
         )
 
 
-def run(config: DictConfig, folder: Path, requested: dict) -> dict:
+def run_on_ranks(config: DictConfig, folder: Path, requested: dict) -> dict:
     """Calls bagnet_lightning.training.run.run in `config.trainer.devices` processes on this machine.
 
     After one has failed the others are killed, a rank that dies makes the run a failed one, and none outlives this
