@@ -113,8 +113,8 @@ def _network(target: str, path: Path) -> Callable[..., nn.Module]:
         return NETWORKS[target]
     if target not in os.environ.get("BAGNET_NETWORKS", "").split(","):
         raise UserError(
-            f"checkpoint {path} names the network {target}, which is none of this package's; if it is yours, say so by "
-            f"the environment variable BAGNET_NETWORKS={target}"
+            f"checkpoint {path} names the network {target}, which is not part of this package; if it is yours, say so "
+            f"by the environment variable BAGNET_NETWORKS={target}"
         )
     try:
         return get_method(target)

@@ -115,7 +115,7 @@ def _check_form(arguments: list[str]) -> None:
         if argument.startswith("--") and argument.partition("=")[0] not in options:
             sys.exit(f"error: there is no option {argument}; settings are KEY=VALUE (trainer.max_epochs=3), see --help")
         if not before.startswith("-") and not argument.startswith(("-", "~")) and "=" not in argument:
-            sys.exit(f"error: {argument} is of no key; arguments are KEY=VALUE (checkpoint=PATH), see --help")
+            sys.exit(f"error: {argument} has no key; arguments are KEY=VALUE (checkpoint=PATH), see --help")
 
 
 def _is_setting(argument: str) -> bool:

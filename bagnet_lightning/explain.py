@@ -35,7 +35,7 @@ RULES = {
 @command("explain", RULES, data_of_run=True)
 def main(config: DictConfig) -> None:
     if config.size is not None and config.images is None:
-        raise UserError(f"size={config.size} is of files; add images=FILE_OR_FOLDER, or leave it out")
+        raise UserError(f"size={config.size} applies to files; add images=FILE_OR_FOLDER, or leave it out")
     from bagnet_lightning.data.of_config import data_of_run
     from bagnet_lightning.explanation.inputs import pictures_of_files, pictures_of_split
 
@@ -71,7 +71,7 @@ def main(config: DictConfig) -> None:
             write_bytes(out / name, content)
             earlier.discard(out / name)
     if earlier:
-        print(f"note: {len(earlier)} of the files in {out} are of an earlier command", file=sys.stderr)
+        print(f"note: {len(earlier)} of the files in {out} are left from an earlier command", file=sys.stderr)
     print(f"written: {out / 'index.html'}, pictures and evidence*.npz beside it")
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
+from bagnet_lightning.errors import UserError
+
 OPTIMIZERS = {
     "sgd": "SGD",
     "adam": "Adam",
@@ -47,6 +49,16 @@ def class_indices(classes: Sequence[str], class_names: Sequence[str]) -> dict[st
     shared = Counter(class_names)
     of_names = {name: index for index, name in enumerate(class_names) if shared[name] == 1}
     return of_names | {name: index for index, name in enumerate(classes)}
+
+
+def find_class(requested: str, classes: Sequence[str], class_names: Sequence[str], what: object) -> int:
+    """Returns the index of the class with this identifier, or else with this name. Raises UserError about `what`."""
+    indices = class_indices(classes, class_names)
+    if requested in indices:
+        return indices[requested]
+    if requested in class_names:
+        raise UserError(f"{what}: {requested!r} is the name of several classes; give the identifier")
+    raise UserError(f"{what}: there is no class {requested!r}; nearest: {', '.join(nearest(requested, indices))}")
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:

@@ -52,7 +52,7 @@ class Sweep(Callback):
         self.shared = set(config.hydra.overrides.task)
         _check(config)
         if _parallel_launcher(config):
-            sys.exit("error: hydra/launcher is of the runs of a sweep: add -m")
+            sys.exit("error: hydra/launcher applies to sweeps only: add -m")
         if config.dry_run:
             _print_jobs([(Path(config.hydra.run.dir), config, WHOLE_DEVICE)])
 
@@ -119,7 +119,7 @@ def _check(config: DictConfig, sweep: bool = False, launcher: ParallelLauncher |
             )
         for group in ("trainer", "em.trainer"):
             if reserved := [key for key in OmegaConf.select(config, group) or {} if key in RESERVED_ARGUMENTS]:
-                raise UserError(f"{group}.{reserved[0]} is not for a run here: leave it out")
+                raise UserError(f"{group}.{reserved[0]} cannot be set here: leave it out")
         if config.data._target_.endswith(".ImageFolder") and config.image_files is None:
             raise UserError(
                 f"data.root={config.data.root} must be a folder that holds train/<class>/* and val/<class>/*"

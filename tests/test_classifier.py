@@ -115,7 +115,7 @@ def test_a_share_of_the_loss_is_of_every_patchs_own_logits():
     logits, loss = trained(0.25)
     torch.testing.assert_close(logits, trained(0.0)[0])
     torch.testing.assert_close(loss, 0.75 * trained(0.0)[1] + 0.25 * torch.stack(own).mean())
-    with pytest.raises(UserError, match=r"patch_loss=0\.5 is of a BagNet's patches; Linear has none"):
+    with pytest.raises(UserError, match=r"patch_loss=0\.5 needs a BagNet's patches, and Linear has none"):
         Classifier(nn.Linear(4, 4), torch.optim.SGD, StepLR, "epoch", {}, patch_loss=0.5)
 
 

@@ -89,7 +89,7 @@ def test_a_folder_of_images_elsewhere_is_measured_and_every_score_kept(tmp_path,
     with pytest.raises(UserError, match="is instead of data"):
         main.__wrapped__(composed(*asked, "+data.name=x", name="evaluate"))
     (tmp_path / "new" / one).rename(tmp_path / "new/unknown")
-    with pytest.raises(UserError, match="unknown: the checkpoint knows no class 'unknown'; nearest: "):
+    with pytest.raises(UserError, match="unknown: there is no class 'unknown'; nearest: "):
         main.__wrapped__(composed(*asked, name="evaluate"))
     with pytest.raises(UserError, match="must be a folder that holds"):
         main.__wrapped__(composed(asked[0], f"images={tmp_path}/none", name="evaluate"))

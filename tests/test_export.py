@@ -147,7 +147,7 @@ def test_networks_that_are_not_ours_are_not_built(tmp_path):
     content = torch.load(path, weights_only=True)
     content["bagnet_lightning"]["config"]["model"] = {"_target_": "os.system", "command": "touch ran"}
     torch.save(content, path)
-    with pytest.raises(UserError, match=r"names the network os\.system, which is none of"):
+    with pytest.raises(UserError, match=r"names the network os\.system, which is not part of"):
         load_trained(path)
 
 

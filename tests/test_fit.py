@@ -184,7 +184,7 @@ def test_a_run_that_starts_from_anothers_weights_tells_what_becomes_of_the_head_
     assert "last layer" not in told
     assert "pixels" not in told
     fit(composed(*SMALL, "data.classes=3", start, "data.normalize=true", "trainer.max_epochs=1"), tmp_path / "other")
-    assert "weights are of pixels that were not normalised, unlike data.normalize here" in capsys.readouterr().out
+    assert "trained on pixels that were not normalised, unlike data.normalize here" in capsys.readouterr().out
 
 
 def test_a_start_from_weights_that_have_seen_the_held_out_images_is_refused(tmp_path):

@@ -168,7 +168,7 @@ def test_class_folders_may_be_numbers():
 def test_unknown_or_too_many_classes_are_refused():
     with pytest.raises(UserError, match="has 6 classes"):
         data("data.classes=100")
-    with pytest.raises(UserError, match="has no class 'nothing'; nearest: "):
+    with pytest.raises(UserError, match="there is no class 'nothing'; nearest: "):
         data("data.classes=[nothing]")
     with pytest.raises(UserError, match="names a class twice"):
         data(f"data.classes=[{data().class_ids[0]},{data().class_ids[0]}]")

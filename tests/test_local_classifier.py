@@ -115,7 +115,7 @@ def test_the_map_is_made_of_as_many_images_as_are_multiplied_at_a_time(histogram
 
 def test_a_kernel_is_of_no_negative_numbers(histograms):
     vectors, labels = histograms
-    with pytest.raises(UserError, match=r"classifier\.kernel=chi2 is of histograms"):
+    with pytest.raises(UserError, match=r"classifier\.kernel=chi2 takes histograms"):
         LinearClassifier("logistic", 1.0, "chi2", 1).learn(vectors - 0.1, labels, 4)
 
 

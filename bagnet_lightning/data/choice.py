@@ -6,7 +6,7 @@ from torch import Tensor
 
 from bagnet_lightning.data.store import Store
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.names import class_indices, nearest
+from bagnet_lightning.names import find_class
 
 
 def choose_classes(store: Store, classes: int | list[str] | None, name: str) -> list[int]:
@@ -21,15 +21,8 @@ def choose_classes(store: Store, classes: int | list[str] | None, name: str) -> 
         if classes > len(known):
             raise UserError(f"data.classes={classes}: {name} has {len(known)} classes")
         return list(range(classes))
-    indices = class_indices(known, store.class_names)
-    requested = [str(one) for one in classes]  # a folder named 3 is parsed as a number
-    for one in requested:
-        if one not in indices and one in store.class_names:
-            raise UserError(f"data.classes: {one!r} is the name of several classes; give the identifier")
-        if one not in indices:
-            close = ", ".join(nearest(one, indices))
-            raise UserError(f"data.classes: {name} has no class {one!r}; nearest: {close}")
-    chosen = [indices[one] for one in requested]
+    # str, since a folder named 3 is parsed as a number
+    chosen = [find_class(str(one), known, store.class_names, f"data.classes, {name}") for one in classes]
     if len(set(chosen)) < len(chosen):
         raise UserError(f"data.classes={classes} names a class twice")
     return chosen

@@ -15,7 +15,7 @@ from bagnet_lightning.data.pack import ImageFiles, Source
 from bagnet_lightning.data.store import Store, packed_store
 from bagnet_lightning.data.workers import in_processes
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.names import class_indices, nearest
+from bagnet_lightning.names import find_class
 from bagnet_lightning.progress_bar import progress_bar
 
 
@@ -92,18 +92,12 @@ def labelled_images(
     """
     if not folder.is_dir():
         raise UserError(f"images={folder} must be a folder that holds <class>/*")
-    indices = class_indices(classes, class_names)
     names, labels = [], []
     for name in _list_folders(folder):
-        if name not in indices and name in class_names:
-            raise UserError(f"{folder / name}: {name!r} is the name of several classes; name it by the identifier")
-        if name not in indices:
-            raise UserError(
-                f"{folder / name}: the checkpoint knows no class {name!r}; nearest: {', '.join(nearest(name, indices))}"
-            )
+        label = find_class(name, classes, class_names, folder / name)
         of_class = _list_images(folder / name, f"{name}/")
         names += of_class
-        labels += [indices[name]] * len(of_class)
+        labels += [label] * len(of_class)
     if not names:
         raise UserError(f"{folder} holds no class folders with images: put the images into {folder}/<class>/")
     if left_out := {*find_images(folder)} - {folder / name for name in names}:

@@ -47,7 +47,7 @@ class LinearClassifier:
         """
         if self.map and vectors.min() < 0:
             raise UserError(
-                f"classifier.kernel={self.kernel} is of histograms, and these vectors have negative elements: use "
+                f"classifier.kernel={self.kernel} takes histograms, and these vectors have negative elements: use "
                 "classifier=linear, or encoding=bow"
             )
         device = best_device()

@@ -115,14 +115,14 @@ def run(config: DictConfig, folder: Path) -> dict:
 def check(features: Features, encoding: Encoding, classifier: BagClassifier) -> None:
     """Raises UserError for parts that do not fit together, before the work begins."""
     if isinstance(encoding, Decisions) and not features.logits:
-        raise UserError("encoding=decisions is of a network's decisions: add features=bagnet features.output=logits")
+        raise UserError("encoding=decisions needs a network's decisions: add features=bagnet features.output=logits")
     if isinstance(classifier, Argmax) and not (features.logits and isinstance(encoding, Mean | Decisions)):
         raise UserError("classifier=argmax takes vectors for scores: use head=mean, which averages a network's logits")
     if features.binary and not encoding.of_bits:
         raise UserError("ORB's and BRIEF's descriptors are bits, which have no mean: use encoding=bow")
     if encoding.signed and classifier.kernel:
         raise UserError(
-            f"classifier.kernel={classifier.kernel} is of histograms, and Fisher vectors have negative elements: "
+            f"classifier.kernel={classifier.kernel} takes histograms, and Fisher vectors have negative elements: "
             "use classifier=linear"
         )
 

@@ -42,7 +42,7 @@ class Classifier(Learner):
         if patch_loss:
             if not isinstance(network, BagNet):
                 raise UserError(
-                    f"patch_loss={patch_loss:g} is of a BagNet's patches; {type(network).__name__} has none"
+                    f"patch_loss={patch_loss:g} needs a BagNet's patches, and {type(network).__name__} has none"
                 )
             self.forward_pass = network.patch_logits
 

@@ -85,7 +85,7 @@ def adapt(network: nn.Module, data: ImageData, pretrained: bool | str) -> list[s
         notes, mean = [adapted] if adapted else [], about["mean"]
     if pretrained and any(mean) != any(data.mean):
         normalized = "normalised" if any(mean) else "not normalised"
-        notes.append(f"note: its weights are of pixels that were {normalized}, unlike data.normalize here")
+        notes.append(f"note: its weights were trained on pixels that were {normalized}, unlike data.normalize here")
     return notes
 
 
