@@ -3,9 +3,8 @@
 python -m bagnet_lightning.evaluate checkpoint=multirun_outputs/SWEEP/RUN/best.ckpt
 """
 
-import csv
 import json
-from io import BytesIO, StringIO
+from io import BytesIO
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -13,7 +12,7 @@ from omegaconf import DictConfig
 from bagnet_lightning.cli import command
 from bagnet_lightning.config import plain
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.files import writable, write_bytes, write_text, writing
+from bagnet_lightning.files import csv_of, writable, write_bytes, write_text, writing
 from bagnet_lightning.rules import PATH, or_null
 
 
@@ -50,18 +49,15 @@ def main(config: DictConfig) -> None:
         suffix = "_".join(["_images", *folder.resolve().parts[1:][-2:]])
 
     evaluation = evaluate(labels, logits, trained.classes, trained.class_names)
-    table = StringIO(newline="")
-    rows = zip(trained.classes, evaluation.pop("confusion").tolist(), strict=True)
-    csv.writer(table, lineterminator="\n").writerows(
-        [["true \\ predicted", *trained.classes], *([name, *row] for name, row in rows)]
-    )
+    counts = zip(trained.classes, evaluation.pop("confusion").tolist(), strict=True)
+    table = csv_of([["true \\ predicted", *trained.classes], *([name, *row] for name, row in counts)])
     scores = BytesIO()
     np.savez_compressed(scores, names=names, labels=labels, logits=logits, classes=trained.classes)
     evaluation_file = out / f"evaluation{suffix}.json"
     confusion_file, scores_file = out / f"confusion{suffix}.csv", out / f"scores{suffix}.npz"
     with writing(out):
         write_bytes(scores_file, scores.getvalue())
-        write_text(confusion_file, table.getvalue())
+        write_text(confusion_file, table)
         whole = {"checkpoint": str(config.checkpoint), **about, **evaluation}
         write_text(evaluation_file, json.dumps(whole, indent=2) + "\n")
 

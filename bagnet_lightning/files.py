@@ -1,14 +1,16 @@
 """Files that are written whole or not at all, folders that are made once, locks, and errors of out=."""
 
 import contextlib
+import csv
 import errno
 import fcntl
 import hashlib
+import io
 import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -25,6 +27,13 @@ Made = TypeVar("Made")
 def write_text(path: Path, text: str) -> None:
     """Writes `path` whole or not at all: under another name beside it, then renamed. Raises OSError."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def csv_of(rows: Iterable[Iterable]) -> str:
+    """Returns rows of cells as the text of a CSV file; None is an empty cell."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def write_bytes(path: Path, content: bytes | memoryview, read_back: bool = False) -> None:

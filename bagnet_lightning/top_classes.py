@@ -1,7 +1,5 @@
 """The most probable classes of image files, and the files that list them."""
 
-import csv
-import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +9,7 @@ import torch
 from bagnet_lightning.checkpoint import Trained
 from bagnet_lightning.data.images import load_image
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.files import csv_of
 from bagnet_lightning.inference import predict
 
 TOP = 5
@@ -73,13 +72,11 @@ def as_json(predictions: list[TopClasses], trained: Trained) -> list[dict]:
 def as_csv(predictions: list[TopClasses], trained: Trained) -> str:
     """Returns a line per image: the file, then class, name and probability of each of its top classes, or the error."""
     ranks = range(1, min(TOP, len(trained.classes)) + 1)
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["image", *(f"{what}_{n}" for n in ranks for what in ("class", "name", "probability")), "error"])
+    rows = [["image", *(f"{what}_{n}" for n in ranks for what in ("class", "name", "probability")), "error"]]
     for one in predictions:
         cells = [cell for i, p in one.top for cell in (trained.classes[i], trained.class_names[i], f"{p:.6f}")]
-        writer.writerow([one.file, *(cells or [""] * 3 * len(ranks)), one.error or ""])
-    return stream.getvalue()
+        rows.append([one.file, *(cells or [""] * 3 * len(ranks)), one.error or ""])
+    return csv_of(rows)
 
 
 def submission(predictions: list[TopClasses], trained: Trained) -> str:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from torch.utils.data import DataLoader
 
 import bagnet_lightning.config  # noqa: F401  registers resolvers
 from bagnet_lightning.data.augment import draw_keys
+from bagnet_lightning.data.of_config import data_of
 from bagnet_lightning.memory import keep_freed_memory
 from bagnet_lightning.paths import CONF
 
@@ -31,7 +31,7 @@ def main(root: str) -> None:
     keep_freed_memory()  # as all commands do; both sides have it
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", [f"data.root={root}", "data.crop_padding=4", "data.normalize=true"])
-    data = instantiate(config.data, _convert_="all")
+    data = data_of(config.data)
     data.setup()
     keys = torch.tensor(draw_keys(data.seed, epoch=0))
     sides = {"ImageFolder": [], "store": []}

@@ -11,16 +11,15 @@ from pathlib import Path
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from pytorch_lightning import Trainer
-from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
 
 from bagnet_lightning.data.augment import draw_keys
-from bagnet_lightning.machine import chosen_precision
+from bagnet_lightning.data.of_config import data_of
 from bagnet_lightning.training.acceleration import SWITCHES, accelerate
 from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.cuda_graphs import Graphed
 from bagnet_lightning.training.fit import loss_settings
+from bagnet_lightning.training.trainer import make_trainer
 
 KINDS = {  # the first that matches a kernel's name, on a CPU an operator's
     "compiled, with sums": r"^triton_(red|per)_",  # of Inductor: mostly batch norm's statistics and gradients
@@ -41,19 +40,9 @@ class StepParts:
     """The parts of a step of `config`, in the forms that `fit` chooses on this device."""
 
     def __init__(self, config: DictConfig):
-        precision = chosen_precision(config.trainer.precision, config.trainer.accelerator)
-        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-        trainer = Trainer(
-            accelerator=config.trainer.accelerator,
-            devices=1,
-            precision=precision,
-            accumulate_grad_batches=config.trainer.accumulate_grad_batches,
-            gradient_clip_val=config.trainer.gradient_clip_val,
-            plugins=[LightningEnvironment()],  # instead of a search, which imports mpi4py where it is installed
-            **quiet,
-        )
+        trainer = make_trainer(config)
         self.device = trainer.strategy.root_device
-        self.data = instantiate(config.data, _convert_="all")
+        self.data = data_of(config.data)
         self.data.trainer = trainer
         self.data.setup("fit")
         self.image_size = self.data.store.splits["train"].images.shape[1]
@@ -64,7 +53,7 @@ class StepParts:
         self.classifier.trainer = trainer
         self.classifier.to(self.device).train()
         self.classifier.on_train_start()
-        if precision == "64-true":
+        if trainer.precision == "64-true":
             self.classifier.double()
         accelerate(self.classifier, self.data, trainer, **{key: config.trainer[key] for key in SWITCHES})
         self.forward_context = trainer.precision_plugin.forward_context

@@ -15,8 +15,6 @@ ablate: one network (--network) with its settings in tuned.txt, for the recipe's
 """
 
 import argparse
-import csv
-import io
 import math
 import signal
 import subprocess
@@ -30,7 +28,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from bagnet_lightning.config import digest
-from bagnet_lightning.files import write_text
+from bagnet_lightning.files import csv_of, write_text
 from bagnet_lightning.paths import CONF
 from bagnet_lightning.results import read_runs
 
@@ -220,11 +218,7 @@ def _overrides(settings: dict) -> list[str]:
 
 
 def _write_table(file: Path, rows: list[dict]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(file, text.getvalue())
+    write_text(file, csv_of([rows[0], *([row[name] for name in rows[0]] for row in rows)]))
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def test_features_are_those_of_each_image_in_order(images, tmp_path):
 def test_the_files_are_arrays_that_numpy_reads(images, tmp_path):
     bags = extracted(FAST, images, tmp_path, workers=1)
     whole = bags.read(0, 300)
-    np.testing.assert_array_equal(np.load(bags.folder / "descriptors.npy"), whole.descriptors)
+    np.testing.assert_array_equal(np.fromfile(bags.folder / "descriptors.bin", np.uint8), whole.descriptors.ravel())
     manifest = json.loads((bags.folder / "manifest.json").read_text())
     assert (manifest["count"], manifest["features"]) == (300, len(whole.descriptors))
     assert extracted(FAST, images, tmp_path, workers=1).seconds == bags.seconds == manifest["seconds"] > 0
@@ -84,7 +84,7 @@ def test_what_is_not_whole_is_computed_again(images, tmp_path, harm):
     part = some(images, list(range(12)))
     bags = extracted(FAST, part, tmp_path, 1)
     expected = bags.read(0, 12).descriptors
-    path = bags.folder / ("manifest.json" if harm == "no manifest" else "descriptors.npy")
+    path = bags.folder / ("manifest.json" if harm == "no manifest" else "descriptors.bin")
     if harm == "cut":
         os.truncate(path, path.stat().st_size - 1)
     else:
@@ -134,7 +134,7 @@ extracted(Sift(1, 500, 0.01, 10, 1.6), Images(split, many, split.labels[many]), 
 def test_a_killed_job_leaves_nothing_that_is_used_and_the_next_one_tidies_up(images, tmp_path):
     process = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path)])
     deadline = time.monotonic() + 60
-    while not any(path.stat().st_size > 10_000 for path in tmp_path.glob(".*/new/descriptors.npy")):
+    while not any(path.stat().st_size > 10_000 for path in tmp_path.glob(".*/new/descriptors.bin")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -31,10 +31,10 @@ class Encoding(ABC):
 
     def __init__(self, power: float, norm: str | None):
         self.power, self.norm = power, norm
-
-    def learn(self, bags: Bags, seed: int) -> None:
-        """Learns `arrays` from the local features of the training images, where there is something to learn."""
         self.arrays = {}
+
+    def learn(self, bags: Bags, seed: int) -> None:  # noqa: B027  not abstract: some have nothing to learn
+        """Learns `arrays` from the local features of the training images."""
 
     @abstractmethod
     def parts(self, bag: Bag) -> np.ndarray:

@@ -1,14 +1,12 @@
 """A sweep's table as text: for a terminal, as Markdown and as CSV."""
 
-import csv
-import io
-
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
 from bagnet_lightning.config import leaves
+from bagnet_lightning.files import csv_of
 from bagnet_lightning.reporting import columns
 from bagnet_lightning.reporting.columns import TEXT_COLUMNS, one_cell
 from bagnet_lightning.reporting.notes import notes
@@ -101,11 +99,7 @@ def related_csv_text(table: Table) -> str:
 
 
 def _csv(records: list[dict]) -> str:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, fieldnames=records[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return stream.getvalue()
+    return csv_of([records[0], *([record[name] for name in records[0]] for record in records)])
 
 
 def _record(line: Line, table: Table) -> dict:

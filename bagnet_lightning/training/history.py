@@ -1,7 +1,5 @@
 """metrics.csv, one row per finished epoch, and the timing that a run's result takes from its rows."""
 
-import csv
-import io
 import logging
 import time
 from collections.abc import Callable
@@ -11,7 +9,7 @@ from statistics import median
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.files import write_text
+from bagnet_lightning.files import csv_of, write_text
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +51,7 @@ class History(Callback):
         values = ", ".join(f"{name.replace('_', ' ')} {row[name]:.4g}" for name in self.columns[2:-1])
         log.info("epoch %d: %s, %.1f s", row["epoch"], values, row["seconds"])
         if trainer.is_global_zero:
-            table = io.StringIO(newline="")
-            writer = csv.DictWriter(table, self.columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
-            write_text(self.path, table.getvalue())
+            write_text(self.path, csv_of([self.columns, *(row.values() for row in self.rows)]))
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         trainer.strategy.checkpoint_io.wait()  # for the last checkpoints, whose time is included

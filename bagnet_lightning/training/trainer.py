@@ -100,7 +100,7 @@ def train(
         LastCheckpoint(last, **config.checkpoint),
         *(logger.callbacks if logger else ()),
     ]
-    trainer = _trainer(config, callbacks, logger)
+    trainer = make_trainer(config, callbacks, logger)
     rank_zero_only.rank = trainer.global_rank  # not what RANK says, which may be another program's
     device = trainer.strategy.root_device
     provenance = Provenance(**code, device=device_name(device), precision=trainer.precision)
@@ -163,7 +163,8 @@ def _fit(trainer: Trainer, module: Learner, data: ImageData, last: Path | None, 
         raise Interrupted(signal.SIGINT)
 
 
-def _trainer(config: DictConfig, callbacks: list[Callback], logger: RunLogger | None) -> Trainer:
+def make_trainer(config: DictConfig, callbacks: Sequence[Callback] = (), logger: RunLogger | None = None) -> Trainer:
+    """Returns the Trainer of a run, on its device. Raises UserError for an argument that Lightning does not know."""
     options = {"benchmark": not config.trainer.deterministic, "profiler": NoProfiler(), **config.trainer}
     options["precision"] = chosen_precision(config.trainer.precision, config.trainer.accelerator)
     options = {key: value for key, value in options.items() if key not in SWITCHES}
