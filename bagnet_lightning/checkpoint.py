@@ -140,6 +140,8 @@ def adapt_head(network: nn.Module, classes: list[str], known: list[str], weights
     with torch.no_grad():
         for key, parameter in own.items():
             parameter[rows] = weights[key][known_rows]
+    if len(found) == len(classes):
+        return f"its last layer keeps the rows of these {len(classes)} classes"
     return f"its last layer begins anew, but for {len(found)} of {len(classes)} classes that the file knows"
 
 

@@ -159,7 +159,9 @@ def _one_line(error: Exception) -> str:
         full_key = getattr(cause, "full_key", key)
         group = str(full_key).partition(".")[0]
         if {"-m", "--multirun"} & {*sys.argv} and any(re.match(rf"{group}=[\w/]+,", argument) for argument in sys.argv):
-            guess += f"(in a sweep over {group} each choice needs it: give those with it a command of their own) "
+            guess += f"(in a sweep over {group}: if all of its choices have it, write ++{full_key}=...) "
+        if not choices:
+            guess += f"(a new key is written +{full_key}=...) "
         if str(full_key).startswith("trainer."):
             guess += f"(Lightning's other arguments: +{full_key}=...) "
         return f"there is no key {full_key}; {guess}choices: {', '.join(choices)}"

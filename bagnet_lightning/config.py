@@ -117,12 +117,12 @@ def _sha256(path: Path, changed_ns: int, size: int) -> str:
     return sha256_of(path)
 
 
-def image_files(target: str, root: str | None) -> str | None:
+def image_files(target: str, root: object) -> str | None:
     """Returns the SHA-256 of the names and sizes of the user's train and val images in `root`; None if it has none.
 
     A configuration holds it besides the path of the user's own images: other images at that path are other data.
     """
-    if target.endswith(".TinyImageNet") or root is None or not (Path(root) / "train").is_dir():
+    if target.endswith(".TinyImageNet") or not isinstance(root, str) or not (Path(root) / "train").is_dir():
         return None
     folders = [folder for split in ("train", "val") for folder in walk(Path(root, split))]
     return _image_files(Path(root), tuple(os.path.join(folder, name) for folder, names in folders for name in names))

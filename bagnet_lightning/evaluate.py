@@ -67,7 +67,7 @@ def main(config: DictConfig) -> None:
     print("  ".join(known), f" on {len(labels):,} images")
     ranked = sorted(evaluation["accuracy_by_class"], key=lambda entry: -entry["accuracy"])
     groups = (("best:  ", ranked[:5]), ("worst: ", ranked[:4:-1][:5]))
-    for heading, entries in groups if len(ranked) > 5 else (("by class: ", ranked),):
+    for heading, entries in groups if len(ranked) > 10 else (("by class: ", ranked),):
         print(heading + ", ".join(f"{entry['name']} {entry['accuracy']:.2f}" for entry in entries))
     for pair in evaluation["most_confused"][:5]:
         print(f"{pair['images']:>4} {pair['true']} taken for {pair['predicted']}")

@@ -42,7 +42,7 @@ class Sweep(Callback):
     """A callback that checks values before the first run, prints a line after each, reports, and sets the exit code."""
 
     def __init__(self) -> None:
-        self.total = 1
+        self.total: int | None = 1  # jobs; None: not known before
         self.shared: set[str] = set()  # overrides that all jobs of a sweep have
         self.began = time.monotonic()
         self.results: list[dict] = []
@@ -57,6 +57,12 @@ class Sweep(Callback):
             _print_jobs([(Path(config.hydra.run.dir), config, WHOLE_DEVICE)])
 
     def on_multirun_start(self, config: DictConfig, **kwargs) -> None:
+        self.shared = set(config.hydra.overrides.task)
+        if config.hydra.sweeper._target_ != f"{BasicSweeper.__module__}.{BasicSweeper.__name__}":
+            if config.dry_run:
+                sys.exit("error: dry_run=true: this hydra/sweeper chooses its jobs one after the other")
+            self.total = None
+            return
         loader = GlobalHydra.instance().config_loader()
         try:
             overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(config.hydra.overrides.task))
@@ -122,7 +128,8 @@ def _check(config: DictConfig, sweep: bool = False, launcher: ParallelLauncher |
                 raise UserError(f"{group}.{reserved[0]} cannot be set here: leave it out")
         if config.data._target_.endswith(".ImageFolder") and config.image_files is None:
             raise UserError(
-                f"data.root={config.data.root} must be a folder that holds train/<class>/* and val/<class>/*"
+                f"data.root={config.data.root} must be a folder that holds train/<class>/* and val/<class>/* "
+                "(or train alone, with data.holdout=0.1)"
             )
         ranks.check(config, sweep)
         if launcher:
@@ -155,7 +162,7 @@ def _print_jobs(jobs: list[tuple[Path, DictConfig, str]]) -> None:
     sys.exit(0)
 
 
-def _line(result: dict, own: list[str], results: list[dict], total: int, elapsed: float) -> str:
+def _line(result: dict, own: list[str], results: list[dict], total: int | None, elapsed: float) -> str:
     """Describes an ended run and its overrides that not all runs share (`own`), and what is left after `elapsed` s."""
     name = result.get("system") or f"{result['model']} {result.get('method') or result['optimizer']}"
     if result["status"] == "finished":
@@ -169,8 +176,8 @@ def _line(result: dict, own: list[str], results: list[dict], total: int, elapsed
     else:
         outcome = f"{result['status']}: {result['error']}"
     left, done = "", len(results)
-    if done < total:
+    if total and done < total:
         trained = sum(r["status"] == "finished" and not r.get("skipped") for r in results)
         estimate = f", about {(total - done) * elapsed / trained / 60:.0f} min" if trained else ""
         left = f"; {total - done} left{estimate}"
-    return f"[{done}/{total}] {' '.join([name, *own])}: {outcome}{left}"
+    return f"[{done}/{total or '?'}] {' '.join([name, *own])}: {outcome}{left}"

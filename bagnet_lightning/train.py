@@ -22,7 +22,21 @@ def main(config: DictConfig) -> dict:
     lead = ranks.rank(config) == 0
     if not lead:
         logging.disable(logging.INFO)  # rank 0 alone logs what all ranks do
-    return run_in_folder(config, partial(train, config), lead)
+    return Measured(run_in_folder(config, partial(train, config), lead), monitor=config.monitor)
+
+
+class Measured(dict):
+    """A run's result, which Hydra's sweepers that optimise take for a number: the best epoch's `monitor`.
+
+    float() raises TypeError for a run without one, which they count as a failed trial.
+    """
+
+    def __init__(self, result: dict, monitor: str):
+        super().__init__(result)
+        self.name = {"val_accuracy": "best_val_accuracy"}.get(monitor, monitor)
+
+    def __float__(self) -> float:
+        return float(self.get(self.name))
 
 
 def train(config: DictConfig, folder: Path, requested: dict) -> dict:

@@ -6,7 +6,9 @@ import signal
 import pytest
 import torch
 from conftest import SMALL, PowerCut, composed
+from omegaconf import OmegaConf
 from test_fit import progress, rows, weights
+from torch import nn
 
 from bagnet_lightning.errors import Interrupted
 from bagnet_lightning.training.checkpoints import CheckpointWriter
@@ -109,6 +111,26 @@ def test_a_ctrl_c_before_the_first_step_ends_the_run_too(tmp_path, monkeypatch):
     with pytest.raises(Interrupted) as stopped:
         fit(composed(*OVERRIDES), tmp_path)
     assert stopped.value.exit_code == 130
+
+
+class Dropping(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.AvgPool2d(3), nn.Dropout(0.5), nn.Flatten(), nn.LazyLinear(num_classes))
+        self(torch.zeros(1, 3, 33, 33))
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_what_a_network_draws_goes_on_too(tmp_path, monkeypatch, step):
+    config = composed(*OVERRIDES)
+    config.model = OmegaConf.create({"_target_": f"{__name__}.Dropping"})
+    fit(config, tmp_path / "unbroken")
+    with monkeypatch.context() as patch:
+        stop = before(Classifier.training_step, step, lambda: signal.raise_signal(signal.SIGTERM))
+        patch.setattr(Classifier, "training_step", stop)
+        with pytest.raises(Interrupted):
+            fit(config, tmp_path / "broken")
+    fit(config, tmp_path / "broken")
+    assert_equal_runs(tmp_path / "unbroken", tmp_path / "broken")
 
 
 def test_a_signal_ends_a_run_whose_disk_is_full(tmp_path, monkeypatch, caplog):

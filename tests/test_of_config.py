@@ -57,6 +57,18 @@ def test_the_runs_own_source_named_again_keeps_its_choice_of_images(monkeypatch)
     assert data_of_run(run, composed("data=textures", "data.name=others").data).holdout == 0
 
 
+def test_the_runs_own_source_named_again_keeps_its_other_keys_but_not_a_place_that_is_not_here(monkeypatch, tmp_path):
+    own = ("data.train_images=50", "data.seed=7")
+    run = {"image_size": 64, "data": plain(composed("data=textures", *own).data)}
+    data = data_of_run(run, composed("data=textures").data)
+    assert (data.counts[0], data.seed) == (50, 7)
+    run = {"image_size": 64, "data": plain(composed("data.root=/of/another/machine").data)}
+    asked = composed().data
+    assert data_of_run(run, asked).root == asked.root
+    run["data"]["root"] = str(tmp_path)
+    assert data_of_run(run, asked).root == str(tmp_path)
+
+
 def test_another_folder_of_images_has_a_choice_of_its_own(monkeypatch):
     def folder(root):
         return composed("data=image_folder", f"data.root={root}", "data.holdout=0.25").data

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from bagnet_lightning.config import plain
 from bagnet_lightning.sweep import Sweep
+from bagnet_lightning.train import Measured
 
 CONFIG = OmegaConf.create({**plain(composed()), "hydra": {"sweep": {"dir": "nowhere"}}})
 
@@ -47,3 +48,27 @@ def test_a_report_that_fails_does_not_end_the_command_as_if_all_were_well(monkey
     with pytest.raises(SystemExit, match="1"):
         Sweep().on_multirun_end(CONFIG)
     assert "RuntimeError: out of memory" in capsys.readouterr().err
+
+
+def test_sweepers_that_optimise_get_the_monitored_accuracy_and_no_number_of_a_failed_run():
+    finished = {"status": "finished", "best_val_accuracy": 0.5, "val_balanced_accuracy": 0.4}
+    assert float(Measured(finished, "val_accuracy")) == 0.5
+    assert float(Measured(finished, "val_balanced_accuracy")) == 0.4
+    with pytest.raises(TypeError):
+        float(Measured({"status": "failed"}, "val_accuracy"))
+
+
+def test_the_jobs_of_such_a_sweeper_are_not_known_before():
+    sweep, stream = Sweep(), io.StringIO()
+    sweep.console = Console(file=stream, soft_wrap=True)
+    hydra = {
+        "sweeper": {"_target_": "hydra_plugins.hydra_optuna_sweeper.OptunaSweeper"},
+        "overrides": {"task": ["a=1"]},
+    }
+    config = OmegaConf.create({**plain(composed()), "hydra": hydra})
+    sweep.on_multirun_start(config)
+    ended(sweep, status="finished", best_val_accuracy=0.5, train_seconds=20)
+    assert stream.getvalue() == "[1/?] bagnet9 sgd: 0.5000 in 20 s\n"
+    config.dry_run = True
+    with pytest.raises(SystemExit, match="chooses its jobs one after the other"):
+        sweep.on_multirun_start(config)

@@ -45,11 +45,10 @@ def data_of_run(run: dict, requested: DictConfig | None) -> ImageData:
     """
     if requested is not None and "_target_" in requested:
         config = requested
+        if _is_source_of(run["data"], requested):
+            config = OmegaConf.merge(config, {key: run["data"][key] for key in _of_run(run["data"], config)})
         if "image_size" in config and not is_argument("data.image_size"):
             config = OmegaConf.merge(config, {"image_size": run["image_size"]})
-        if _is_source_of(run["data"], requested):
-            chosen = {key: run["data"][key] for key in CHOICE if key in run["data"] and not is_argument(f"data.{key}")}
-            config = OmegaConf.merge(config, chosen)
     else:
         target = run["data"].get("_target_")
         if target is None:  # an exported network does not hold the location of its data
@@ -63,6 +62,16 @@ def data_of_run(run: dict, requested: DictConfig | None) -> ImageData:
         config = OmegaConf.merge(data, requested or {})
     check(OmegaConf.create({"data": plain(config)}))
     return data_of(config)
+
+
+def _of_run(data: dict, config: DictConfig) -> list[str]:
+    """Returns the keys of a run's `data` that its images are found by, unless an argument of the command says another.
+
+    Not the places of files on the machine where it was trained, if they are not here.
+    """
+    elsewhere = {"cache", *(() if Path(str(data.get("root"))).exists() else ("root",))}
+    known = [key for key in data if key in config or key in CHOICE]
+    return [key for key in known if key not in elsewhere and not is_argument(f"data.{key}")]
 
 
 def _is_source_of(data: dict, requested: DictConfig) -> bool:

@@ -124,7 +124,7 @@ def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: E
             bare(axes)
             if row == 0:
                 logit = explanation.logits[index].item()
-                axes.set_title(f"{clipped(names[index], CLASS)}  logit {logit:.2f}", fontsize=9)
+                axes.set_title(f"{clipped(names[index], CLASS)}\nlogit {logit:.2f}", fontsize=9)
         scale = ScalarMappable(Normalize(-end, end), COLOURS)
         bar = block.colorbar(scale, cax=block.add_subplot(grid[row, -1]), extend="both", alpha=OVERLAY)
         bar.ax.tick_params(labelsize=7)

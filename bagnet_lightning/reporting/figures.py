@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from bagnet_lightning.names import OPTIMIZERS, epochs_text, model_name, model_order, optimizer_name
 from bagnet_lightning.plots import GREY
 from bagnet_lightning.reporting.settings import format_settings
-from bagnet_lightning.reporting.table import Line, Table
+from bagnet_lightning.reporting.table import Line, Table, sortable
 from bagnet_lightning.results import read_metrics
 
 # Okabe & Ito's colours: distinguishable with any colour vision, and in greyscale.
@@ -37,7 +37,8 @@ def draw_figure2(table: Table) -> Figure:
     Runs with other epochs, pretraining or settings have panels of their own.
     """
     panels = _panels(table)
-    shown, hidden = panels[:MOST_PANELS], panels[MOST_PANELS:]
+    best = sorted(panels, key=lambda panel: -max(line.accuracy or 0 for line in panel[1]))[:MOST_PANELS]
+    shown = [panel for panel in panels if panel in best]
     rows: list[list[tuple[str, list[Line]]]] = [[]]
     for panel in shown:
         if rows[-1] and sum(_slots(lines) for _, lines in [*rows[-1], panel]) > SLOTS_A_ROW:
@@ -62,8 +63,8 @@ def draw_figure2(table: Table) -> Figure:
     tallest = max([*_heights(line for _, lines in shown for line in lines), 1])
     first.set_ylim(0, tallest * 1.18)
     _add_legend(figure, _bar_legend(table))
-    if hidden:
-        figure.supxlabel(f"{len(hidden)} more settings: see table.csv", fontsize=8, color=GREY)
+    if hidden := len(panels) - len(shown):
+        figure.supxlabel(f"{hidden} more settings, no better: see table.csv", fontsize=8, color=GREY)
     return figure
 
 
@@ -114,9 +115,10 @@ def _panels(table: Table) -> list[tuple[str, list[Line]]]:
     """Returns (title, lines) of each combination of epochs, pretraining and settings, the paper's own first."""
 
     def key(line: Line) -> tuple:
-        return line.epochs != 15, line.pretrained != "no", -(line.epochs or 0), _title(line)
+        settings = [sortable(value) for value in line.settings.values()]
+        return line.epochs != 15, line.pretrained != "no", -(line.epochs or 0), line.pretrained, settings
 
-    return [(group[-1], list(lines)) for group, lines in groupby(sorted(table.lines, key=key), key)]
+    return [(title, list(lines)) for title, lines in groupby(sorted(table.lines, key=key), _title)]
 
 
 def _title(line: Line) -> str:

@@ -162,7 +162,7 @@ def _not_comparable(run: dict, paper: PaperRow) -> list[str]:
 def _order(line: Line) -> tuple:
     optimizers = [*OPTIMIZERS, line.optimizer]
     row = line.paper.row if line.paper else len(paper_rows()) + 1
-    settings = [_sortable(value) for value in line.settings.values()]
+    settings = [sortable(value) for value in line.settings.values()]
     optimizer = optimizers.index(line.optimizer), line.optimizer
     return row, model_order(line.model), optimizer, line.epochs or 0, settings, str(line.runs[0]["folder"])
 
@@ -171,6 +171,7 @@ def _pretraining_order(run: dict) -> tuple:
     return run.get("method") or "?", model_order(run["model"] or "?"), str(run["folder"])
 
 
-def _sortable(value: object) -> tuple:
+def sortable(value: object) -> tuple:
+    """Returns a sort key of a setting: None, then numbers, then others by their text."""
     number = isinstance(value, (int, float))
     return (value is not None, not number, value if number else 0, str(value))

@@ -80,7 +80,7 @@ def _runs_of(table: Table, prefix: str, classes: list[list[str]]) -> dict[str, d
                     classes.append(confusion["classes"])
                 confusion["classes"] = classes.index(confusion["classes"])
             runs[name] = described | {
-                "title": title,
+                "title": f"{title} ({prefix.removesuffix('/')})" if prefix else title,
                 "neighbours": neighbours(name, cells, accuracies, predictions),
                 "optimizer": run["optimizer"] or "?",
                 "model": run["model"] or "?",

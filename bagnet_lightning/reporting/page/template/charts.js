@@ -31,12 +31,14 @@ const whiskers = {
       const bar = chart.getDatasetMeta(i).data[j];
       if (!known(std) || !bar || !chart.isDatasetVisible(i)) return;
       const [low, high] = [-1, 1].map(sign => scales.y.getPixelForValue(dataset.data[j] + sign * std));
-      ctx.strokeStyle = Chart.defaults.color;
-      ctx.lineWidth = 1.5;
       ctx.beginPath();
       ctx.moveTo(bar.x, low); ctx.lineTo(bar.x, high);
       for (const y of [low, high]) { ctx.moveTo(bar.x - 4, y); ctx.lineTo(bar.x + 4, y); }
-      ctx.stroke();
+      for (const [colour, width] of [["--card", 4], ["--ink", 1.5]]) { // seen on any bar
+        ctx.strokeStyle = getComputedStyle(document.body).getPropertyValue(colour);
+        ctx.lineWidth = width;
+        ctx.stroke();
+      }
     }));
   },
 };
@@ -136,7 +138,7 @@ function showCurves(data, state) {
   const draw = () => {
     const shown = runs.filter(([key, run]) => !state.hidden.has(`curve-${kind(key)}`) && !state.hidden.has(run.model));
     for (const [id, name, of] of [["accuracy-chart", "val_accuracy", percent], ["loss-chart", "train_loss", value => value]]) {
-      const datasets = shown.map(([key, run]) => line(key, run.curves, name, of, colours[kind(key)], dash[run.model], run.title));
+      const datasets = shown.map(([key, run]) => line(key, run.curves, name, of, colours[kind(key)], swept ? DASHES[Math.floor(variants.indexOf(variant[key]) / PALETTE.length) % DASHES.length] : dash[run.model], run.title));
       plot(id, "line", datasets, undefined, curveOptions(datasets, name === "val_accuracy"));
     }
   };
@@ -156,7 +158,10 @@ const line = (key, curves, name, of, colour, dash, title) => ({
 const curveOptions = (datasets, fromZero, onlyOne = false) => ({
   parsing: false, normalized: true,
   interaction: onlyOne ? { mode: "index", intersect: false } : { mode: "nearest", intersect: false },
-  onClick: (event, [hit], chart) => { if (hit && chart.data.datasets[hit.datasetIndex].key) location.hash = `run=${encodeURIComponent(chart.data.datasets[hit.datasetIndex].key)}`; },
+  onClick: (event, _, chart) => { // a tap only shows values
+    const [hit] = event.native.pointerType === "touch" ? [] : chart.getElementsAtEventForMode(event, "nearest", { intersect: true }, false);
+    if (hit && chart.data.datasets[hit.datasetIndex].key) location.hash = `run=${encodeURIComponent(chart.data.datasets[hit.datasetIndex].key)}`;
+  },
   scales: { x: { type: "linear", bounds: "data", title: { display: true, text: "epoch" }, ticks: { precision: 0, callback: epoch => epoch } }, y: { beginAtZero: fromZero } },
   plugins: { tooltip: { callbacks: { title: ([item]) => `epoch ${item.parsed.x}`, label: ({ dataset, parsed }) => `${dataset.label}: ${parsed.y.toPrecision(4)}` } } },
 });

@@ -5,10 +5,10 @@ const state = { sorts: {}, hidden: new Set(), variant: null };
 const STATES = ["finished", "running", "waiting", "stopped", "failed", "diverged", "unreadable"];
 
 function show() {
-  const chosen = location.hash.startsWith("#run=") ? decodeURIComponent(location.hash.slice(5)) : null;
+  const chosen = chosenRun();
   const open = [...document.querySelectorAll("details[open]")].map(element => element.id), focus = document.activeElement?.id;
   at("title").textContent = data.title;
-  document.title = `${chosen ? `${data.runs[chosen]?.title ?? chosen}: ` : ""}${data.title}`;
+  document.title = `${chosen ? `${Object.hasOwn(data.runs, chosen) ? data.runs[chosen].title : chosen}: ` : ""}${data.title}`;
   at("counts").textContent = STATES.filter(name => data.states[name]).map(name => `${data.states[name]} ${name}`).join(", ") || "no runs";
   at("made").textContent = `· ${data.live ? "as of" : "made"} ${data.made.slice(0, 16).replace("T", " ")}`;
   at("overview").hidden = chosen !== null;
@@ -17,6 +17,15 @@ function show() {
   else showRun(data, chosen);
   for (const id of open) if (at(id)) at(id).open = true;
   if (focus && document.activeElement?.id !== focus) at(focus)?.focus({ preventScroll: true });
+}
+
+function chosenRun() {
+  if (!location.hash.startsWith("#run=")) return null;
+  try {
+    return decodeURIComponent(location.hash.slice(5));
+  } catch {
+    return location.hash.slice(5); // not encoded
+  }
 }
 
 function showOverview() {

@@ -1,7 +1,7 @@
 // One run, under its #run=NAME.
 
 function showRun(data, name) {
-  const run = data.runs[name], section = at("run");
+  const run = Object.hasOwn(data.runs, name) ? data.runs[name] : null, section = at("run");
   const back = Object.assign(make("a", "back", "← all runs"), { href: "#" });
   if (!run) {
     section.replaceChildren(back, make("p", "", `There is no run ${name} here.`));
@@ -95,10 +95,11 @@ function confusions(data, run) {
 function nearest(data, run) {
   if (!run.neighbours.length) return [];
   return [make("h3", "", "Its neighbours, and what they differ in (± one standard error, paired by image)"), make("div", "wide", make("table", "neighbours", ...run.neighbours.map(other => {
-    const difference = known(run.best) && known(other.accuracy) ? run.best - other.accuracy : null;
-    return make("tr", "", make("td", "left", runLink(other.run, other.differs.map(([key, theirs]) => `${key} ${theirs}`).join(", ") || "the same")),
+    const theirs = data.runs[other.run].state, ended = theirs === "finished" && run.state === "finished";
+    const difference = ended && known(run.best) && known(other.accuracy) ? run.best - other.accuracy : null;
+    return make("tr", "", make("td", "left", runLink(other.run, other.differs.map(([key, value]) => `${key} ${value}`).join(", ") || "the same")),
       make("td", "left quiet", other.differs.map(([, , own]) => `here ${own}`).join(", ")),
-      make("td", "", share(other.accuracy)), make("td", direction(difference), known(difference) ? `${signed(difference)}${known(other.error) ? ` ± ${share(other.error)}` : ""} here` : ""));
+      make("td", "", share(other.accuracy) + (theirs === "finished" ? "" : ` (${theirs})`)), make("td", direction(difference), known(difference) ? `${signed(difference)}${known(other.error) ? ` ± ${share(other.error)}` : ""} here` : ""));
   })))];
 }
 
