@@ -108,9 +108,7 @@ def read_run(folder: Path | str) -> dict:
         "folder": folder,
         "config": config,
         "epochs_done": metrics[-1]["epoch"] if metrics else 0,
-        "best_val_accuracy": max(
-            (r["val_accuracy"] for r in metrics if r.get("val_accuracy") is not None), default=None
-        ),
+        "best_val_accuracy": _best_so_far(metrics, config.get("monitor")),
         **_fields(config),
     }
     try:
@@ -204,6 +202,13 @@ def _parse_result(text: str) -> tuple[str | None, dict]:
     if wrong or missing:
         return f"result.json is not a result of this program (see {', '.join(wrong + missing)})", {}
     return None, result
+
+
+def _best_so_far(metrics: list[dict], monitor: str | None) -> float | None:
+    """Returns the accuracy of the epoch that is best by `monitor`."""
+    known = [row for row in metrics if row.get("val_accuracy") is not None]
+    best = max(known, key=lambda row: row.get(monitor) or row["val_accuracy"], default=None)
+    return best and best["val_accuracy"]
 
 
 def progress_file(folder: Path) -> Path:

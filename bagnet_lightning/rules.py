@@ -127,7 +127,10 @@ RULES: dict[str, Rule] = {
     "scheduler.gamma": number(0, 1, above=True),
     "scheduler.eta_min": number(0),
     "scheduler.max_lr": number(0, above=True),
-    "scheduler.pct_start": number(0, 1),
+    "scheduler.pct_start": (
+        lambda value: number(0, 1, above=True)[0](value) and value < 1,
+        "a share above 0 and below 1",
+    ),
     "splits": one_of("train", "train+test"),
     "tiles.size": whole(9),
     "tiles.radius": whole(1),

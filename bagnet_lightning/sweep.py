@@ -33,7 +33,9 @@ from bagnet_lightning.training import ranks
 RESERVED_ARGUMENTS = (
     *("logger", "callbacks", "plugins", "profiler", "fast_dev_run", "enable_checkpointing", "enable_progress_bar"),
     *("enable_model_summary", "num_sanity_val_steps", "log_every_n_steps", "use_distributed_sampler"),
-    "val_check_interval",  # a row of metrics.csv, and a candidate for best.ckpt, is of a whole epoch
+    # A row of metrics.csv, and a candidate for best.ckpt, is of a whole epoch.
+    *("val_check_interval", "check_val_every_n_epoch", "max_steps", "min_steps", "max_time"),
+    *("overfit_batches", "barebones"),  # order and batches are ours, and so is what is measured
 )
 WHOLE_DEVICE = "the whole device, one after the other"
 
@@ -118,6 +120,11 @@ class Sweep(Callback):
 def _check(config: DictConfig, sweep: bool = False, launcher: ParallelLauncher | None = None) -> None:
     try:
         check(without_hydra(config))
+        for override in config.hydra.overrides.task:
+            key = override.lstrip("+").partition("=")[0]
+            for recipes, group in (("batches.", "data."), ("bagnet.", "model.")):
+                if key.startswith(recipes):
+                    raise UserError(f"{key} is for recipes; ask for {key.replace(recipes, group, 1)}")
         if kind(config) != "related" and not OmegaConf.is_dict(config.get("checkpoint")):
             raise UserError(
                 f"checkpoint={config.get('checkpoint')}: a run goes on from its own last.ckpt; weights to start from "

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import SMALL, composed
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from PIL import Image
 from pytorch_lightning import Callback, Trainer
 from torch import nn
@@ -86,6 +87,40 @@ def test_images_smaller_than_a_patch_and_unknown_arguments_of_lightnings_are_ref
 def test_an_epoch_without_a_validation_is_refused(tmp_path, limit, epoch):
     with pytest.raises(UserError, match=f"epoch {epoch} ended without a validation"):
         fit(composed(*SMALL, f"+trainer.{limit}"), tmp_path)
+
+
+def test_a_measure_that_cannot_choose_and_a_loss_without_a_name_are_refused(tmp_path):
+    with pytest.raises(UserError, match="val_top5_accuracy: it is 1 for 4 classes"):
+        fit(composed(*SMALL, "data.classes=4", "monitor=val_top5_accuracy"), tmp_path)
+    with pytest.raises(UserError, match=r"add \+loss\._target_="):
+        fit(composed(*SMALL, "+loss.reduction=sum"), tmp_path)
+
+
+class Counting(Callback):
+    """Logs an epoch of its own, and has the state that it is given."""
+
+    def __init__(self, state):
+        self.state = state
+
+    def on_train_epoch_end(self, trainer, module):
+        module.log("epoch", 7.0)
+
+    def state_dict(self):
+        return self.state
+
+
+def test_lists_in_settings_are_in_checkpoints_as_plain_lists_and_what_callbacks_log_is_no_column(tmp_path):
+    config = composed(*SMALL, "trainer.max_epochs=1")
+    config.optim = OmegaConf.create({"_target_": "torch.optim.NAdam", "_partial_": True, "betas": [0.9, 0.95]})
+    config.callbacks = OmegaConf.create({"own": {"_target_": f"{__name__}.Counting", "state": {"seen": [1]}}})
+    fit(config, tmp_path)
+    assert [*read_checkpoint(tmp_path / "last.ckpt")["optimizer_states"][0]["param_groups"][0]["betas"]] == [0.9, 0.95]
+    assert [float(row["epoch"]) for row in rows(tmp_path)] == [1]
+
+
+def test_a_state_that_could_not_be_read_again_is_refused_at_once(tmp_path):
+    with pytest.raises(UserError, match="holds more than tensors and plain types"):
+        fit(composed(*SMALL), tmp_path, added_callbacks=[Counting({"best": Path("a")})])
 
 
 def test_a_run_does_not_go_on_with_other_images(tmp_path):

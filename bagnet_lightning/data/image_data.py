@@ -238,7 +238,7 @@ class ImageData(LightningDataModule, ABC):
                 "any more: which of them its network has seen cannot be told; restore them, or measure on val "
                 "(data.holdout=0)"
             )
-        same_images = equal or (same_name and not same_size)
+        same_images = equal or ((same_name or (same_root and "root" in run)) and not same_size)
         # Other classes change which images are held out.
         same_classes = classes == self.class_ids if classes else run.get("classes") == self.classes
         same_share = (run.get("holdout"), run.get("fold", 0), run.get("group")) == (self.holdout, self.fold, self.group)

@@ -89,6 +89,7 @@ class CheckpointWriter(TorchCheckpointIO):
     def __init__(self) -> None:
         super().__init__()
         self.seconds = 0.0
+        self.readable: set[Path] = set()  # files that have been found to hold nothing but data
         self.writing: deque[Future] = deque()
         self.thread: ThreadPoolExecutor | None = None
 
@@ -115,6 +116,9 @@ class CheckpointWriter(TorchCheckpointIO):
             for left_over in path.parent.glob(f".{path.name}.*"):  # by a process that was killed while writing
                 left_over.unlink()
             write_bytes(path, content.getbuffer(), read_back=True)
+            if path not in self.readable:
+                read_checkpoint(path)  # before there is much to lose
+                self.readable.add(path)
         except OSError as error:
             old = "the one before it is whole" if path.exists() else "there is none before it"
             raise UserError(

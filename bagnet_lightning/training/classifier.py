@@ -137,5 +137,6 @@ def top5(logits: Tensor) -> Tensor:
 def totals(classes: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
     """Returns a batch's sum of losses, top-1 hits, top-5 hits and number of images: (4,) float32. classes: of top5."""
     hits = classes == labels[:, None]  # (B, 5)
+    loss = loss.float()  # of one's own loss it may have 16 bits, which cannot count
     images = torch.full_like(loss, len(labels))
     return torch.stack([loss * images, hits[:, 0].sum(), hits.sum(), images])

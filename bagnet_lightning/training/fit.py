@@ -36,6 +36,8 @@ def fit(
     data = data_of(config.data)
     data.setup()
     data.check_classes()
+    if config.monitor == "val_top5_accuracy" and len(data.class_ids) <= 5:
+        raise UserError(f"monitor=val_top5_accuracy: it is 1 for {len(data.class_ids)} classes; choose another")
     pretrained = config.model.get("pretrained")
     if isinstance(pretrained, str) and config.model._target_.startswith("timm."):
         raise UserError(
@@ -53,7 +55,7 @@ def fit(
         "std": data.std,
     }
     classifier = Classifier(network, **schedule(config), **loss_settings(config), about=about)
-    own_callbacks = instantiate([*config.callbacks.values()])
+    own_callbacks = instantiate([*config.callbacks.values()], _convert_="all")
     best_epoch = [BestPredictions(folder, config.monitor), BestCheckpoint(folder, config.monitor)]
     callbacks = [*best_epoch, *own_callbacks, *added_callbacks]
     if config.weight_average is not None:
@@ -92,6 +94,8 @@ def adapt(network: nn.Module, data: ImageData, pretrained: bool | str) -> list[s
 def loss_settings(config: DictConfig) -> dict:
     """Returns Classifier's arguments from the keys loss, label_smoothing and patch_loss of the configuration."""
     if config.loss:
+        if "_target_" not in config.loss:
+            raise UserError("loss: which function or class? add +loss._target_=MODULE.NAME")
         criterion = instantiate(config.loss, _partial_=True)  # a function with its settings, or the class of a module
         criterion = criterion() if isinstance(criterion.func, type) else criterion
     else:

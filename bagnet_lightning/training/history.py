@@ -37,12 +37,9 @@ class History(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
-        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step} | logged
+        row = logged | {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         if not self.validation_seconds:  # the logged values are of an earlier epoch, or missing
-            raise UserError(
-                f"epoch {row['epoch']} ended without a validation: leave out trainer.limit_val_batches, "
-                "check_val_every_n_epoch, max_steps or max_time"
-            )
+            raise UserError(f"epoch {row['epoch']} ended without a validation: leave out trainer.limit_val_batches")
         now = time.perf_counter()
         row["seconds"], self.epoch_started = now - self.epoch_started, now
         self.rows.append({column: row[column] for column in self.columns})

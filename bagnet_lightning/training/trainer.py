@@ -20,6 +20,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.memory import is_oom_error
 
+from bagnet_lightning.config import plain
 from bagnet_lightning.data.image_data import ImageData
 from bagnet_lightning.errors import Interrupted, UserError
 from bagnet_lightning.machine import check_device, chosen_precision, commit, device_name, peak_memory_mib, versions
@@ -66,8 +67,9 @@ def prepare(config: DictConfig, folder: Path) -> dict:
 def schedule(config: DictConfig) -> dict:
     """Returns Learner's arguments from the configuration groups optim and scheduler."""
     return {
-        "optimizer": instantiate(config.optim),
-        "scheduler": instantiate({key: value for key, value in config.scheduler.items() if key != "interval"}),
+        # _convert_: lists would be OmegaConf's, which a checkpoint may not hold
+        "optimizer": instantiate(config.optim, _convert_="all"),
+        "scheduler": instantiate({k: v for k, v in config.scheduler.items() if k != "interval"}, _convert_="all"),
         "interval": config.scheduler.get("interval", "epoch"),
     }
 
@@ -165,7 +167,7 @@ def _fit(trainer: Trainer, module: Learner, data: ImageData, last: Path | None, 
 
 def make_trainer(config: DictConfig, callbacks: Sequence[Callback] = (), logger: RunLogger | None = None) -> Trainer:
     """Returns the Trainer of a run, on its device. Raises UserError for an argument that Lightning does not know."""
-    options = {"benchmark": not config.trainer.deterministic, "profiler": NoProfiler(), **config.trainer}
+    options = {"benchmark": not config.trainer.deterministic, "profiler": NoProfiler(), **plain(config.trainer)}
     options["precision"] = chosen_precision(config.trainer.precision, config.trainer.accelerator)
     options = {key: value for key, value in options.items() if key not in SWITCHES}
     if unknown := options.keys() - inspect.signature(Trainer.__init__).parameters.keys():
