@@ -3,7 +3,7 @@
 network = torch.hub.load("REPOSITORY_OR_FOLDER", "bagnet17", source="local", num_classes=10)
 """
 
-dependencies = ["torch", "torchvision", "hydra", "pytorch_lightning", "safetensors"]
+dependencies = ["torch", "torchvision", "hydra", "safetensors"]
 
 from bagnet_lightning.models.bagnet import bagnet9, bagnet17, bagnet33  # noqa: E402, F401
 

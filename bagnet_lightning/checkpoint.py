@@ -99,7 +99,7 @@ def load_backbone(path: str | Path) -> Trained:
             network.fc = nn.Identity()
         network.load_state_dict({key: weights[key] for key in network.state_dict()})
         return Trained(network.eval(), **about)
-    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         *_, reason = str(error).splitlines() or [type(error).__name__]
         raise UserError(f"checkpoint {path} does not fit the network it names: {reason.strip()}") from error
 

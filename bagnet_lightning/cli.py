@@ -31,7 +31,7 @@ _PATHS = ("checkpoint", "runs", "data.root", "data.cache", "cache")
 _TEXTS = ("compare", "images", "out", "class")
 DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE),
-    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST),
+    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
 }
 
 

@@ -20,7 +20,11 @@ SUFFIXES = {"onnx": ".onnx", "safetensors": ".safetensors", "torch_export": ".pt
 @command("export", {"checkpoint": PATH, "out": or_null(PATH), "format": one_of(*SUFFIXES)})
 def main(config: DictConfig) -> None:
     checkpoint, suffix, hub = Path(config.checkpoint), SUFFIXES[config.format], config.format == "hub"
-    out = Path(config.out or (checkpoint.parent / "hub" if hub else checkpoint.with_suffix(suffix)))
+    if not checkpoint.name:  # "."
+        checkpoint = checkpoint.absolute()
+    stem = checkpoint.name if checkpoint.is_dir() else checkpoint.stem
+    name = f"{stem}{suffix}" if not hub else "hub" if stem == "best" else f"{stem}-hub"
+    out = Path(config.out or checkpoint.with_name(name))
     if not hub and out.suffix != suffix:
         raise UserError(f"out={out}: the file's name must end in {suffix}")
     if config.format == "onnx" and not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory, TemporaryFile
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, NoReturn, TypeVar
 
 from bagnet_lightning.errors import UserError
 
@@ -32,8 +32,8 @@ def write_text(path: Path, text: str) -> None:
 def csv_of(rows: Iterable[Iterable]) -> str:
     """Returns rows of cells as the text of a CSV file; None is an empty cell."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    csv.writer(text, lineterminator="\r\n").writerows(rows)  # with "\n" Python does not quote a "\r"
+    return text.getvalue().replace("\r\n", "\n")
 
 
 def write_bytes(path: Path, content: bytes | memoryview, read_back: bool = False) -> None:
@@ -76,10 +76,14 @@ def sha256_of(path: Path) -> str:
 def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """Yields each folder in and below `folder` with the names of its files; none hidden.
 
-    Follows links, but enters each folder once.
+    Follows links, but enters each folder once. Raises OSError for a folder that cannot be read.
     """
+
+    def unreadable(error: OSError) -> NoReturn:
+        raise error
+
     entered = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         place = os.path.realpath(parent)
         if place in entered:
             folders.clear()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bagnet_lightning.checkpoint import Trained
 from bagnet_lightning.data.augment import normalize
+from bagnet_lightning.errors import UserError
 
 PIXELS = 250 * 64 * 64  # per batch: the memory of activations grows with the pixels
 
@@ -43,11 +44,14 @@ def predict(trained: Trained, images: Tensor, chosen: Tensor | None = None) -> T
     """Computes logits in float32, since the public BagNet weights break in lower precision.
 
     images: (N, H, W, 3) uint8, in memory or memory-mapped. chosen: indices of the images to predict, all by default.
-    Returns (N, classes), on the CPU.
+    Returns (N, classes), on the CPU. Raises UserError if they are not finite.
     """
     device = best_device()
     network = trained.network.to(device, memory_format=torch.channels_last)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return torch.cat(
+        logits = torch.cat(
             [network(normalize(part.to(device), trained.mean, trained.std)).cpu() for part in batches(images, chosen)]
         )
+    if not logits.isfinite().all():
+        raise UserError("the network's scores are not finite numbers: its weights are damaged, or it has diverged")
+    return logits

@@ -72,6 +72,8 @@ def main(config: DictConfig) -> None:
     with writing(out):
         for name, text in written.items():
             write_text(out / name, text)
+        if config.split and "submission.txt" not in written:
+            (out / "submission.txt").unlink(missing_ok=True)  # of an earlier command
     print(f"written: {', '.join(str(out / name) for name in written)}")
     if unreadable:
         raise UserError(f"{unreadable} of {len(predictions)} images could not be classified; the others are done")

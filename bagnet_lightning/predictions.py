@@ -107,6 +107,8 @@ def read_predictions(folder: Path) -> Predictions | None:
         return Predictions(names, labels, predicted, data["examples"], data["example_labels"], data["sheet"].tobytes())
     except FileNotFoundError:
         return None
+    except PermissionError as error:
+        raise ValueError(f"{NAME} cannot be read: {error.strerror}") from error
     except Exception as error:  # zipfile, zlib and numpy raise errors of many types for a damaged file
         raise ValueError(f"{NAME} is cut or damaged; run again with fresh=true") from error
 

@@ -1,7 +1,9 @@
 """Files that matter are whole, or as they were."""
 
+import csv
 import errno
 import fcntl
+import io
 import os
 import re
 import resource
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bagnet_lightning.files import locked, open_or_make, write_bytes, write_text
+from bagnet_lightning.files import csv_of, locked, open_or_make, walk, write_bytes, write_text
 
 
 @pytest.mark.parametrize(("write", "old", "new"), [(write_text, "old", "x" * 2000), (write_bytes, b"old", b"x" * 2000)])
@@ -95,3 +97,22 @@ def test_where_nothing_can_be_locked_the_folder_of_the_faster_process_is_used(tm
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     assert open_or_make(tmp_path / "store", lambda manifest: manifest["by"], make, "") == "the first"
+
+
+def test_a_cell_of_a_csv_may_hold_any_character():
+    rows = [["a\rb", "c\nd", 'e"f'], ["g,h", None, 1]]
+    assert [*csv.reader(io.StringIO(csv_of(rows), newline=""))] == [["a\rb", "c\nd", 'e"f'], ["g,h", "", "1"]]
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(monkeypatch, tmp_path):
+    (tmp_path / "shut").mkdir()
+    scandir = os.scandir
+
+    def refused(path):
+        if Path(path).name == "shut":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(PermissionError):
+        list(walk(tmp_path))

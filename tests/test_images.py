@@ -53,6 +53,12 @@ def test_16_bits_are_scaled_not_clipped(tmp_path, suffix):
     np.testing.assert_array_equal(load_image(path)[0, :, 1], [0, 1, 128, 255])
 
 
+def test_16_bits_of_a_tiff_where_0_is_white(tmp_path):
+    values = np.array([[0, 65535], [257, 514]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "white.tif", tiffinfo={262: 0})
+    assert load_image(tmp_path / "white.tif")[..., 0].tolist() == [[255, 0], [254, 253]]
+
+
 def test_16_bits_with_a_transparent_value(tmp_path):
     values = np.array([[0, 257, 32896, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / "image.png", transparency=257)

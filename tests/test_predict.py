@@ -15,6 +15,7 @@ from bagnet_lightning.data import image_folder, tiny_imagenet
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.data.images import load_image
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.inference import predict
 from bagnet_lightning.predict import main
 from bagnet_lightning.top_classes import predict_files
 
@@ -73,6 +74,13 @@ def test_predictions_do_not_depend_on_the_batch_and_small_images_are_told_apart(
 
 def predicted(checkpoint, *overrides):
     main.__wrapped__(composed(f"checkpoint={checkpoint}", *overrides, name="predict"))
+
+
+def test_a_network_of_nan_predicts_nothing(checkpoint):
+    trained = load_trained(checkpoint)
+    torch.nn.init.constant_(trained.network.fc.bias, torch.nan)
+    with pytest.raises(UserError, match="scores are not finite"):
+        predict(trained, torch.zeros(1, trained.image_size, trained.image_size, 3, dtype=torch.uint8))
 
 
 def test_the_test_split_of_an_image_folder_gives_a_submission(checkpoint, tmp_path):

@@ -51,6 +51,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         pixels = np.asarray(image).astype(np.int64)
         if pixels.min() < 0 or pixels.max() > 65535:
             raise ValueError("its pixels have 32 bits (save it with 8 or 16 bits)")
+        if getattr(image, "tag_v2", {}).get(262) == 0:  # TIFF's PhotometricInterpretation: 0 is white
+            pixels = 65535 - pixels
         pixels[pixels == image.info.get("transparency")] = 65535
         image = Image.fromarray(((pixels * 255 + 32767) // 65535).astype(np.uint8))
     elif "A" in image.getbands() or "transparency" in image.info:

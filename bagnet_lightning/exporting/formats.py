@@ -1,5 +1,6 @@
 """File formats of trained networks for other programs: how each is written, and how it is read to be checked."""
 
+import io
 import json
 import warnings
 from collections.abc import Callable
@@ -37,7 +38,7 @@ def difference(trained: Trained, run: Callable[[Tensor], Outputs]) -> float:
     portable = Portable(trained)
     generator = torch.Generator().manual_seed(0)
     any_size = takes_any_size(trained)
-    size = _example_size(trained) if any_size else trained.image_size
+    size = trained.image_size
     differences = []
     shapes = [(1, 3, size, size), (3, 3, size, size)] + [(2, 3, size + 9, size + 22)] * any_size
     for shape in shapes:
@@ -61,7 +62,10 @@ def difference(trained: Trained, run: Callable[[Tensor], Outputs]) -> float:
 
 
 def _write_safetensors(trained: Trained, path: Path) -> None:
-    tensors = {name: value.contiguous() for name, value in trained.network.state_dict().items()}
+    tensors = {
+        name: value.clone(memory_format=torch.contiguous_format)  # safetensors refuses tied weights
+        for name, value in trained.network.state_dict().items()
+    }
     about = {"format": "pt", "bagnet_lightning": json.dumps(describe(trained, normalises=False))}
     path.write_bytes(safetensors.torch.save(tensors, about))  # save_file's file can be read by its owner only
 
@@ -112,7 +116,9 @@ def _write_torch_export(trained: Trained, path: Path) -> None:
     shapes = {"images": {0: any_size, 2: any_size, 3: any_size}}
     program = torch.export.export(Portable(trained), (_example(trained),), dynamic_shapes=shapes)
     about = json.dumps(describe(trained, normalises=True))
-    torch.export.save(program, path, extra_files={"metadata.json": about})
+    content = io.BytesIO()  # torch's own writing of a file aborts the process where the disk is full
+    torch.export.save(program, content, extra_files={"metadata.json": about})
+    path.write_bytes(content.getbuffer())
 
 
 def _load_torch_export(path: Path) -> Callable[[Tensor], Outputs]:
@@ -128,14 +134,9 @@ def _require_any_size(trained: Trained) -> None:
 
 def _example(trained: Trained) -> Tensor:
     """Returns an input whose sizes differ from each other and from 1, so that none is taken for a constant."""
-    size = _example_size(trained)
-    return torch.zeros(2, 3, size, size + 8)
-
-
-def _example_size(trained: Trained) -> int:
-    """Returns the training images' size; more if only one patch would fit."""
     smallest = getattr(trained.network, "receptive_field", 32) + getattr(trained.network, "stride", 0)
-    return max(trained.image_size, smallest)
+    size = max(trained.image_size, smallest)  # more than the training images' if only one patch would fit
+    return torch.zeros(2, 3, size, size + 8)
 
 
 FORMATS = {

@@ -131,7 +131,7 @@ def _measured(result: dict | None) -> list[str]:
         "commit": known("{commit}", "commit"),
         "asked": f"`{' '.join(overrides)}`",
     }
-    table = [f"| {key} | {value} |" for key, value in rows.items() if value]
+    table = [f"| {key} | {value.replace('|', chr(92) + '|')} |" for key, value in rows.items() if value]
     return ["## Measured", "", "| | |", "|---|---|", *table, ""]
 
 
