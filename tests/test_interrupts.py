@@ -133,6 +133,21 @@ def test_what_a_network_draws_goes_on_too(tmp_path, monkeypatch, step):
     assert_equal_runs(tmp_path / "unbroken", tmp_path / "broken")
 
 
+def test_a_run_that_was_stopped_early_stays_so(tmp_path, monkeypatch):
+    config = composed(*SMALL, "trainer.max_epochs=4")
+    early = {"_target_": "pytorch_lightning.callbacks.EarlyStopping", "monitor": "val_loss"}
+    config.callbacks = OmegaConf.create({"early": early | {"patience": 1, "min_delta": 10}})
+    fit(config, tmp_path / "unbroken")
+    with monkeypatch.context() as patch:
+        stop = before(StopOnSignal.on_train_end, 0, lambda: signal.raise_signal(signal.SIGTERM))
+        patch.setattr(StopOnSignal, "on_train_end", stop)
+        with pytest.raises(Interrupted):
+            fit(config, tmp_path / "broken")
+    fit(config, tmp_path / "broken")
+    assert len(rows(tmp_path / "broken")) == 2
+    assert_equal_runs(tmp_path / "unbroken", tmp_path / "broken")
+
+
 def test_a_signal_ends_a_run_whose_disk_is_full(tmp_path, monkeypatch, caplog):
     def no_space(descriptor):
         raise OSError(28, "No space left on device")

@@ -28,6 +28,8 @@ def _written(content: bytes) -> list[Record]:
             place += BLOCK - place % BLOCK
             continue
         _, length, kind = struct.unpack("<IHB", content[place : place + HEADER])
+        if place + HEADER + length > len(content):  # it is being written
+            break
         pieces.append(content[place + HEADER : place + HEADER + length])
         place += HEADER + length
         if kind in (1, 4):  # whole, or the last piece

@@ -46,6 +46,7 @@ class Learner(LightningModule, ABC):
         # part of the weights, and DDP would give every rank those of rank 0.
         self.train_totals, self.val_totals = torch.zeros(figures), torch.zeros(figures)
         self.totals_epoch: int | None = None  # the epoch of train_totals
+        self.stopped_early = False  # whether a callback had ended the run that goes on
         self.random: dict | None = None  # states of torch's generators, of a run that goes on
         self.rate: float | None = None  # learning rate at the epoch's latest step
 
@@ -68,6 +69,7 @@ class Learner(LightningModule, ABC):
 
     def on_train_start(self) -> None:
         self.train_totals, self.val_totals = self.train_totals.to(self.device), self.val_totals.to(self.device)
+        self.trainer.should_stop |= self.stopped_early
         if self.random:  # the run goes on
             torch.set_rng_state(self.random["cpu"].cpu())
         if self.random and "cuda" in self.random and self.device.type == "cuda":
@@ -130,12 +132,13 @@ class Learner(LightningModule, ABC):
             state.pop("anneal_func", None)  # a method of OneCycleLR in torch 2.0, which read_checkpoint would refuse
         so_far = self.trainer.strategy.reduce(self.train_totals.clone(), reduce_op="sum")
         checkpoint["epoch_so_far"] = {"epoch": self.totals_epoch, "totals": so_far, "rate": self.rate}
+        checkpoint["should_stop"] = self.trainer.should_stop
         checkpoint["random"] = {"cpu": torch.get_rng_state()}  # what dropout draws from
         if self.device.type == "cuda":
             checkpoint["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.totals_epoch, self.rate = checkpoint["epoch_so_far"]["epoch"], checkpoint["epoch_so_far"]["rate"]
-        self.random = checkpoint["random"]
+        self.random, self.stopped_early = checkpoint["random"], checkpoint["should_stop"]
         if self.trainer.is_global_zero:  # it continues from the sum over all ranks
             self.train_totals = checkpoint["epoch_so_far"]["totals"]
