@@ -79,7 +79,7 @@ def _height(picture: Picture, explanation: Explanation) -> float:
     height, width, _ = picture.pixels.shape
     panel = max(LABEL, PANEL * min(2.0, height / width))
     patches = len(explanation.shown) * 1.3 if explanation.dense is not None else 0
-    return 0.8 + len(explanation.maps()) * (panel + 0.1) + patches
+    return 0.95 + len(explanation.maps()) * (panel + 0.1) + patches
 
 
 def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: Explanation, limit: float) -> None:
@@ -100,7 +100,7 @@ def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: E
         width_ratios=[1] * (1 + len(shown)) + [0.05],
         left=0.02,
         right=0.9,
-        top=1 - 0.55 / height,
+        top=1 - 0.7 / height,
         bottom=bottom,
         wspace=0.06,
         hspace=0.12,

@@ -89,10 +89,10 @@ function showFigure2(data, state) {
   at("variants").hidden = variants.length < 2;
   at("variant").replaceChildren(...variants.map(words => new Option(words, words, false, words === state.variant)));
   const redraw = () => drawFigure2(data, state);
-  at("variant").onchange = () => { state.variant = at("variant").value; redraw(); };
+  at("variant").onchange = () => { state.variant = at("variant").value; showFigure2(data, state); };
   toggles("figure2-toggles", [
     ...optimizersOf(data).map(([key, name]) => [key, name, data.colours[key]]),
-    ...(data.rows.some(row => known(row.paper)) ? [["paper", "the paper" + (data.rows.some(row => row.comparable) ? "" : " (full Tiny ImageNet: not comparable)"), "hollow"]] : []),
+    ...(data.rows.some(row => known(row.paper)) ? [["paper", "the paper" + (data.rows.some(row => row.comparable && variantOf(data, row) === state.variant) ? "" : " (other data or settings: not comparable)"), "hollow"]] : []),
   ], state, redraw);
   redraw();
 }
