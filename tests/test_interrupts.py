@@ -113,6 +113,15 @@ def test_a_ctrl_c_before_the_first_step_ends_the_run_too(tmp_path, monkeypatch):
     assert stopped.value.exit_code == 130
 
 
+def fit_with_a_break(config, folder, monkeypatch, owner, name, count):
+    """Fits, with SIGTERM before call number `count` of the method, and again as if nothing had happened."""
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, before(getattr(owner, name), count, lambda: signal.raise_signal(signal.SIGTERM)))
+        with pytest.raises(Interrupted):
+            fit(config, folder)
+    fit(config, folder)
+
+
 class Dropping(nn.Sequential):
     def __init__(self, num_classes):
         super().__init__(nn.AvgPool2d(3), nn.Dropout(0.5), nn.Flatten(), nn.LazyLinear(num_classes))
@@ -124,12 +133,7 @@ def test_what_a_network_draws_goes_on_too(tmp_path, monkeypatch, step):
     config = composed(*OVERRIDES)
     config.model = OmegaConf.create({"_target_": f"{__name__}.Dropping"})
     fit(config, tmp_path / "unbroken")
-    with monkeypatch.context() as patch:
-        stop = before(Classifier.training_step, step, lambda: signal.raise_signal(signal.SIGTERM))
-        patch.setattr(Classifier, "training_step", stop)
-        with pytest.raises(Interrupted):
-            fit(config, tmp_path / "broken")
-    fit(config, tmp_path / "broken")
+    fit_with_a_break(config, tmp_path / "broken", monkeypatch, Classifier, "training_step", step)
     assert_equal_runs(tmp_path / "unbroken", tmp_path / "broken")
 
 
@@ -138,12 +142,7 @@ def test_a_run_that_was_stopped_early_stays_so(tmp_path, monkeypatch):
     early = {"_target_": "pytorch_lightning.callbacks.EarlyStopping", "monitor": "val_loss"}
     config.callbacks = OmegaConf.create({"early": early | {"patience": 1, "min_delta": 10}})
     fit(config, tmp_path / "unbroken")
-    with monkeypatch.context() as patch:
-        stop = before(StopOnSignal.on_train_end, 0, lambda: signal.raise_signal(signal.SIGTERM))
-        patch.setattr(StopOnSignal, "on_train_end", stop)
-        with pytest.raises(Interrupted):
-            fit(config, tmp_path / "broken")
-    fit(config, tmp_path / "broken")
+    fit_with_a_break(config, tmp_path / "broken", monkeypatch, StopOnSignal, "on_train_end", 0)
     assert len(rows(tmp_path / "broken")) == 2
     assert_equal_runs(tmp_path / "unbroken", tmp_path / "broken")
 
