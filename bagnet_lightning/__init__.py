@@ -2,23 +2,23 @@
 
 Where things are (`conf/` holds the settings of every command, a folder for each choice):
 
-- `train`, `pretrain`: commands; every command is one page. A run passes through `runs`, `training/run`, `training/fit`
-  (or `pretraining/fit`), `training/trainer`, and Lightning calls `training/learner`.
-- `sweep`, `launching`: many runs; checks before them, jobs elsewhere (`hydra_plugins/`), the report after them.
+- `train`, `pretrain`: commands; every command is one page. A run passes through `sweeps/runs`, `training/run`,
+  `training/fit` (or `pretraining/fit`), `training/trainer`, and Lightning calls `training/learner`.
+- `sweeps/`: many runs; checks before them, jobs elsewhere (`hydra_plugins/`), the report after them.
 - `data/`: files to a packed store to augmented batches. `models/`: networks, and nothing of training.
 - `results`, `predictions`, `checkpoint`: the files of a run. All that follows reads nothing else.
 - `report`, `dashboard`: `reporting/`, the tables, figures and page of a sweep.
-- `evidence`: exact evidence of BagNets, in Python. `explain`, `analyze`, `demo`: `explanation/`, `analysis/` and
-  `demo_page`, evidence as pictures, measurements and pages.
-- `evaluate`, `predict`, `export`: `evaluation`, `top_classes`, `exporting/`.
+- `evidence`: exact evidence of BagNets, in Python. `explain`, `analyze`: `explanation/`, `analysis/`, evidence as
+  pictures, measurements and pages, drawn by `presentation/`.
+- `evaluate`, `predict`, `demo`, `export`: `inference/`, `exporting/`.
 - `classical`: `local_features/`, the baselines, which results call related, as they are related work.
-- `prepare`, `doctor`: data ahead of runs; `diagnosis` of a machine.
+- `prepare`, `doctor`: data ahead of runs; `machine/`, what a machine has.
 - `cli`, `config`, `rules`: the base of all commands, the digest of a run, the permitted values.
 
 .. include:: ../docs/tutorial.md
 """
 
-from bagnet_lightning.torchvision_cpu import define_missing_operators_before_import
+from bagnet_lightning.machine.torchvision_cpu import define_missing_operators_before_import
 
 define_missing_operators_before_import()
 

@@ -34,7 +34,7 @@ def main(config: DictConfig) -> None:
     from bagnet_lightning.analysis.page import as_text, page, summary
     from bagnet_lightning.checkpoint import load_trained
     from bagnet_lightning.data.of_config import data_of_run
-    from bagnet_lightning.plots import png
+    from bagnet_lightning.presentation.plots import png
 
     paths = [str(path) for path in (config.checkpoint, config.compare) if path is not None]
     all_trained = [load_trained(path) for path in paths]

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from bagnet_lightning.cli import command
 from bagnet_lightning.results import write_result
-from bagnet_lightning.runs import outcome, run_in_folder
+from bagnet_lightning.sweeps.runs import outcome, run_in_folder
 
 
 @command("classical")

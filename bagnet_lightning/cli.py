@@ -22,7 +22,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from bagnet_lightning import config as _  # noqa: F401  registers the resolvers that conf/ uses
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.memory import keep_freed_memory
+from bagnet_lightning.machine.memory import keep_freed_memory
 from bagnet_lightning.paths import CONF
 from bagnet_lightning.rules import Rule, check
 

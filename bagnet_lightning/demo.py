@@ -28,7 +28,7 @@ def main(config: DictConfig) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
 
     from bagnet_lightning.checkpoint import load_trained
-    from bagnet_lightning.demo_page import THEME, page
+    from bagnet_lightning.inference.demo_page import THEME, page
 
     trained = load_trained(config.checkpoint)
     blocks = page(trained, config.max_megapixels * 10**6)

@@ -14,7 +14,7 @@ from bagnet_lightning.rules import RULES
 
 @command("doctor", RULES)
 def main(config: DictConfig) -> None:
-    from bagnet_lightning.diagnosis import facts, problems
+    from bagnet_lightning.machine.diagnosis import facts, problems
 
     for name, fact in facts(plain(config)).items():
         print(f"{name:<10} {fact}")

@@ -24,8 +24,8 @@ def main(config: DictConfig) -> None:
     from bagnet_lightning.checkpoint import load_trained
     from bagnet_lightning.data.image_folder import labelled_images
     from bagnet_lightning.data.of_config import data_of_run, is_argument
-    from bagnet_lightning.evaluation import evaluate
-    from bagnet_lightning.inference import predict
+    from bagnet_lightning.inference.evaluation import evaluate
+    from bagnet_lightning.inference.logits import predict
 
     if config.images is not None and (requested or is_argument("split")):
         raise UserError("images=FOLDER is instead of data and of a split of them: leave one of them out")

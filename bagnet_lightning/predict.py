@@ -32,9 +32,9 @@ def main(config: DictConfig) -> None:
     from bagnet_lightning.checkpoint import load_trained
     from bagnet_lightning.data.images import find_images
     from bagnet_lightning.data.of_config import data_of_run
-    from bagnet_lightning.inference import takes_any_size
+    from bagnet_lightning.inference.logits import takes_any_size
+    from bagnet_lightning.inference.top_classes import as_csv, as_json, predict_files, submission
     from bagnet_lightning.models.bagnet import BagNet
-    from bagnet_lightning.top_classes import as_csv, as_json, predict_files, submission
 
     trained = load_trained(config.checkpoint)
     size = None if config.size == "own" else config.size or trained.image_size

@@ -11,7 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from bagnet_lightning.cli import command
-from bagnet_lightning.runs import run_in_folder
+from bagnet_lightning.sweeps.runs import run_in_folder
 
 
 @command("pretrain")

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from bagnet_lightning.memory import keep_freed_memory
+from bagnet_lightning.machine.memory import keep_freed_memory
 from bagnet_lightning.models.bagnet import BagNet, bagnet9, bagnet33
 
 STEPS, BATCH = 7, 20

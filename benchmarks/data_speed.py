@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 import bagnet_lightning.config  # noqa: F401  registers resolvers
 from bagnet_lightning.data.augment import draw_keys
 from bagnet_lightning.data.of_config import data_of
-from bagnet_lightning.memory import keep_freed_memory
+from bagnet_lightning.machine.memory import keep_freed_memory
 from bagnet_lightning.paths import CONF
 
 ROUNDS, BATCH = 5, 100

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from bagnet_lightning.evidence import dense_evidence
-from bagnet_lightning.memory import keep_freed_memory
+from bagnet_lightning.machine.memory import keep_freed_memory
 from bagnet_lightning.models.bagnet import BagNet, bagnet9, bagnet17, bagnet33
 
 SIDE, CLASSES, REPEATS, STRIDES = 64, 200, 5, (2, 4, 8)

@@ -42,9 +42,9 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.classification import MulticlassAccuracy
 
-from bagnet_lightning.inference import best_device
-from bagnet_lightning.machine import device_name
-from bagnet_lightning.memory import keep_freed_memory
+from bagnet_lightning.inference.logits import best_device
+from bagnet_lightning.machine.device import device_name
+from bagnet_lightning.machine.memory import keep_freed_memory
 from bagnet_lightning.paths import CONF
 from bagnet_lightning.training.fit import fit
 

@@ -16,7 +16,7 @@ import torch
 
 from bagnet_lightning.checkpoint import load_trained
 from bagnet_lightning.data.of_config import data_of_run
-from bagnet_lightning.inference import predict
+from bagnet_lightning.inference.logits import predict
 from bagnet_lightning.names import model_name, optimizer_name
 from bagnet_lightning.results import read_metrics, read_runs
 

@@ -14,7 +14,7 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.local_features.model import check_installed, load_local_model
 from bagnet_lightning.local_features.pipeline import run
 from bagnet_lightning.predictions import read_predictions
-from bagnet_lightning.runs import RUN_FILES
+from bagnet_lightning.sweeps.runs import RUN_FILES
 
 SMALL = ["data=textures", "data.train_images=36", "data.val_images=12", "encoding.codebook.size=20", "workers=1"]
 

@@ -21,7 +21,7 @@ from bagnet_lightning.checkpoint import load_trained
 from bagnet_lightning.data import textures
 from bagnet_lightning.data.image_folder import open_store
 from bagnet_lightning.files import locked
-from bagnet_lightning.runs import RUN_FILES
+from bagnet_lightning.sweeps.runs import RUN_FILES
 
 USING = Path(__file__).parent.parent / "docs/using.md"
 SWEEP = ["-m", *[word for word in SMALL if word != "model=bagnet9"], "sweep=s"]

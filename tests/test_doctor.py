@@ -7,10 +7,10 @@ import pytest
 import torch
 from conftest import composed
 
-from bagnet_lightning import diagnosis
 from bagnet_lightning.config import plain
 from bagnet_lightning.data.image_folder import name_in_cache
-from bagnet_lightning.diagnosis import facts, problems
+from bagnet_lightning.machine import diagnosis
+from bagnet_lightning.machine.diagnosis import facts, problems
 
 
 def doctor(*overrides) -> dict:

@@ -15,7 +15,7 @@ from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.data.images import load_image
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.evaluate import main
-from bagnet_lightning.evaluation import evaluate
+from bagnet_lightning.inference.evaluation import evaluate
 
 CLASSES = ["a", "b", "c", "d"]
 

@@ -7,10 +7,11 @@ from browser import emulated, eventually, needs_browser, start
 from PIL import Image
 from trained_checkpoints import write_checkpoint
 
-from bagnet_lightning.explanation.drawing import COLOURS, exact_limit
+from bagnet_lightning.explanation.drawing import exact_limit
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.maps import explain, load_model
 from bagnet_lightning.explanation.page import Page
+from bagnet_lightning.presentation.overlays import COLOURS
 
 pytest.importorskip("captum", reason="captum is an optional dependency: pip install 'bagnet-lightning[explain]'")
 from selenium.webdriver.common.by import By

@@ -14,12 +14,13 @@ from trained_checkpoints import CLASS_NAMES, CLASSES, write_checkpoint
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import dense_evidence
-from bagnet_lightning.explanation.drawing import cut_out, draw, exact_limit
+from bagnet_lightning.explanation.drawing import draw, exact_limit
 from bagnet_lightning.explanation.inputs import Picture, find_class, pictures_of_files
 from bagnet_lightning.explanation.maps import Explanation, explain, load_model, strongest
 from bagnet_lightning.explanation.networks import Networks
 from bagnet_lightning.explanation.page import Page
 from bagnet_lightning.names import class_indices
+from bagnet_lightning.presentation.overlays import cut_out
 
 pytest.importorskip("captum", reason="captum is an optional dependency: pip install 'bagnet-lightning[explain]'")
 CLASS_INDICES = class_indices(CLASSES, CLASS_NAMES)

@@ -17,7 +17,7 @@ from torch import nn
 from bagnet_lightning.checkpoint import load_trained, read_checkpoint
 from bagnet_lightning.errors import Diverged, UserError
 from bagnet_lightning.results import read_metrics, read_run
-from bagnet_lightning.runs import at_work
+from bagnet_lightning.sweeps.runs import at_work
 from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.fit import fit, loss_settings
 from bagnet_lightning.training.history import History

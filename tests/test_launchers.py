@@ -12,16 +12,16 @@ from hydra.conf import ConfigSourceInfo
 from hydra.core.singleton import Singleton
 
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.launching import describe_exit_code, failed, folder, run
 from bagnet_lightning.paths import CONF
 from bagnet_lightning.results import read_run, write_result
+from bagnet_lightning.sweeps.launching import describe_exit_code, failed, folder, run
 from hydra_plugins.bagnet_lightning import slurm
 from hydra_plugins.bagnet_lightning.ray import RayLauncher
 
 ASKED = ["-m", *[word for word in SMALL if word != "model=bagnet9"], "sweep=s", "trainer.max_epochs=1"]
 LAUNCHER = """
 import time
-from bagnet_lightning.launching import ParallelLauncher, failed
+from bagnet_lightning.sweeps.launching import ParallelLauncher, failed
 
 class Unlucky(ParallelLauncher):
     def check(self, job):

@@ -7,15 +7,8 @@ from conftest import SMALL, composed
 
 import bagnet_lightning
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.machine import (
-    check_device,
-    chosen_precision,
-    commit,
-    device_name,
-    peak_memory_mib,
-    serves,
-    versions,
-)
+from bagnet_lightning.machine.device import check_device, chosen_precision, device_name, peak_memory_mib, serves
+from bagnet_lightning.machine.versions import commit, versions
 from bagnet_lightning.training.fit import fit
 
 TORCH_2_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]  # its build for CUDA 13.0

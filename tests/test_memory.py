@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from bagnet_lightning.memory import keep_freed_memory
+from bagnet_lightning.machine.memory import keep_freed_memory
 
 FAULTS = """
 import os
 import resource
 import torch
-from bagnet_lightning.memory import keep_freed_memory
+from bagnet_lightning.machine.memory import keep_freed_memory
 
 if os.fork():  # the child, which ends first, keeps what it frees
     os.wait()

@@ -6,14 +6,14 @@ import pytest
 import torch
 from trained_checkpoints import write_checkpoint
 
-from bagnet_lightning import inference
 from bagnet_lightning.checkpoint import load_trained, write_backbone
 from bagnet_lightning.config import weights_sha256
 from bagnet_lightning.data.batches import Images
 from bagnet_lightning.data.image_data import ImageData
 from bagnet_lightning.data.store import Split
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.inference import predict
+from bagnet_lightning.inference import logits as inference
+from bagnet_lightning.inference.logits import predict
 from bagnet_lightning.local_features.patches import BagNetFeatures, Patches
 
 

@@ -15,9 +15,9 @@ from bagnet_lightning.data import image_folder, tiny_imagenet
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.data.images import load_image
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.inference import predict
+from bagnet_lightning.inference.logits import predict
+from bagnet_lightning.inference.top_classes import predict_files
 from bagnet_lightning.predict import main
-from bagnet_lightning.top_classes import predict_files
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from bagnet_lightning.checkpoint import load_trained
 from bagnet_lightning.data.module import Textures
 from bagnet_lightning.errors import Interrupted
-from bagnet_lightning.inference import batches, predict
+from bagnet_lightning.inference.logits import batches, predict
 from bagnet_lightning.predictions import (
     IMAGES_PER_PAIR,
     SIDE,

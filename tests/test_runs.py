@@ -13,7 +13,7 @@ from hydra.errors import InstantiationException
 from bagnet_lightning.errors import Diverged, UserError
 from bagnet_lightning.reporting.page.runs import state
 from bagnet_lightning.results import describe, read_run, write_result
-from bagnet_lightning.runs import at_work, outcome, put_aside, restore_or_discard, skip_or_refuse
+from bagnet_lightning.sweeps.runs import at_work, outcome, put_aside, restore_or_discard, skip_or_refuse
 
 
 def asked(*overrides: str) -> tuple:
@@ -119,7 +119,7 @@ def test_a_process_killed_while_files_are_moved_loses_none(tmp_path, monkeypatch
 
 
 def test_a_run_is_seen_to_go_on_before_it_trains_and_from_other_machines(tmp_path, monkeypatch):
-    monkeypatch.setattr("bagnet_lightning.runs.TOUCHED", 0.01)
+    monkeypatch.setattr("bagnet_lightning.sweeps.runs.TOUCHED", 0.01)
     config, described = asked()
     skip_or_refuse(config, tmp_path, described, lead=True)
     progress = tmp_path / "progress.json"

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from bagnet_lightning.config import plain
-from bagnet_lightning.sweep import Sweep
+from bagnet_lightning.sweeps.callback import Sweep
 from bagnet_lightning.train import Measured
 
 CONFIG = OmegaConf.create({**plain(composed()), "hydra": {"sweep": {"dir": "nowhere"}}})
@@ -30,7 +30,7 @@ def test_brackets_in_a_runs_error_are_text():
 def test_a_line_has_all_of_a_runs_time_and_what_is_left_by_the_runs_that_were_not_skipped(monkeypatch):
     sweep, stream = Sweep(), io.StringIO()
     sweep.console, sweep.total, sweep.began = Console(file=stream, soft_wrap=True), 4, 0
-    monkeypatch.setattr("bagnet_lightning.sweep.time", SimpleNamespace(monotonic=lambda: 120))
+    monkeypatch.setattr("bagnet_lightning.sweeps.callback.time", SimpleNamespace(monotonic=lambda: 120))
     finished = {"status": "finished", "best_val_accuracy": 0.5, "train_seconds": 20}
     ended(sweep, **finished, skipped=True)
     ended(sweep, **finished, feature_seconds=90)

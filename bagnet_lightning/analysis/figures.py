@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from bagnet_lightning.explanation.drawing import cut_out
 from bagnet_lightning.names import clipped
-from bagnet_lightning.plots import GREY
+from bagnet_lightning.presentation.overlays import cut_out
+from bagnet_lightning.presentation.plots import GREY
 
 DPI = 150
 # Okabe & Ito's colours: distinguishable with any colour vision, and in greyscale.

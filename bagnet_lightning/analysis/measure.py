@@ -30,7 +30,7 @@ from bagnet_lightning.checkpoint import Trained
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.evidence import patch_corners, patch_evidence
 from bagnet_lightning.explanation.attribution import grad_cam, integrated_gradients
-from bagnet_lightning.inference import best_device
+from bagnet_lightning.inference.logits import best_device
 from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.progress_bar import progress_bar
 

@@ -3,7 +3,7 @@
 from html import escape
 
 from bagnet_lightning.analysis.figures import FILL_NAMES, METHODS
-from bagnet_lightning.standalone import STYLE, data_uri
+from bagnet_lightning.presentation.standalone import STYLE, data_uri
 
 OWN_STYLE = """
 body { max-width: 62rem }

@@ -1,28 +1,22 @@
 """Draws the picture of an image's explanations: maps over the image on one scale, and the strongest patches."""
 
-from collections.abc import Sequence
-
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
-from numpy.typing import ArrayLike
 
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.maps import CONTRIBUTIONS, EVIDENCE, Explanation, Model, strongest
 from bagnet_lightning.names import clipped
-from bagnet_lightning.plots import GREY, png
+from bagnet_lightning.presentation.overlays import COLOURS, OPACITY, cut_out, overlay, scale_end
+from bagnet_lightning.presentation.plots import GREY, png
 
-COLOURS = "RdBu_r"  # red: evidence for the class, blue: against it
 FOR, AGAINST = "#b2182b", "#2166ac"  # colours of positive and negative scores
-OVERLAY = 0.7  # opacity of a map over its image
 PATCHES = 4  # shown with the highest and with the lowest scores for a class
 CLASS = 24  # characters of a class's name
 PANEL = 2.15  # inches
 LABEL = 1.2  # inches, minimum height of a row for its colour bar's label
 DPI = 130
-LUMINANCE = np.array([0.299, 0.587, 0.114])  # of R, G, B
 
 
 def draw(picture: Picture, models: list[Model], explanations: list[Explanation]) -> bytes:
@@ -38,16 +32,6 @@ def draw(picture: Picture, models: list[Model], explanations: list[Explanation])
     return png(figure)
 
 
-def overlay(pixels: np.ndarray, evidence: np.ndarray, end: float) -> np.ndarray:
-    """Draws evidence (H, W), red for and blue against, over an image in grey. pixels, result: (H, W, 3) uint8.
-
-    end: the evidence, in logits, where the scale ends on either side.
-    """
-    grey = (pixels @ LUMINANCE)[..., None]
-    colours = 255 * colormaps[COLOURS](Normalize(-end, end, clip=True)(evidence))[..., :3]
-    return ((1 - OVERLAY) * grey + OVERLAY * colours).round().astype(np.uint8)
-
-
 def exact_limit(explanations: list[Explanation]) -> float:
     """Returns the end of the scale, in logits, that all maps of exact evidence of an image share.
 
@@ -55,23 +39,6 @@ def exact_limit(explanations: list[Explanation]) -> float:
     never showed, and their logits may be many times as large.
     """
     return scale_end([e.patch_logits[..., e.shown] for e in explanations if e.patch_logits is not None])
-
-
-def scale_end(maps: Sequence[ArrayLike]) -> float:
-    """Returns the absolute value that 99 % of the values in `maps` stay below: outliers must not hide the rest."""
-    values = np.concatenate([np.zeros(0), *(np.abs(np.asarray(array)).ravel() for array in maps)])
-    return (float(np.quantile(values, 0.99)) if values.size else 0) or 1.0
-
-
-def cut_out(pixels: np.ndarray, top: int, left: int, side: int, beyond: ArrayLike) -> np.ndarray:
-    """Cuts the side x side px square at (top, left) out of an image, (H, W, 3) uint8, padded with `beyond`."""
-    square = np.empty((side, side, 3), np.uint8)
-    square[:] = beyond
-    height, width, _ = pixels.shape
-    rows = slice(*np.clip((top, top + side), 0, height))
-    columns = slice(*np.clip((left, left + side), 0, width))
-    square[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = pixels[rows, columns]
-    return square
 
 
 def _height(picture: Picture, explanation: Explanation) -> float:
@@ -126,7 +93,7 @@ def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: E
                 logit = explanation.logits[index].item()
                 axes.set_title(f"{clipped(names[index], CLASS)}\nlogit {logit:.2f}", fontsize=9)
         scale = ScalarMappable(Normalize(-end, end), COLOURS)
-        bar = block.colorbar(scale, cax=block.add_subplot(grid[row, -1]), extend="both", alpha=OVERLAY)
+        bar = block.colorbar(scale, cax=block.add_subplot(grid[row, -1]), extend="both", alpha=OPACITY)
         bar.ax.tick_params(labelsize=7)
         unit = {EVIDENCE: "logit of the patch", CONTRIBUTIONS: "logit a pixel"}.get(method, "an approximation")
         bar.set_label(f"{method}\n{unit}", fontsize=7)

@@ -10,23 +10,12 @@ from matplotlib.collections import EllipseCollection, PolyCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from bagnet_lightning.explanation.drawing import (
-    AGAINST,
-    CLASS,
-    COLOURS,
-    DPI,
-    FOR,
-    LUMINANCE,
-    PANEL,
-    PATCHES,
-    bare,
-    cut_out,
-    scale_end,
-)
+from bagnet_lightning.explanation.drawing import AGAINST, CLASS, DPI, FOR, PANEL, PATCHES, bare
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.keypoint_maps import KeypointExplanation
 from bagnet_lightning.names import clipped
-from bagnet_lightning.plots import GREY, png
+from bagnet_lightning.presentation.overlays import COLOURS, LUMINANCE, cut_out, scale_end
+from bagnet_lightning.presentation.plots import GREY, png
 
 SIDE, GAP = 1.25 * PANEL, 0.15  # inches: side of a panel, and the gap beside it
 CUT, ROW = 0.78, 1.3  # inches: side of a cut-out keypoint, and height of a row of them

@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bagnet_lightning.explanation.drawing import scale_end
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.keypoint_drawing import strongest
 from bagnet_lightning.explanation.keypoint_maps import KeypointExplanation
 from bagnet_lightning.explanation.page import MOST_CLASSES, TOP, explanation_page
-from bagnet_lightning.standalone import png_uri
+from bagnet_lightning.presentation.overlays import scale_end
+from bagnet_lightning.presentation.standalone import png_uri
 
 DIGITS = 5  # significant digits of a number
 

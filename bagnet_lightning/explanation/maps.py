@@ -12,7 +12,7 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import dense_evidence, patch_corners, patch_evidence, pixel_contributions
 from bagnet_lightning.explanation.attribution import grad_cam, integrated_gradients
 from bagnet_lightning.explanation.inputs import Picture
-from bagnet_lightning.inference import best_device, predict
+from bagnet_lightning.inference.logits import best_device, predict
 from bagnet_lightning.models.bagnet import BagNet
 
 APPROXIMATIONS = {"Grad-CAM": grad_cam, "integrated gradients": integrated_gradients}

@@ -9,7 +9,7 @@ from bagnet_lightning.explanation.drawing import draw
 from bagnet_lightning.explanation.inputs import Picture, find_class
 from bagnet_lightning.explanation.maps import APPROXIMATIONS, CONTRIBUTIONS, EVIDENCE, explain, load_model
 from bagnet_lightning.explanation.page import Page
-from bagnet_lightning.inference import takes_any_size
+from bagnet_lightning.inference.logits import takes_any_size
 from bagnet_lightning.names import told_apart
 
 # Of the maps, in evidence.npz.

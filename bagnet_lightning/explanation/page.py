@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bagnet_lightning.explanation.drawing import COLOURS, PATCHES, exact_limit, scale_end
+from bagnet_lightning.explanation.drawing import PATCHES, exact_limit
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.maps import EVIDENCE, Explanation, Model, strongest
-from bagnet_lightning.standalone import page, png_uri
+from bagnet_lightning.presentation.overlays import COLOURS, scale_end
+from bagnet_lightning.presentation.standalone import page, png_uri
 
 TEMPLATE = Path(__file__).parent / "template"
 MOST_CLASSES = 12  # with maps on the page, for each image: those with the highest logits

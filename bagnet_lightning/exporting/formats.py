@@ -14,7 +14,7 @@ from torch import Tensor
 from bagnet_lightning.checkpoint import Trained, load_trained
 from bagnet_lightning.errors import UserError, in_one_line
 from bagnet_lightning.exporting.portable import Portable, describe
-from bagnet_lightning.inference import takes_any_size
+from bagnet_lightning.inference.logits import takes_any_size
 
 Outputs = dict[str, Tensor]
 #: Largest difference that counts as float noise (sums in another order), in units of the largest value.

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.inference import best_device
+from bagnet_lightning.inference.logits import best_device
 from bagnet_lightning.local_features.kernel_map import KernelMap
 from bagnet_lightning.progress_bar import progress_bar
 

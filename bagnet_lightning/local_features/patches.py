@@ -14,7 +14,7 @@ from bagnet_lightning.data.batches import Images
 from bagnet_lightning.data.image_data import ImageData
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import patch_corners
-from bagnet_lightning.inference import batches, best_device, predict
+from bagnet_lightning.inference.logits import batches, best_device, predict
 from bagnet_lightning.local_features.bag import Bag
 from bagnet_lightning.models.bagnet import BagNet
 

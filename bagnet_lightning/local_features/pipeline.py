@@ -15,7 +15,7 @@ from bagnet_lightning.data.batches import Images
 from bagnet_lightning.data.image_data import ImageData
 from bagnet_lightning.data.of_config import data_of
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.inference import best_device
+from bagnet_lightning.inference.logits import best_device
 from bagnet_lightning.local_features.bag import BagClassifier, Bags, Features
 from bagnet_lightning.local_features.classifier import Argmax
 from bagnet_lightning.local_features.em import fine_tuned
@@ -23,7 +23,8 @@ from bagnet_lightning.local_features.encoding import Decisions, Encoding, Mean
 from bagnet_lightning.local_features.extraction import extracted
 from bagnet_lightning.local_features.model import EM_CHECKPOINT, LocalModel, full_name, made, save_local_model
 from bagnet_lightning.local_features.patches import BagNetFeatures, Patches
-from bagnet_lightning.machine import commit, device_name, peak_memory_mib, versions
+from bagnet_lightning.machine.device import device_name, peak_memory_mib
+from bagnet_lightning.machine.versions import commit, versions
 from bagnet_lightning.predictions import write_predictions
 from bagnet_lightning.progress_bar import progress_bar
 

@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from bagnet_lightning.names import OPTIMIZERS, epochs_text, model_name, model_order, optimizer_name
-from bagnet_lightning.plots import GREY
+from bagnet_lightning.presentation.plots import GREY
 from bagnet_lightning.reporting.settings import format_settings
 from bagnet_lightning.reporting.table import Line, Table, sortable
 from bagnet_lightning.results import read_metrics

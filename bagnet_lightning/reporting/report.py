@@ -8,10 +8,10 @@ from rich.console import Console
 
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import write_bytes, writing
-from bagnet_lightning.plots import png
+from bagnet_lightning.presentation.plots import png
+from bagnet_lightning.presentation.standalone import data_uri
 from bagnet_lightning.reporting.table import Table, read_table
 from bagnet_lightning.reporting.text import csv_text, markdown, print_table, related_csv_text
-from bagnet_lightning.standalone import data_uri
 
 
 def write_report(

@@ -8,7 +8,7 @@ from pathlib import Path
 import wandb
 from PIL import Image
 
-from bagnet_lightning.machine import wandb_mode
+from bagnet_lightning.machine.wandb_account import wandb_mode
 
 
 def log_report(project: str, sweep: str, place: Path, files: dict[str, bytes], gallery: dict | None) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bagnet_lightning.machine import multiplies_bfloat16
+from bagnet_lightning.machine.device import multiplies_bfloat16
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: small singular values grow fastest
 ITERATIONS = 5

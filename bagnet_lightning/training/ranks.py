@@ -24,9 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from bagnet_lightning.config import kind, plain
 from bagnet_lightning.errors import SIGNALS, Interrupted, UserError
-from bagnet_lightning.memory import keep_freed_memory
+from bagnet_lightning.machine.memory import keep_freed_memory
 from bagnet_lightning.results import write_result
-from bagnet_lightning.runs import goes_on
+from bagnet_lightning.sweeps.runs import goes_on
 
 GRACE_S = 10  # seconds for ranks to end by themselves after one has failed, or rank 0 has stopped
 SERVE = "import sys; sys.path[:] = {path!r}; from bagnet_lightning.training.ranks import serve; serve({descriptor})"

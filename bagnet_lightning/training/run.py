@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from bagnet_lightning.config import plain
 from bagnet_lightning.errors import Interrupted, in_one_line
 from bagnet_lightning.results import write_result
-from bagnet_lightning.runs import goes_on, outcome
+from bagnet_lightning.sweeps.runs import goes_on, outcome
 from bagnet_lightning.training.loggers import RunLogger
 from bagnet_lightning.training.ranks import rank
 

@@ -23,7 +23,8 @@ from pytorch_lightning.utilities.memory import is_oom_error
 from bagnet_lightning.config import plain
 from bagnet_lightning.data.image_data import ImageData
 from bagnet_lightning.errors import Interrupted, UserError
-from bagnet_lightning.machine import check_device, chosen_precision, commit, device_name, peak_memory_mib, versions
+from bagnet_lightning.machine.device import check_device, chosen_precision, device_name, peak_memory_mib
+from bagnet_lightning.machine.versions import commit, versions
 from bagnet_lightning.training.acceleration import SWITCHES, NoProfiler, accelerate, acceleration_used, compile_seconds
 from bagnet_lightning.training.batch_norm import SyncBatchNorm
 from bagnet_lightning.training.checkpoints import CheckpointWriter, LastCheckpoint

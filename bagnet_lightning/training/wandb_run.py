@@ -19,11 +19,11 @@ from torch import nn
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.errors import in_one_line
 from bagnet_lightning.evidence import dense_evidence, patch_evidence
-from bagnet_lightning.explanation.drawing import overlay, scale_end
 from bagnet_lightning.files import write_text
-from bagnet_lightning.machine import wandb_mode
+from bagnet_lightning.machine.wandb_account import wandb_mode
 from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.predictions import Predictions, most_confused, read_predictions
+from bagnet_lightning.presentation.overlays import overlay, scale_end
 from bagnet_lightning.training.loggers import RunLogger
 
 log = logging.getLogger(__name__)

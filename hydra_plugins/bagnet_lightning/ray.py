@@ -14,8 +14,8 @@ from hydra.types import TaskFunction
 from omegaconf import DictConfig
 
 from bagnet_lightning.errors import UserError, in_one_line
-from bagnet_lightning.launching import ParallelLauncher, devices, failed, folder, on_cpu, run
-from bagnet_lightning.runs import goes_on
+from bagnet_lightning.sweeps.launching import ParallelLauncher, devices, failed, folder, on_cpu, run
+from bagnet_lightning.sweeps.runs import goes_on
 
 _ENVIRONMENT = ("BAGNET_", "WANDB_")  # variables that jobs on other nodes get from the command
 _TIME_TO_SAVE = 60  # s; a job that is stopped finishes its step first

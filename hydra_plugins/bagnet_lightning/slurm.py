@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bagnet_lightning.config import digest, without_hydra
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.launching import (
+from bagnet_lightning.sweeps.launching import (
     ParallelLauncher,
     describe_exit_code,
     devices,
@@ -31,7 +31,7 @@ from bagnet_lightning.launching import (
     on_cpu,
     run_until_stopped,
 )
-from bagnet_lightning.runs import goes_on
+from bagnet_lightning.sweeps.runs import goes_on
 
 if TYPE_CHECKING:
     from submitit import AutoExecutor, Job

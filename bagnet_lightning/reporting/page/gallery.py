@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from bagnet_lightning.explanation.drawing import exact_limit, overlay
+from bagnet_lightning.explanation.drawing import exact_limit
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.maps import explain, load_model
 from bagnet_lightning.predictions import Predictions
-from bagnet_lightning.standalone import png_uri
+from bagnet_lightning.presentation.overlays import overlay
+from bagnet_lightning.presentation.standalone import png_uri
 
 COUNT = 6
 

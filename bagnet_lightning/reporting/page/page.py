@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bagnet_lightning.standalone import page
+from bagnet_lightning.presentation.standalone import page
 
 TEMPLATE = Path(__file__).parent / "template"
 SCRIPTS = ("vendor/chart.umd.min.js", "table.js", "charts.js", "run.js", "page.js")

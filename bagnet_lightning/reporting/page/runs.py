@@ -8,9 +8,9 @@ import numpy as np
 
 from bagnet_lightning.config import leaves
 from bagnet_lightning.predictions import IMAGES_PER_PAIR, PAIRS, SIDE, Predictions, most_confused
+from bagnet_lightning.presentation.standalone import data_uri
 from bagnet_lightning.reporting.columns import cell, duration, size, without_keypoints
 from bagnet_lightning.results import read_metrics
-from bagnet_lightning.standalone import data_uri
 
 LOG_BYTES, LOG_LINES = 8000, 40  # shown of train.log's end for a run that did not finish
 COMMANDS = {"related": "classical", "pretraining": "pretrain"}  # by a run's kind

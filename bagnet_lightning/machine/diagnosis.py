@@ -11,16 +11,9 @@ import torch
 
 from bagnet_lightning.data.image_folder import name_in_cache
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.machine import (
-    check_device,
-    chosen_precision,
-    device_name,
-    driver,
-    gpu_problem,
-    versions,
-    wandb_key,
-    wandb_mode,
-)
+from bagnet_lightning.machine.device import check_device, chosen_precision, device_name, driver, gpu_problem
+from bagnet_lightning.machine.versions import versions
+from bagnet_lightning.machine.wandb_account import wandb_key, wandb_mode
 
 RUNS = Path("multirun_outputs")
 #: GiB. The 17 rows keep two checkpoints each, of up to 0.2 GiB; Tiny ImageNet is a zip of 0.25 and a store of 1.3.

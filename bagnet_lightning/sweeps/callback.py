@@ -22,11 +22,11 @@ from rich.console import Console
 
 from bagnet_lightning.config import NAMING, kind, without_hydra
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.launching import ParallelLauncher, folder
 from bagnet_lightning.names import epochs_text
 from bagnet_lightning.results import note_jobs, read_run
 from bagnet_lightning.rules import check
-from bagnet_lightning.runs import changed_settings, nothing_to_lose
+from bagnet_lightning.sweeps.launching import ParallelLauncher, folder
+from bagnet_lightning.sweeps.runs import changed_settings, nothing_to_lose
 from bagnet_lightning.training import ranks
 
 # Arguments of Lightning's Trainer that a run sets itself, or with which it would leave no checkpoint or result.

@@ -14,10 +14,10 @@ from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.data.images import load_image
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import dense_evidence, patch_evidence
-from bagnet_lightning.explanation.drawing import overlay, scale_end
-from bagnet_lightning.inference import best_device, predict
+from bagnet_lightning.inference.logits import best_device, predict
+from bagnet_lightning.inference.top_classes import TOP
 from bagnet_lightning.models.bagnet import BagNet
-from bagnet_lightning.top_classes import TOP
+from bagnet_lightning.presentation.overlays import overlay, scale_end
 
 THEME = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no fonts to download
 PREDICTED = -1  # choice of the predicted class, whichever it is

@@ -10,7 +10,7 @@ from bagnet_lightning.checkpoint import Trained
 from bagnet_lightning.data.images import load_image
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import csv_of
-from bagnet_lightning.inference import predict
+from bagnet_lightning.inference.logits import predict
 
 TOP = 5
 

@@ -21,7 +21,7 @@ from bagnet_lightning.config import without_hydra
 from bagnet_lightning.errors import in_one_line
 from bagnet_lightning.files import write_text
 from bagnet_lightning.results import read_run, write_result
-from bagnet_lightning.runs import describe_job, goes_on
+from bagnet_lightning.sweeps.runs import describe_job, goes_on
 
 
 class ParallelLauncher(Launcher):

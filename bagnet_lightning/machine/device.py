@@ -1,19 +1,14 @@
-"""The machine of a run: device, precision, memory, versions."""
+"""The device of a run: whether torch can use it, its name, precision and memory."""
 
 import os
 import platform
 import re
 import resource
-import subprocess
 from functools import cache
-from importlib.metadata import version
-from netrc import NetrcParseError, netrc
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import torch
 
-import bagnet_lightning
 from bagnet_lightning.errors import UserError
 
 
@@ -112,47 +107,6 @@ def peak_memory_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if platform.system() == "Darwin" else 2**10)
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of all that affects the results."""
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),  # not its own class, which checkpoints must not hold
-        "torchvision": version("torchvision"),
-        "pytorch_lightning": version("pytorch-lightning"),
-        "bagnet_lightning": bagnet_lightning.__version__,
-    }
-
-
-def commit() -> str | None:
-    """Returns the checkout's commit, marked "-dirty" if files differ from it.
-
-    For a copy without its history, or an installed package, the value of BAGNET_COMMIT, or None.
-    """
-    root = Path(bagnet_lightning.__file__).parents[1]
-    if not (root / ".git").exists():
-        return os.environ.get("BAGNET_COMMIT")
-    command = ["git", "-C", root, "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def wandb_mode() -> str:
-    """Returns WANDB_MODE; without it "online" if a key is configured, else "offline"."""
-    return os.environ.get("WANDB_MODE") or ("online" if wandb_key() else "offline")
-
-
-def wandb_key() -> bool:
-    """Whether a key is configured, by WANDB_API_KEY or `wandb login`."""
-    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    try:
-        return "WANDB_API_KEY" in os.environ or netrc(file).authenticators(server) is not None
-    except (OSError, NetrcParseError):
-        return False
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,0 +1,1 @@
+"""What this machine is and has: device, versions, memory, and what would stop a sweep on it."""
