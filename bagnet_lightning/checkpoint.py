@@ -164,7 +164,18 @@ def published(config: dict) -> dict:
         **{key: config[key] for key in ("image_size", "train_digest")},
         "model": {**model, "pretrained": model.get("pretrained", False) is not False},
         "data": choice,
+        "seen": config.get("seen", []),
     }
+
+
+def trainings(about: dict) -> list[dict]:
+    """Returns the trainings that a network has been through, the latest last: each one's classes and choice of images.
+
+    about: from read_network. A run that starts from the network's weights keeps them as "seen" in its configuration.
+    """
+    config = published(about["config"])
+    latest = {**{key: config[key] for key in ("image_size", "train_digest", "data")}, "classes": about["classes"]}
+    return [*config["seen"], latest]
 
 
 def read_metadata(path: str | Path) -> object:

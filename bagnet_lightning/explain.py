@@ -28,6 +28,7 @@ RULES = {
     "out": or_null(PATH),
     "exact": BOOL,
     "count": whole(1),
+    "mistakes": BOOL,
     "size": or_own(IMAGE_SIZE),
 }
 
@@ -36,6 +37,8 @@ RULES = {
 def main(config: DictConfig) -> None:
     if config.size is not None and config.images is None:
         raise UserError(f"size={config.size} applies to files; add images=FILE_OR_FOLDER, or leave it out")
+    if config.mistakes and config.images is not None:
+        raise UserError("mistakes=true applies to a split of the run's data; leave images= out")
     from bagnet_lightning.data.of_config import data_of_run
     from bagnet_lightning.explanation.inputs import pictures_of_files, pictures_of_split
 
@@ -47,7 +50,8 @@ def main(config: DictConfig) -> None:
     if config.images is None:
         data = data_of_run(explained.config, config.get("data"))
         data.setup()
-        pictures = pictures_of_split(data, config.split, config.count, classes)
+        chosen = explained.mistaken if config.mistakes else None
+        pictures = pictures_of_split(data, config.split, config.count, classes, chosen)
     else:
         size = None if config.size == "own" else config.size or explained.image_size
         indices = class_indices(classes, explained.class_names)

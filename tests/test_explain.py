@@ -9,9 +9,12 @@ from PIL import Image
 from test_commands import one_line
 from trained_checkpoints import CLASSES, write_checkpoint
 
+from bagnet_lightning.checkpoint import load_trained
+from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.explain import main
 from bagnet_lightning.explanation import inputs
+from bagnet_lightning.explanation.networks import Networks
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +106,23 @@ def test_a_page_has_room_for_some_pictures(checkpoints, tmp_path, capsys, monkey
         inputs.pictures_of_split(data, "val", 3, data.class_ids)
 
 
+def test_the_images_that_a_network_takes_for_another_class(tmp_path):
+    data = instantiate(composed("data=textures", "data.image_size=40").data, _convert_="all")
+    data.setup()
+    trained = load_trained(write_checkpoint(tmp_path / "best.ckpt", "bagnet9", data.class_ids))
+    images = data.labelled_for(data.class_ids, "val")
+    with torch.no_grad():
+        said = trained.network(normalize(images.split.images[images.chosen], trained.mean, trained.std)).argmax(1)
+    wrong = [i for i in range(len(images)) if said[i] != images.labels[i]]
+    assert 0 < len(wrong) < len(images)
+    mistaken = Networks([tmp_path / "best.ckpt"], None, exact=True).mistaken
+    assert mistaken(images) == wrong
+    shown = inputs.pictures_of_split(data, "val", len(images), data.class_ids, mistaken)
+    assert [picture.name for picture in shown] == [data.names(images)[i] for i in wrong]
+    with pytest.raises(UserError, match=f"all {len(images)} images of split=val are given their own class"):
+        inputs.pictures_of_split(data, "val", 2, data.class_ids, lambda images: [])
+
+
 def quoted(override):
     key, _, value = override.partition("=")
     return f"{key}='{value}'" if key in ("images", "out") else override
@@ -146,6 +166,7 @@ def test_mistakes_are_said_before_anything_is_made(checkpoints, photo, tmp_path)
         (bagnet, "count=0"): "count must be",
         (bagnet, images, "size=big"): "size must be",
         (bagnet, "size=40"): "add images=",
+        (bagnet, images, "mistakes=true"): "applies to a split of the run's data",
         (bagnet,): "of the data is not one of them",
     }
     before = {*tmp_path.rglob("*")}

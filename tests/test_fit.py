@@ -14,7 +14,7 @@ from PIL import Image
 from pytorch_lightning import Callback, Trainer
 from torch import nn
 
-from bagnet_lightning.checkpoint import load_trained, read_checkpoint
+from bagnet_lightning.checkpoint import load_trained, read_checkpoint, read_network, write_backbone
 from bagnet_lightning.errors import Diverged, UserError
 from bagnet_lightning.results import read_metrics, read_run
 from bagnet_lightning.sweeps.runs import at_work
@@ -229,6 +229,12 @@ def test_a_start_from_weights_that_have_seen_the_held_out_images_is_refused(tmp_
     fit(composed(*asked), tmp_path / "second")
     with pytest.raises(UserError, match=r"held out 0\.5, fold 0, and its network has seen these images"):
         fit(composed(*asked, "data.fold=1"), tmp_path / "third")
+    fit(composed(*SMALL, start, "data.name=other", "data.train_images=30", "trainer.max_epochs=1"), tmp_path / "third")
+    about, _ = read_network(tmp_path / "third/best.ckpt")
+    write_backbone(load_trained(tmp_path / "third/best.ckpt").network, about, tmp_path / "third.safetensors")
+    start = f"model.pretrained={tmp_path / 'third.safetensors'}"  # which has seen the images of the first run, too
+    with pytest.raises(UserError, match=r"held out 0\.5, fold 0, and its network has seen these images"):
+        fit(composed(*SMALL, start, "data.holdout=0.5", "data.fold=1"), tmp_path / "fourth")
 
 
 def test_a_run_at_work_tells_how_far_it_is(tmp_path):

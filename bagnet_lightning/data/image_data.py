@@ -224,8 +224,14 @@ class ImageData(LightningDataModule, ABC):
     def check_unseen(self, config: dict, classes: list[str]) -> None:
         """Raises UserError if a network has been trained on images that these data hold out.
 
-        config: of the network's run. classes: the identifiers of its classes; none for a backbone.
+        config: of the network's run, with the trainings before it, if it started from weights (checkpoint.trainings).
+        classes: the identifiers of its classes; none for a backbone.
         """
+        for training in config.get("seen", []):
+            self._check_unseen(training, training["classes"])
+        self._check_unseen(config, classes)
+
+    def _check_unseen(self, config: dict, classes: list[str]) -> None:
         if not self.holdout:
             return
         run = config["data"]

@@ -1,11 +1,12 @@
 """The images to explain, from the user's files or a run's own data, and the class to explain them for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from bagnet_lightning.data.batches import Images
 from bagnet_lightning.data.image_data import ImageData
 from bagnet_lightning.data.images import find_images, load_image
 from bagnet_lightning.errors import UserError
@@ -39,16 +40,25 @@ def find_class(requested: str, classes: list[str], class_names: list[str]) -> in
     raise UserError(f"class={requested}: the checkpoint knows no such class; nearest: {close}")
 
 
-def pictures_of_split(data: ImageData, split: str, count: int, classes: list[str]) -> list[Picture]:
+def pictures_of_split(
+    data: ImageData,
+    split: str,
+    count: int,
+    classes: list[str],
+    chosen: Callable[[Images], Sequence[int]] | None = None,
+) -> list[Picture]:
     """Returns `count` images of a split of `data` (after setup), spread evenly over it and thus over its classes.
 
-    Raises UserError if they are too many for a page.
+    chosen: returns the positions of those to choose from. Raises UserError if there is none, or too many for a page.
     """
     images = data.labelled_for(classes, split)
-    if (room := PAGE_PIXELS // images.split.images[0, ..., 0].numel()) < min(count, len(images)):
+    positions = range(len(images)) if chosen is None else chosen(images)
+    if not positions:
+        raise UserError(f"mistakes=true: all {len(images)} images of split={split} are given their own class")
+    if (room := PAGE_PIXELS // images.split.images[0, ..., 0].numel()) < min(count, len(positions)):
         raise UserError(f"count={count}: a page has room for {room} images of this size; ask for fewer")
     pictures, names = [], data.names(images)
-    for position in spread(len(images), count):
+    for position in (positions[i] for i in spread(len(positions), count)):
         index = images.chosen[position].item()
         pictures.append(Picture(names[position], images.split.images[index].numpy(), images.labels[position].item()))
     return pictures

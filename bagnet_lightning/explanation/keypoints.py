@@ -1,5 +1,6 @@
 """Explanations of pictures by a system of local features: pictures, lines, arrays and a page."""
 
+from bagnet_lightning.data.batches import Images
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.explanation.arrays import Arrays
 from bagnet_lightning.explanation.inputs import Picture, find_class
@@ -33,6 +34,9 @@ class Keypoints:
         """Raises UserError if an image of this size cannot be explained."""
         if self.patches:
             self.model.features.keypoints(height, width)
+
+    def mistaken(self, images: Images) -> list[int]:
+        raise UserError("mistakes=true is for networks; the images of a system of local features are images=FOLDER")
 
     def explain(self, picture: Picture) -> tuple[bytes, list[str]]:
         """Returns a PNG and lines for the terminal. The arrays are kept for `files`."""

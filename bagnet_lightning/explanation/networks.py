@@ -3,13 +3,14 @@
 from dataclasses import replace
 from importlib.util import find_spec
 
+from bagnet_lightning.data.batches import Images
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.explanation.arrays import Arrays
 from bagnet_lightning.explanation.drawing import draw
 from bagnet_lightning.explanation.inputs import Picture, find_class
 from bagnet_lightning.explanation.maps import APPROXIMATIONS, CONTRIBUTIONS, EVIDENCE, explain, load_model
 from bagnet_lightning.explanation.page import Page
-from bagnet_lightning.inference.logits import takes_any_size
+from bagnet_lightning.inference.logits import predict, takes_any_size
 from bagnet_lightning.names import told_apart
 
 # Of the maps, in evidence.npz.
@@ -54,6 +55,11 @@ class Networks:
                 model.network.check_size(height, width)
             elif (height, width) != (self.image_size, self.image_size) and not takes_any_size(model.trained):
                 raise UserError(f"{model.path} takes images of {self.image_size} px alone, not {width} x {height}")
+
+    def mistaken(self, images: Images) -> list[int]:
+        """Returns the positions of the images that the first network takes for another class."""
+        logits = predict(self.models[0].trained, images.split.images, images.chosen)
+        return (logits.argmax(1) != images.labels).nonzero()[:, 0].tolist()
 
     def explain(self, picture: Picture) -> tuple[bytes, list[str]]:
         """Returns a PNG and lines for the terminal. The arrays are kept for `files`."""

@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from bagnet_lightning.checkpoint import read_if_ours, write_backbone
+from bagnet_lightning.checkpoint import read_if_ours, trainings, write_backbone
 from bagnet_lightning.config import plain
 from bagnet_lightning.data.augment import draw_key, rescale
 from bagnet_lightning.data.batches import Images
@@ -33,7 +33,8 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
     code = prepare(config, folder)
     data = data_of(config.data)
     data.setup()
-    if isinstance(config.model.get("pretrained"), str) and (start := read_if_ours(config.model.pretrained)):
+    start = read_if_ours(config.model.pretrained) if isinstance(config.model.get("pretrained"), str) else None
+    if start:
         data.check_unseen(start[0]["config"], start[0]["classes"])
     if config.splits == "train+test":
         _add_test_images(data)
@@ -49,7 +50,8 @@ def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> di
     if isinstance(network, BagNet):
         network.check_size(tiles.size, tiles.size, "tiles")
     _cut_into_tiles(data, tiles, method.kinds)
-    settings = plain(config) | {"image_size": data.store.side, "train_digest": data.store.digests["train"]}
+    known = {"image_size": data.store.side, "train_digest": data.store.digests["train"]}
+    settings = plain(config) | known | {"seen": trainings(start[0]) if start else []}
     about = {"config": settings, "classes": [], "class_names": [], "mean": data.mean, "std": data.std}
     module = Pretrainer(network, features, method, **schedule(config), about=about)
     description = (

@@ -7,10 +7,10 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning import Callback
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bagnet_lightning.checkpoint import adapt_head, read_if_ours
+from bagnet_lightning.checkpoint import adapt_head, read_if_ours, trainings
 from bagnet_lightning.config import plain
 from bagnet_lightning.data.image_data import IMAGENET_MEAN, ImageData
 from bagnet_lightning.data.of_config import data_of
@@ -46,9 +46,11 @@ def fit(
     network = instantiate(config.model, _partial_=True)(num_classes=len(data.class_ids))
     if isinstance(network, BagNet):
         network.check_size(data.store.side, data.store.side)
-    description = "; ".join([summary(network, data), *adapt(network, data, pretrained or False)])
+    start = read_if_ours(pretrained) if isinstance(pretrained, str) else None
+    description = "; ".join([summary(network, data), *adapt(network, data, pretrained or False, start)])
+    known = {"image_size": data.store.side, "train_digest": data.store.digests["train"]}
     about = {
-        "config": plain(config) | {"image_size": data.store.side, "train_digest": data.store.digests["train"]},
+        "config": plain(config) | known | {"seen": trainings(start[0]) if start else []},
         "classes": data.class_ids,
         "class_names": data.class_names,
         "mean": data.mean,
@@ -72,16 +74,18 @@ def fit(
     }
 
 
-def adapt(network: nn.Module, data: ImageData, pretrained: bool | str) -> list[str]:
+def adapt(
+    network: nn.Module, data: ImageData, pretrained: bool | str, start: tuple[dict, dict[str, Tensor]] | None
+) -> list[str]:
     """Fits a network with `pretrained` weights to other classes, and returns what to tell of it.
 
-    Raises UserError if its weights were trained on images that `data` hold out.
+    start: read_if_ours of the weights' file. Raises UserError if they were trained on images that `data` hold out.
     """
     notes, mean = [], IMAGENET_MEAN
     if isinstance(pretrained, str):
-        if not (ours := read_if_ours(pretrained)):
+        if not start:
             return []
-        about, weights = ours
+        about, weights = start
         data.check_unseen(about["config"], about["classes"])
         adapted = adapt_head(network, data.class_ids, about["classes"], weights)
         notes, mean = [adapted] if adapted else [], about["mean"]
