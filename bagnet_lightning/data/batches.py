@@ -44,6 +44,7 @@ class Images:
         return Images(split, torch.arange(len(self), device=device), labels)
 
 
+@dataclass(frozen=True)
 class ShuffledBatches:
     """The batches of an epoch as indices on `device`, in an order that is a function of (seed, epoch) alone.
 
@@ -51,15 +52,11 @@ class ShuffledBatches:
     position: returns (epoch, number of the epoch's batches already used), so that a resumed run continues where it was.
     """
 
-    def __init__(
-        self,
-        count: int,
-        batch_size: int,
-        seed: int,
-        position: Callable[[], tuple[int, int]],
-        device: torch.device,
-    ):
-        self.count, self.batch_size, self.seed, self.position, self.device = count, batch_size, seed, position, device
+    count: int
+    batch_size: int
+    seed: int
+    position: Callable[[], tuple[int, int]]
+    device: torch.device
 
     def __len__(self) -> int:
         full, rest = divmod(self.count, self.batch_size)
