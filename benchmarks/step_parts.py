@@ -19,7 +19,7 @@ from bagnet_lightning.training.acceleration import SWITCHES, accelerate
 from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.cuda_graphs import Graphed
 from bagnet_lightning.training.fit import loss_settings
-from bagnet_lightning.training.trainer import make_trainer
+from bagnet_lightning.training.trainer import make_trainer, schedule
 
 KINDS = {  # the first that matches a kernel's name, on a CPU an operator's
     "compiled, with sums": r"^triton_(red|per)_",  # of Inductor: mostly batch norm's statistics and gradients
@@ -47,9 +47,7 @@ class StepParts:
         self.data.setup("fit")
         self.image_size = self.data.store.splits["train"].images.shape[1]
         self.network = instantiate(config.model, num_classes=len(self.data.class_ids))
-        self.classifier = Classifier(
-            self.network, instantiate(config.optim), None, "epoch", {}, **loss_settings(config)
-        )
+        self.classifier = Classifier(self.network, **schedule(config), **loss_settings(config), about={})
         self.classifier.trainer = trainer
         self.classifier.to(self.device).train()
         self.classifier.on_train_start()

@@ -16,6 +16,7 @@ from bagnet_lightning.models.bagnet import bagnet9
 from bagnet_lightning.training.classifier import Classifier, top5, totals
 
 BATCHES = 5
+PLAIN = {"optimizer": torch.optim.SGD, "scheduler": StepLR, "interval": "epoch", "about": {}}
 
 
 def rates(scheduler, interval, epochs, accumulate=1) -> list[float]:
@@ -27,13 +28,8 @@ def rates(scheduler, interval, epochs, accumulate=1) -> list[float]:
             seen.append(self.trainer.optimizers[0].param_groups[0]["lr"])
             return super().training_step(batch)
 
-    module = Watched(
-        nn.Sequential(nn.Flatten(), nn.Linear(3, 4)),
-        partial(torch.optim.SGD, lr=1.0),
-        scheduler,
-        interval,
-        about={},
-    )
+    settings = {"optimizer": partial(torch.optim.SGD, lr=1.0), "scheduler": scheduler, "interval": interval}
+    module = Watched(nn.Sequential(nn.Flatten(), nn.Linear(3, 4)), **PLAIN | settings)
     data = TensorDataset(torch.randn(BATCHES * 2, 3, 1, 1), torch.zeros(BATCHES * 2).long(), torch.arange(BATCHES * 2))
     trainer = Trainer(
         max_epochs=epochs,
@@ -68,8 +64,8 @@ def test_schedules_count_epochs_and_steps_where_batches_are_accumulated():
 
 def test_norms_and_biases_do_not_decay():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 4))
-    optimizer = partial(torch.optim.SGD, lr=0.0, weight_decay=0.5)
-    module = Classifier(network, optimizer, partial(StepLR, step_size=1), "epoch", about={})
+    settings = {"optimizer": partial(torch.optim.SGD, weight_decay=0.5), "scheduler": partial(StepLR, step_size=1)}
+    module = Classifier(network, **PLAIN | settings)
     module._trainer = SimpleNamespace(estimated_stepping_batches=1, num_training_batches=1, max_epochs=1)
     decays = {
         p: group["weight_decay"]
@@ -104,7 +100,7 @@ def test_a_share_of_the_loss_is_of_every_patchs_own_logits():
 
     def trained(patch_loss):
         criterion = partial(F.cross_entropy, label_smoothing=0.1)
-        module = Classifier(network, torch.optim.SGD, StepLR, "epoch", {}, criterion, patch_loss)
+        module = Classifier(network, criterion, patch_loss, **PLAIN)
         return module.logits_and_loss(images, labels)
 
     evidence = network.patch_logits(images)  # (2, h, w, 5)
@@ -116,7 +112,7 @@ def test_a_share_of_the_loss_is_of_every_patchs_own_logits():
     torch.testing.assert_close(logits, trained(0.0)[0])
     torch.testing.assert_close(loss, 0.75 * trained(0.0)[1] + 0.25 * torch.stack(own).mean())
     with pytest.raises(UserError, match=r"patch_loss=0\.5 needs a BagNet's patches, and Linear has none"):
-        Classifier(nn.Linear(4, 4), torch.optim.SGD, StepLR, "epoch", {}, patch_loss=0.5)
+        Classifier(nn.Linear(4, 4), patch_loss=0.5, **PLAIN)
 
 
 def test_totals_are_of_losses_hits_and_images():
@@ -132,7 +128,7 @@ def test_the_classes_that_are_kept_are_those_that_count_as_hits():
         def forward(self, images):
             return torch.zeros(len(images), 200)
 
-    module = Classifier(Equal(), torch.optim.SGD, StepLR, "epoch", {})
+    module = Classifier(Equal(), **PLAIN)
     module.on_validation_epoch_start()
     labels = torch.arange(200)
     predicted = module.validation_step((torch.randn(200, 4), labels, labels))
@@ -142,7 +138,7 @@ def test_the_classes_that_are_kept_are_those_that_count_as_hits():
 
 def test_checkpoints_carry_what_the_epoch_has_come_to():
     def module():
-        return Classifier(nn.Linear(4, 4), torch.optim.SGD, StepLR, "epoch", {"classes": ["a"]})
+        return Classifier(nn.Linear(4, 4), **PLAIN | {"about": {"classes": ["a"]}})
 
     saved, continued = module(), module()
     checkpoint = {"lr_schedulers": [{"last_epoch": 3, "anneal_func": max}]}  # as of torch 2.0's OneCycleLR

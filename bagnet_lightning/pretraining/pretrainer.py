@@ -1,12 +1,9 @@
 """The LightningModule of pretraining: a method's loss, and how often a held-out neighbour is the nearer tile."""
 
-from collections.abc import Callable
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from bagnet_lightning.data.batches import Batch
 from bagnet_lightning.pretraining.tiles import ANCHOR, DISTANT, NEIGHBOUR
@@ -29,22 +26,14 @@ class Method(Protocol):
 class Pretrainer(Learner):
     """Trains `network`, which returns mean features, (N, 3, h, w) -> (N, features), by the loss of `method`.
 
-    Batches hold tiles in place of images, one kind after the other. The other arguments are Learner's.
+    Batches hold tiles in place of images, one kind after the other. `options`: arguments of Learner.
     """
 
     logged = ("train_loss", "val_loss", "val_triplet_accuracy", "learning_rate")
+    figures = 3  # losses, triplet hits, images
 
-    def __init__(
-        self,
-        network: nn.Module,
-        features: int,
-        method: Method,
-        optimizer: Callable[..., Optimizer],
-        scheduler: Callable[..., LRScheduler],
-        interval: str,
-        about: dict,
-    ):
-        super().__init__(network, optimizer, scheduler, interval, about, figures=3)  # losses, triplet hits, images
+    def __init__(self, network: nn.Module, features: int, method: Method, **options):
+        super().__init__(network, **options)
         self.method, self.head = method, method.head(features)
         self.inputs_per_image = method.kinds
 

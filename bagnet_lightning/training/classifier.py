@@ -5,8 +5,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from bagnet_lightning.data.batches import Batch
 from bagnet_lightning.errors import UserError
@@ -15,7 +13,7 @@ from bagnet_lightning.training.learner import Learner
 
 
 class Classifier(Learner):
-    """Trains `network` ((B, 3, H, W) -> (B, num_classes)) by cross-entropy; the other arguments are Learner's.
+    """Trains `network` ((B, 3, H, W) -> (B, num_classes)) by cross-entropy. `options`: arguments of Learner.
 
     criterion: the loss of logits (N, num_classes) and labels (N,), a scalar; if it is a module, it is moved to the
     device and its parameters are trained too. patch_loss: the share of the loss that is the criterion of the patches'
@@ -26,18 +24,16 @@ class Classifier(Learner):
         *("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_top5_accuracy", "val_balanced_accuracy"),
         "learning_rate",
     )
+    figures = 4  # see `totals` below
 
     def __init__(
         self,
         network: nn.Module,
-        optimizer: Callable[..., Optimizer],
-        scheduler: Callable[..., LRScheduler],
-        interval: str,
-        about: dict,
         criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         patch_loss: float = 0.0,
+        **options,
     ):
-        super().__init__(network, optimizer, scheduler, interval, about, figures=4)  # see `totals` below
+        super().__init__(network, **options)
         self.criterion, self.patch_loss = criterion, patch_loss
         if patch_loss:
             if not isinstance(network, BagNet):

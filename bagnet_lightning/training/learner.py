@@ -21,10 +21,10 @@ class Learner(LightningModule, ABC):
     from the optimizer; with interval "epoch" it is stepped once per epoch, with "step" once per optimizer step, and the
     number of its steps in the whole run is passed as `total_steps` or `T_max` if it has such a parameter, unset.
     about: metadata saved in every checkpoint (config, classes, class_names, mean, std), as plain data.
-    figures: the number of sums that a subclass keeps over an epoch's images, in `train_totals` and `val_totals`.
     """
 
     logged: ClassVar[tuple[str, ...]]  # names of the values that a subclass logs at the end of an epoch
+    figures: ClassVar[int]  # number of sums that it keeps over an epoch's images, in `train_totals` and `val_totals`
     inputs_per_image = 1  # inputs of the network for each image of a batch
 
     def __init__(
@@ -34,7 +34,6 @@ class Learner(LightningModule, ABC):
         scheduler: Callable[..., LRScheduler],
         interval: str,
         about: dict,
-        figures: int,
     ):
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)
@@ -44,7 +43,7 @@ class Learner(LightningModule, ABC):
         self.recorded_update: Any | None = None  # the optimizer's update as a CUDA graph
         # Sums over the images of an epoch so far: on the device, and read once an epoch. Not buffers: those would be
         # part of the weights, and DDP would give every rank those of rank 0.
-        self.train_totals, self.val_totals = torch.zeros(figures), torch.zeros(figures)
+        self.train_totals, self.val_totals = torch.zeros(self.figures), torch.zeros(self.figures)
         self.totals_epoch: int | None = None  # the epoch of train_totals
         self.stopped_early = False  # whether a callback had ended the run that goes on
         self.random: dict | None = None  # states of torch's generators, of a run that goes on
