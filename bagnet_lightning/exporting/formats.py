@@ -70,10 +70,6 @@ def _write_safetensors(trained: Trained, path: Path) -> None:
     path.write_bytes(safetensors.torch.save(tensors, about))  # save_file's file can be read by its owner only
 
 
-def _load_safetensors(path: Path) -> Callable[[Tensor], Outputs]:
-    return Portable(load_trained(path))
-
-
 def _write_onnx(trained: Trained, path: Path) -> None:
     import onnx
 
@@ -121,10 +117,6 @@ def _write_torch_export(trained: Trained, path: Path) -> None:
     path.write_bytes(content.getbuffer())
 
 
-def _load_torch_export(path: Path) -> Callable[[Tensor], Outputs]:
-    return torch.export.load(path).module()
-
-
 def _require_any_size(trained: Trained) -> None:
     if not takes_any_size(trained):
         raise UserError(
@@ -141,6 +133,6 @@ def _example(trained: Trained) -> Tensor:
 
 FORMATS = {
     "onnx": Format(_write_onnx, _load_onnx),
-    "safetensors": Format(_write_safetensors, _load_safetensors),
-    "torch_export": Format(_write_torch_export, _load_torch_export),
+    "safetensors": Format(_write_safetensors, lambda path: Portable(load_trained(path))),
+    "torch_export": Format(_write_torch_export, lambda path: torch.export.load(path).module()),
 }
