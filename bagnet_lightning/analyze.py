@@ -29,7 +29,7 @@ RULES = {
 def main(config: DictConfig) -> None:
     import torch
 
-    from bagnet_lightning.analysis.figures import draw_kept, draw_masked, draw_patches, draw_pointing, draw_shuffled
+    from bagnet_lightning.analysis.figures import FIGURES, draw_patches
     from bagnet_lightning.analysis.measure import Sample, measure
     from bagnet_lightning.analysis.page import as_text, page, summary
     from bagnet_lightning.checkpoint import load_trained
@@ -79,14 +79,7 @@ def main(config: DictConfig) -> None:
         for number, network in enumerate(networks, start=1)
         if "informative" in network
     }
-    for name, draw in (
-        ("kept", draw_kept),
-        ("masked", draw_masked),
-        ("pointing", draw_pointing),
-        ("shuffled", draw_shuffled),
-    ):
-        if figure := draw(networks):
-            figures[name] = figure
+    figures |= {name: figure for name, draw in FIGURES.items() if (figure := draw(networks))}
     pictures = {name: png(figure) for name, figure in figures.items()}
     with writing(out):
         write_text(out / "analysis.json", json.dumps(analysis, indent=1) + "\n")

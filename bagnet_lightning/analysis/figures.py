@@ -97,9 +97,9 @@ def draw_masked(networks: list[dict]) -> Figure:
         shares = [100 * share for share in network["masked"]["shares"]]
         for axes, (fill, kind) in zip(panels[:, column], rows, strict=True):
             masked = network["masked"][fill]
-            for method in (method for method in METHODS if method in masked):
-                name, colour = METHODS[method]
-                _line(axes, shares, masked[method][kind]["curve"], name, colour)
+            for method, (name, colour) in METHODS.items():
+                if method in masked:
+                    _line(axes, shares, masked[method][kind]["curve"], name, colour)
             axes.set_xlabel(f"strongest tiles {actions[kind]} (%)")
         panels[0, column].set_title(network["name"], fontsize=10)
     for axes, (fill, kind) in zip(panels[:, 0], rows, strict=True):
@@ -140,9 +140,9 @@ def draw_pointing(networks: list[dict]) -> Figure | None:
         axes.set_xlabel(title)
         axes.grid(axis="y", visible=False)
     panels[0, 1].set_yticklabels([])
-    used = {method for network in networks for method in METHODS if method in network["pointing"]}
-    for method in (method for method in METHODS if method in used):
-        panels[0, 0].bar(0, 0, color=METHODS[method][1], label=METHODS[method][0])
+    for method, (name, colour) in METHODS.items():
+        if any(method in network["pointing"] for network in networks):
+            panels[0, 0].bar(0, 0, color=colour, label=name)
     _legend(figure, panels[0, 0], columns=3)
     return figure
 
@@ -175,6 +175,10 @@ def draw_shuffled(networks: list[dict]) -> Figure:
     if len(networks) > 1:
         _legend(figure, panels[0, 0])
     return figure
+
+
+#: What is drawn of all networks together, by the figure's name.
+FIGURES = {"kept": draw_kept, "masked": draw_masked, "pointing": draw_pointing, "shuffled": draw_shuffled}
 
 
 def _panels(rows: int, columns: int, height: float = 2.7, sharey: bool | str = False) -> tuple[Figure, np.ndarray]:
