@@ -67,7 +67,9 @@ def related(table: Table) -> dict[str, list[str]]:
         "explains": [explains(line) or "" for line in lines],
         "status": [line.status for line in lines],
     }
-    return columns if any(columns["without keypoints"]) else _without(columns, "without keypoints")
+    if not any(columns["without keypoints"]):
+        del columns["without keypoints"]
+    return columns
 
 
 def related_short(table: Table) -> dict[str, list[str]]:
@@ -75,8 +77,9 @@ def related_short(table: Table) -> dict[str, list[str]]:
     names = {"feature time": "features", "train time": "training"}
     columns = {}
     for name, cells in related(table).items():
-        columns |= _accuracies(table.related) if name == "accuracy" else {names.get(name, name): cells}
-    return _without(columns, "parameters")  # adds little to the model size
+        if name != "parameters":  # adds little to the model size
+            columns |= _accuracies(table.related) if name == "accuracy" else {names.get(name, name): cells}
+    return columns
 
 
 def pretrainings(table: Table) -> dict[str, list[str]]:
@@ -124,14 +127,10 @@ def one_cell(text: str) -> str:
 
 def _accuracies(lines: list[Line] | list[RelatedLine]) -> dict[str, list[str]]:
     """Returns the column of accuracies and, if some are means over runs, the column of n."""
-    columns = {"accuracy": [_accuracy(line) for line in lines]}
+    columns = {"accuracy": [_mean_and_deviation(line.accuracy, line.std) for line in lines]}
     if any(line.std is not None for line in lines):
         columns["n"] = [str(len(line.runs)) if line.accuracy is not None else "" for line in lines]
     return columns
-
-
-def _accuracy(line: Line | RelatedLine) -> str:
-    return _mean_and_deviation(line.accuracy, line.std)
 
 
 def _mean_and_deviation(value: float | None, std: float | None) -> str:
@@ -139,7 +138,7 @@ def _mean_and_deviation(value: float | None, std: float | None) -> str:
 
 
 def _accuracy_and_n(line: Line | RelatedLine) -> str:
-    return _accuracy(line) + (f" (n={len(line.runs)})" if line.std is not None else "")
+    return _mean_and_deviation(line.accuracy, line.std) + (f" (n={len(line.runs)})" if line.std is not None else "")
 
 
 def _paper(line: Line) -> str:
@@ -160,7 +159,3 @@ def duration(seconds: float | None) -> str:
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     return f"{seconds:.0f} s" if seconds < 99.5 else f"{minutes} min" if minutes < 100 else f"{seconds / 3600:.1f} h"
-
-
-def _without(columns: dict[str, list[str]], name: str) -> dict[str, list[str]]:
-    return {heading: cells for heading, cells in columns.items() if heading != name}
