@@ -36,6 +36,11 @@ def csv_of(rows: Iterable[Iterable]) -> str:
     return text.getvalue().replace("\r\n", "\n")
 
 
+def csv_of_records(records: list[dict]) -> str:
+    """Returns `csv_of` a line with the keys of the first record, and a line for the values of each."""
+    return csv_of([records[0], *([record[name] for name in records[0]] for record in records)])
+
+
 def write_bytes(path: Path, content: bytes | memoryview, read_back: bool = False) -> None:
     """Writes bytes as `write_text` does. read_back: raises OSError also if the disk then holds something else."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

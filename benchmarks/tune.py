@@ -28,7 +28,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from bagnet_lightning.config import digest
-from bagnet_lightning.files import csv_of, write_text
+from bagnet_lightning.files import csv_of_records, write_text
 from bagnet_lightning.paths import CONF
 from bagnet_lightning.results import read_runs
 
@@ -117,7 +117,7 @@ def choose(networks: list[str], epochs: int, fixed: list[str], jobs: int, result
                 for candidate, accuracy in zip(candidates, found, strict=True)
             ]
             settings = candidates[best(found)]
-            _write_table(results / "tune.csv", tried)
+            write_text(results / "tune.csv", csv_of_records(tried))
         start = start or settings
         tuned.append(" ".join([*NETWORKS[network], *_overrides(settings)]))
         write_text(results / "tuned.txt", "\n".join(tuned) + "\n")
@@ -142,7 +142,7 @@ def ablate(network: str, fixed: list[str], jobs: int, results: Path) -> None:
         }
         for part, accuracy in found.items()
     ]
-    _write_table(results / "ablation.csv", rows)
+    write_text(results / "ablation.csv", csv_of_records(rows))
     for row in rows:
         print(f"{row['holdout_accuracy']:.4f} {row['difference']:+.4f} {row['what']}", flush=True)
     if math.isnan(sum(found.values())):
@@ -215,10 +215,6 @@ def _overrides(settings: dict) -> list[str]:
         f"{key}={value:g}" if isinstance(value, float) else f"{key}={literals.get(value, value)}"
         for key, value in settings.items()
     ]
-
-
-def _write_table(file: Path, rows: list[dict]) -> None:
-    write_text(file, csv_of([rows[0], *([row[name] for name in rows[0]] for row in rows)]))
 
 
 if __name__ == "__main__":

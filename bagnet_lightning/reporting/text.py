@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from bagnet_lightning.config import leaves
-from bagnet_lightning.files import csv_of
+from bagnet_lightning.files import csv_of_records
 from bagnet_lightning.reporting import columns
 from bagnet_lightning.reporting.columns import TEXT_COLUMNS, one_cell
 from bagnet_lightning.reporting.notes import notes
@@ -89,17 +89,13 @@ def _markdown_part(cells: dict[str, list[str]]) -> list[str]:
 
 def csv_text(table: Table) -> str:
     """Returns one record per line of the networks, numbers unrounded (fractions, s, img/s); empty where unknown."""
-    return _csv([_record(line, table) for line in table.lines])
+    return csv_of_records([_record(line, table) for line in table.lines])
 
 
 def related_csv_text(table: Table) -> str:
     """Returns one record per line of the related systems (fractions, s, bytes)."""
     settings = dict.fromkeys(name for line in table.related for name in line.settings)
-    return _csv([_related_record(line, table, [*settings]) for line in table.related])
-
-
-def _csv(records: list[dict]) -> str:
-    return csv_of([records[0], *([record[name] for name in records[0]] for record in records)])
+    return csv_of_records([_related_record(line, table, [*settings]) for line in table.related])
 
 
 def _record(line: Line, table: Table) -> dict:

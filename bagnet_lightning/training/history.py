@@ -9,7 +9,7 @@ from statistics import median
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.files import csv_of, write_text
+from bagnet_lightning.files import csv_of_records, write_text
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class History(Callback):
         values = ", ".join(f"{name.replace('_', ' ')} {row[name]:.4g}" for name in self.columns[2:-1])
         log.info("epoch %d: %s, %.1f s", row["epoch"], values, row["seconds"])
         if trainer.is_global_zero:
-            write_text(self.path, csv_of([self.columns, *(row.values() for row in self.rows)]))
+            write_text(self.path, csv_of_records(self.rows))
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         trainer.strategy.checkpoint_io.wait()  # for the last checkpoints, whose time is included
