@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from bagnet_lightning.files import sha256_of, walk
@@ -35,6 +38,14 @@ def plain(config: DictConfig) -> dict:
 def without_hydra(config: DictConfig) -> DictConfig:
     """Returns the composed configuration without Hydra's own settings."""
     return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+
+
+def composed(*overrides: str) -> DictConfig:
+    """Returns the configuration of `train`; works within commands of Hydra too, where hydra.compose does not."""
+    loader = ConfigLoaderImpl(create_config_search_path(str(CONF)))
+    config = without_hydra(loader.load_configuration("config", list(overrides), RunMode.RUN))
+    OmegaConf.set_struct(config, True)
+    return config
 
 
 def leaves(config: dict, path: str = "", modules: bool = False) -> dict[str, object]:

@@ -3,12 +3,9 @@
 from dataclasses import dataclass
 from functools import cache
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_config_search_path
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from bagnet_lightning.config import NOT_IN_DIGEST, leaves, plain, within, without_hydra
+from bagnet_lightning.config import NOT_IN_DIGEST, composed, leaves, plain, within
 from bagnet_lightning.paths import CONF
 
 # Not settings of the training, repeated by other keys, or what a row is chosen by.
@@ -80,7 +77,4 @@ def _settings(config: dict) -> dict[str, object]:
 
 @cache
 def _settings_of_row(name: str) -> dict[str, object]:
-    # Not by hydra.compose, which cannot be used inside one of Hydra's own commands.
-    loader = ConfigLoaderImpl(create_config_search_path(str(CONF)))
-    config = loader.load_configuration("config", [f"table1={name}"], RunMode.RUN)
-    return _settings(plain(without_hydra(config)))
+    return _settings(plain(composed(f"table1={name}")))

@@ -13,14 +13,12 @@ import time
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
 from torch.utils.data import DataLoader
 
-import bagnet_lightning.config  # noqa: F401  registers resolvers
+from bagnet_lightning.config import composed
 from bagnet_lightning.data.augment import draw_keys
 from bagnet_lightning.data.of_config import data_of
 from bagnet_lightning.machine.memory import keep_freed_memory
-from bagnet_lightning.paths import CONF
 
 ROUNDS, BATCH = 5, 100
 PLAIN_BATCHES, STORE_BATCHES = 20, 300
@@ -29,9 +27,7 @@ PLAIN_BATCHES, STORE_BATCHES = 20, 300
 def main(root: str) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()  # as all commands do; both sides have it
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", [f"data.root={root}", "data.crop_padding=4", "data.normalize=true"])
-    data = data_of(config.data)
+    data = data_of(composed(f"data.root={root}", "data.crop_padding=4", "data.normalize=true").data)
     data.setup()
     keys = torch.tensor(draw_keys(data.seed, epoch=0))
     sides = {"ImageFolder": [], "store": []}

@@ -16,14 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from bagnet_lightning.config import composed
 from bagnet_lightning.data.augment import draw_keys, scale_and_bias
 from bagnet_lightning.data.of_config import data_of
-from bagnet_lightning.paths import CONF
 from bagnet_lightning.results import read_metrics, read_runs
 from bagnet_lightning.train import main as train
 from bagnet_lightning.training.acceleration import Compiled
@@ -42,8 +41,7 @@ def compile_step(arguments: list[str]) -> bool:
     torch keeps on disk what it has made, for the trainings that come.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", arguments)
+    config = composed(*arguments)
     data, size = data_of(config.data), config.data.batch_size
     data.scale, data.bias = (values.to(device) for values in scale_and_bias((0.5,) * 3, (0.3,) * 3, 64))
     pixels = torch.randint(256, (size, 64, 64, 3), dtype=torch.uint8, device=device)

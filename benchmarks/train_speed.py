@@ -24,12 +24,11 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
-import bagnet_lightning.config  # noqa: F401  registers resolvers; and before torchvision, which needs it with a CPU torch
+from bagnet_lightning.config import composed  # before torchvision, which needs it with a CPU torch
 
 # isort: split
 import pytorch_lightning
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning import LightningModule, Trainer
@@ -45,7 +44,6 @@ from torchmetrics.classification import MulticlassAccuracy
 from bagnet_lightning.inference.logits import best_device
 from bagnet_lightning.machine.device import device_name
 from bagnet_lightning.machine.memory import keep_freed_memory
-from bagnet_lightning.paths import CONF
 from bagnet_lightning.training.fit import fit
 
 TARGET_SECONDS = {"bagnet9": 60, "bagnet33": 45, "resnet18": 20}  # 15 epochs on one H200, validation included
@@ -80,7 +78,7 @@ def main() -> None:
             report(model, measured[model])
             continue
         width = [f"model.width={options.width}"] if model != "resnet18" else []
-        config = composed(options, f"model={model}", *width)
+        config = composed(f"model={model}", *width, f"trainer.max_epochs={options.epochs}", *options.overrides)
         try:
             parts = measurements(config, options.plain_steps, options.profile and options.profile / f"{model}.txt")
             for part in chain(parts, [{"complete": True}]):
@@ -100,12 +98,6 @@ def measured_before(out: Path | None, here: dict) -> dict:
     """Returns the results in `out` if they are of the same device and torch (`here`); otherwise `here` alone."""
     found = json.loads(out.read_text()) if out and out.exists() else {}
     return found if found.items() >= here.items() else here
-
-
-def composed(options: argparse.Namespace, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        ours = [f"trainer.max_epochs={options.epochs}", *options.overrides]
-        return compose("config", [*overrides, *ours])
 
 
 def measurements(config: DictConfig, plain_steps: int, profile: Path | None) -> Iterator[dict]:

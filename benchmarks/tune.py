@@ -24,12 +24,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from bagnet_lightning.config import digest
+from bagnet_lightning.config import composed, digest
 from bagnet_lightning.files import csv_of_records, write_text
-from bagnet_lightning.paths import CONF
 from bagnet_lightning.results import read_runs
 
 HELD_OUT = "data.holdout=0.1"
@@ -127,8 +125,8 @@ def choose(networks: list[str], epochs: int, fixed: list[str], jobs: int, result
 def ablate(network: str, fixed: list[str], jobs: int, results: Path) -> None:
     base = tuned_line(results / "tuned.txt", network)
     runs = {part: [WHOLE, *base, HELD_OUT, *overrides, *fixed] for part, overrides in PARTS.items()}
-    whole = digest(_composed(runs[WHOLE]))
-    runs = {part: run for part, run in runs.items() if part == WHOLE or digest(_composed(run)) != whole}
+    whole = digest(composed(*runs[WHOLE]))
+    runs = {part: run for part, run in runs.items() if part == WHOLE or digest(composed(*run)) != whole}
     runs[PAPER] = [*PAPER.split(), *NETWORKS[network], HELD_OUT, *fixed]
     found = dict(zip(runs, accuracies("ablation", list(runs.values()), jobs), strict=True))
     rows = [
@@ -200,13 +198,8 @@ def tuned_line(file: Path, network: str) -> list[str]:
 
 def _recipe(network: str, keys: list[str]) -> dict:
     """Returns the values of `keys` in recipe=modern."""
-    config = _composed([WHOLE, *NETWORKS[network]])
+    config = composed(WHOLE, *NETWORKS[network])
     return {key: OmegaConf.select(config, key) for key in keys}
-
-
-def _composed(overrides: list[str]) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides)
 
 
 def _overrides(settings: dict) -> list[str]:
