@@ -168,10 +168,10 @@ def _measure_maps(trained: Trained, sample: Sample, seed: int, tile: int, notes:
                     maps[wrong] = method(trained.network, images[wrong], labels[wrong]).to(maps)
                 for values, new in zip(pointing[name], pointing_game(maps.cpu(), inside[rows]), strict=True):
                     values.append(new[boxed[rows]])
-    measured: dict = {
-        "masked": {"tile": tile, "shares": [step / MASKING_STEPS for step in range(MASKING_STEPS + 1)]}
-        | {fill: _summarised_curves(method_curves) for fill, method_curves in curves.items()}
-    }
+    masked: dict = {"tile": tile, "shares": [step / MASKING_STEPS for step in range(MASKING_STEPS + 1)]}
+    for fill, of_fill in curves.items():
+        masked[fill] = {name: {kind: _summary(c) for kind, c in kinds.items()} for name, kinds in of_fill.items()}
+    measured = {"masked": masked}
     if not boxed.any():
         notes.append("No image has a bounding box: the pointing game is left out.")
     elif pointing:
@@ -186,18 +186,10 @@ def _measure_maps(trained: Trained, sample: Sample, seed: int, tile: int, notes:
     return measured
 
 
-def _summarised_curves(curves: dict[str, dict[str, list[Tensor]]]) -> dict:
-    """Returns each method's mean curve and area."""
-    summary: dict = {}
-    for name, method_curves in curves.items():
-        summary[name] = {}
-        for kind, values in method_curves.items():
-            points = torch.cat(values)
-            summary[name][kind] = {
-                "curve": [mean_and_error(column) for column in points.T],
-                "area": mean_and_error(area_under(points)),
-            }
-    return summary
+def _summary(curves: list[Tensor]) -> dict:
+    """Returns the mean curve and the mean area of batches of curves."""
+    points = torch.cat(curves)
+    return {"curve": [mean_and_error(column) for column in points.T], "area": mean_and_error(area_under(points))}
 
 
 def _batches(trained: Trained, sample: Sample, what: str, size: int = BATCH) -> Iterator[tuple[Tensor, slice]]:
