@@ -72,6 +72,13 @@ def ten_real_classes(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    from browser import start  # skips what needs it where selenium is missing
+
+    yield from start(tmp_path_factory.mktemp("profile"))
+
+
 @pytest.fixture(scope="session")
 def server() -> BaseContext:
     """Forks processes that have done what commands begin with, which would else be most of what their tests take."""

@@ -3,7 +3,7 @@
 import matplotlib
 import numpy as np
 import pytest
-from browser import emulated, eventually, needs_browser, start
+from browser import emulated, eventually, needs_browser
 from PIL import Image
 from trained_checkpoints import write_checkpoint
 
@@ -38,11 +38,6 @@ def explained(tmp_path_factory):
     path = folder / "index.html"
     path.write_text(page.html(), encoding="utf-8")
     return path, explanations, models[0].trained.class_names
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    yield from start(tmp_path_factory.mktemp("profile"))
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from browser import emulated, eventually, needs_browser, start
+from browser import emulated, eventually, needs_browser
 from local_models import local_model, noise
 from test_explain_keypoints import EMPTY, SYSTEMS
 from trained_checkpoints import CLASS_NAMES, CLASSES
@@ -17,11 +17,6 @@ from selenium.webdriver.common.keys import Keys  # isort: skip
 from selenium.webdriver.support.ui import Select  # isort: skip
 
 pytestmark = needs_browser
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    yield from start(tmp_path_factory.mktemp("profile"))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import socket
 from threading import Thread
 
 import pytest
-from browser import emulated, eventually, needs_browser, start
+from browser import emulated, eventually, needs_browser
 from sweep_folders import write_related, write_run
 from test_results_page import data_of, keep_predictions
 
@@ -21,11 +21,6 @@ from selenium.webdriver.common.by import By  # isort: skip
 
 pytestmark = needs_browser
 CELLS = [("bagnet9", "sgd", 0.01), ("bagnet9", "adam", 0.35), ("bagnet17", "adam", 0.41), ("bagnet33", "adam", 0.44)]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    yield from start(tmp_path_factory.mktemp("profile"))
 
 
 @pytest.fixture(scope="module")
