@@ -45,7 +45,7 @@ class BagNetFeatures:
         if output == "logits" and not self.trained.classes:
             raise UserError(f"{checkpoint} has no classifier, so no logits: ask for features.output=features")
         self.network = network.to(best_device(), memory_format=torch.channels_last)
-        self.output, self.logits = output, output == "logits"
+        self.logits = output == "logits"
 
     @property
     def model(self) -> str:
@@ -55,9 +55,8 @@ class BagNetFeatures:
     @property
     def parameters(self) -> int:
         """Number of parameters of the part of the network that is used."""
-        classifier = sum(parameter.numel() for parameter in self.network.fc.parameters())
-        whole = sum(parameter.numel() for parameter in self.network.parameters())
-        return whole if self.output == "logits" else whole - classifier
+        used = (p for name, p in self.network.named_parameters() if self.logits or not name.startswith("fc."))
+        return sum(parameter.numel() for parameter in used)
 
     def mean_accuracy(self, images: Images, classes: list[str]) -> float | None:
         """Measures the network's own accuracy on `images`, labelled by their index in `classes`, as `evaluate` does.
@@ -71,7 +70,7 @@ class BagNetFeatures:
 
     def check(self, data: ImageData) -> None:
         """Raises UserError if the network's logits are of other classes, or it was trained on held-out images."""
-        if self.output == "logits" and self.trained.classes != data.class_ids:
+        if self.logits and self.trained.classes != data.class_ids:
             raise UserError(
                 f"the checkpoint decides between {len(self.trained.classes)} classes, and the data have "
                 f"{len(data.class_ids)}, or others: choose the same ones with data.classes=..."
@@ -98,7 +97,7 @@ class BagNetFeatures:
         device = self.network.conv1.weight.device
         normalized = normalize(pixels.to(device), self.trained.mean, self.trained.std)
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            if self.output == "logits":
+            if self.logits:
                 return self.network.patch_logits(normalized)
             return self.network.features(normalized).permute(0, 2, 3, 1)
 
