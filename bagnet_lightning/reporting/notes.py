@@ -9,14 +9,14 @@ from bagnet_lightning.results import read_jobs
 _IN_COLUMNS = (*NAMING, "table1", "model.pretrained", "trainer.max_epochs", "seed", "data.fold")
 
 
-def notes(table: Table) -> list[str]:
-    """Returns the notes on a table, the most important first."""
+def notes(table: Table, single_runs: bool = True) -> list[str]:
+    """Returns the notes on a table, the most important first; `single_runs`: also those on single runs."""
     runs = table.runs
     finished = [run for run in runs if run["status"] == "finished"]
     if not runs:
         return [f"There are no runs in {table.folder}."]
     waiting = len(read_jobs(table.folder).keys() - {run["folder"].name for run in runs})
-    texts = [f"{len(finished)} of {len(runs) + waiting} runs finished.", *problems(table)]
+    texts = [f"{len(finished)} of {len(runs) + waiting} runs finished.", *(_problems(table) if single_runs else [])]
     early = [run for run in finished if 0 < run["epochs_done"] < (run.get("epochs") or 0)]
     if early:
         stopped = ", ".join(f"{run['folder'].name} {run['epochs_done']} of {run['epochs']}" for run in early)
@@ -46,7 +46,7 @@ def _is_noted(key: str) -> bool:
     return not within(key, NOT_IN_DIGEST) and key not in _IN_COLUMNS
 
 
-def problems(table: Table) -> list[str]:
+def _problems(table: Table) -> list[str]:
     """Returns one note for every run that did not finish."""
     entries = [(line.status, line.name, line.runs[0], line.error) for line in [*table.lines, *table.related]]
     entries += [(run["status"], pretraining_name(run), run, problem(run)) for run in table.pretrainings]

@@ -9,7 +9,7 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.names import clipped, model_name, model_order
 from bagnet_lightning.predictions import Predictions, read_predictions
 from bagnet_lightning.reporting.figures import optimizer_colour
-from bagnet_lightning.reporting.notes import notes, problems
+from bagnet_lightning.reporting.notes import notes
 from bagnet_lightning.reporting.page.neighbours import distinguished, neighbours
 from bagnet_lightning.reporting.page.rows import pretraining_rows, related_rows, rows_of, run_name
 from bagnet_lightning.reporting.page.runs import common_config, describe
@@ -98,15 +98,14 @@ def _predictions(run: dict) -> Predictions | ValueError | None:
 
 def _notes(table: Table) -> list[str]:
     """Returns the table's notes except those on single runs, and a warning if the runs' versions differ."""
-    on_single_runs = problems(table)
-    general = [note for note in notes(table) if note not in on_single_runs]
     finished = [run for run in table.runs if run["status"] == "finished"]
     versions = {
         name: sorted({str((run.get("versions") or {}).get(name, "unknown")) for run in finished})
         for name in ("bagnet_lightning", "torch")
     }
     mixed = [f"{name} {', '.join(values)}" for name, values in versions.items() if len(values) > 1]
-    return general + ([f"Runs were made by different versions: {'; '.join(mixed)}."] if mixed else [])
+    differing = [f"Runs were made by different versions: {'; '.join(mixed)}."] if mixed else []
+    return notes(table, single_runs=False) + differing
 
 
 def _between(tables: list[Table]) -> list[list[str]]:
