@@ -85,12 +85,10 @@ def _class(group: Mapping) -> str | None:
     return str(group.get("_target_") or "").rpartition(".")[2] or None
 
 
-def write_result(run_folder: Path | str, result: dict) -> Path:
-    """Writes result.json whole or not at all; numbers that are not finite become null. Returns its path."""
-    path = Path(run_folder) / "result.json"
+def write_result(run_folder: Path | str, result: dict) -> None:
+    """Writes result.json whole or not at all; numbers that are not finite become null."""
     text = json.dumps({"format": FORMAT, **finite(result)}, indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
-    return path
+    write_text(Path(run_folder) / "result.json", text + "\n")
 
 
 def read_run(folder: Path | str) -> dict:
