@@ -140,9 +140,7 @@ class WandbEvidence(Callback):
         network, data = module.network, trainer.datamodule
         if not isinstance(network, BagNet) or not isinstance(network.fc, nn.Linear):  # a pretraining has no such layer
             return
-        if epoch % self.every and epoch != trainer.max_epochs:
-            return
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or (epoch % self.every and epoch != trainer.max_epochs):
             return
         count = min(SHOWN, len(data.val_images))
         indices = torch.arange(count) * len(data.val_images) // count
