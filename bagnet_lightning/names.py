@@ -1,4 +1,4 @@
-"""Display names of networks, optimizers and classes."""
+"""Display names of networks, optimizers, maps and classes."""
 
 import re
 from collections import Counter
@@ -15,6 +15,12 @@ OPTIMIZERS = {
     "adamw": "AdamW",
     "muon": "Muon",
 }  # in the paper's order
+MAPS = {  # by their keys in evidence.npz and analysis.json; in the order in which they are shown
+    "evidence": "exact evidence",
+    "contributions": "exact contributions",
+    "grad_cam": "Grad-CAM",
+    "integrated_gradients": "integrated gradients",
+}
 
 
 def network_name(model: Mapping) -> str | None:

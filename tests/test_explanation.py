@@ -57,8 +57,8 @@ def test_both_networks_are_explained_for_the_same_classes(explanations):
     bagnet, resnet = explanations
     assert bagnet.shown == resnet.shown
     assert set(bagnet.shown) == {bagnet.predicted, resnet.predicted, 2, 4}
-    assert [*bagnet.maps()] == ["exact evidence", "exact contributions", "Grad-CAM", "integrated gradients"]
-    assert [*resnet.maps()] == ["Grad-CAM", "integrated gradients"]
+    assert [*bagnet.maps()] == ["evidence", "contributions", "grad_cam", "integrated_gradients"]
+    assert [*resnet.maps()] == ["grad_cam", "integrated_gradients"]
     assert all(maps.shape == (len(bagnet.shown), 34, 27) for e in explanations for maps in e.maps().values())
     assert bagnet.largest_difference < 1e-5 * max(1, bagnet.logits.abs().max().item())
 
@@ -119,7 +119,7 @@ def test_the_page_holds_the_evidence_to_half_a_step_and_every_patchs_best_classe
     assert "top" not in resnet
     assert [one["method"] for one in resnet["maps"]] == ["Grad-CAM", "integrated gradients"]
     cam = resnet["maps"][0]
-    expected = explanations[1].approximations["Grad-CAM"].numpy()
+    expected = explanations[1].approximations["grad_cam"].numpy()
     assert np.abs(decoded(cam).reshape(expected.shape) - expected).max() <= cam["step"] * 0.5001
 
 

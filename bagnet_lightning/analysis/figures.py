@@ -10,19 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from bagnet_lightning.names import clipped
+from bagnet_lightning.names import MAPS, clipped
 from bagnet_lightning.presentation.overlays import cut_out
 from bagnet_lightning.presentation.plots import GREY
 
 DPI = 150
 # Okabe & Ito's colours: distinguishable with any colour vision, and in greyscale.
-METHODS = {
-    "evidence": ("exact evidence", "#0072B2"),
-    "contributions": ("exact contributions", "#56B4E9"),
-    "grad_cam": ("Grad-CAM", "#E69F00"),
-    "integrated_gradients": ("integrated gradients", "#009E73"),
-    "random": ("random order", GREY),
-}
+COLOURS = ("#0072B2", "#56B4E9", "#E69F00", "#009E73")
+METHODS = {key: (name, colour) for (key, name), colour in zip(MAPS.items(), COLOURS, strict=True)}
+METHODS["random"] = ("random order", GREY)
 FILL_NAMES = {"zero": "mean colour", "blur": "blurred image"}
 KEPT_BY = {
     "strongest": ("strongest patches", "#0072B2"),

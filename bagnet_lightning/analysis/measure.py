@@ -29,7 +29,7 @@ from bagnet_lightning.analysis.metrics import (
 from bagnet_lightning.checkpoint import Trained
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.evidence import patch_corners, patch_evidence
-from bagnet_lightning.explanation.attribution import grad_cam, integrated_gradients
+from bagnet_lightning.explanation.attribution import APPROXIMATIONS
 from bagnet_lightning.inference.logits import best_device
 from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.progress_bar import progress_bar
@@ -142,7 +142,7 @@ def _measure_maps(trained: Trained, sample: Sample, seed: int, tile: int, notes:
     if isinstance(trained.network, BagNet):
         methods = {"evidence": evidence_maps, "contributions": contribution_maps}
     if find_spec("captum"):
-        methods |= {"grad_cam": grad_cam, "integrated_gradients": integrated_gradients}
+        methods |= APPROXIMATIONS
     else:
         notes.append("Grad-CAM and integrated gradients need captum: pip install 'bagnet-lightning[explain]'.")
     pointing = {name: ([], []) for name in methods}

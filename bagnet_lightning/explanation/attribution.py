@@ -70,6 +70,10 @@ def integrated_gradients(network: nn.Module, images: Tensor, classes: Tensor, st
     return torch.cat(maps).sum(1)
 
 
+#: By their keys in names.MAPS.
+APPROXIMATIONS = {"grad_cam": grad_cam, "integrated_gradients": integrated_gradients}
+
+
 def _between_patches(maps: Tensor, network: BagNet, height: int, width: int) -> Tensor:
     """Upsamples patch values, (B, 1, h, w) -> (B, 1, height, width): bilinear between centres, the nearest beyond."""
     first = patch_corners(network, height, width)[0, 0] + (network.receptive_field - 1) / 2  # centre, (row, column)

@@ -6,8 +6,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 
 from bagnet_lightning.explanation.inputs import Picture
-from bagnet_lightning.explanation.maps import CONTRIBUTIONS, EVIDENCE, Explanation, Model, strongest
-from bagnet_lightning.names import clipped
+from bagnet_lightning.explanation.maps import Explanation, Model, strongest
+from bagnet_lightning.names import MAPS, clipped
 from bagnet_lightning.presentation.overlays import COLOURS, OPACITY, cut_out, overlay, scale_end
 from bagnet_lightning.presentation.plots import GREY, png
 
@@ -76,15 +76,15 @@ def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: E
     axes.imshow(picture.pixels)
     axes.set_title("image", fontsize=9)
     bare(axes)
-    for row, (method, values) in enumerate(maps.items()):
-        end = limit if method == EVIDENCE else scale_end([values])
+    for row, (key, values) in enumerate(maps.items()):
+        end = limit if key == "evidence" else scale_end([values])
         if row:
             axes = block.add_subplot(grid[row, 0])
             axes.axis("off")
             note = "an approximation,\non a scale of its own"
-            if method == CONTRIBUTIONS:
+            if key == "contributions":
                 note = "each patch's share of the logit,\nspread over its pixels"
-            axes.text(0.95, 0.5, f"{method}\n({note})", ha="right", va="center", size=8)
+            axes.text(0.95, 0.5, f"{MAPS[key]}\n({note})", ha="right", va="center", size=8)
         for column, (index, class_map) in enumerate(zip(shown, values, strict=True), start=1):
             axes = block.add_subplot(grid[row, column])
             axes.imshow(overlay(picture.pixels, class_map.numpy(), end))
@@ -95,8 +95,8 @@ def _draw_block(block: SubFigure, picture: Picture, model: Model, explanation: E
         scale = ScalarMappable(Normalize(-end, end), COLOURS)
         bar = block.colorbar(scale, cax=block.add_subplot(grid[row, -1]), extend="both", alpha=OPACITY)
         bar.ax.tick_params(labelsize=7)
-        unit = {EVIDENCE: "logit of the patch", CONTRIBUTIONS: "logit a pixel"}.get(method, "an approximation")
-        bar.set_label(f"{method}\n{unit}", fontsize=7)
+        unit = {"evidence": "logit of the patch", "contributions": "logit a pixel"}.get(key, "an approximation")
+        bar.set_label(f"{MAPS[key]}\n{unit}", fontsize=7)
     for row in range(patch_rows):
         top = (patch_rows - row) * 1.3 / height
         _draw_patches(block, picture, model, explanation, shown[row], top, height)

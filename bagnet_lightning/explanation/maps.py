@@ -10,13 +10,10 @@ from bagnet_lightning.checkpoint import Trained, load_trained
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import dense_evidence, patch_corners, patch_evidence, pixel_contributions
-from bagnet_lightning.explanation.attribution import grad_cam, integrated_gradients
+from bagnet_lightning.explanation.attribution import APPROXIMATIONS
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.inference.logits import best_device, predict
 from bagnet_lightning.models.bagnet import BagNet
-
-APPROXIMATIONS = {"Grad-CAM": grad_cam, "integrated gradients": integrated_gradients}
-EVIDENCE, CONTRIBUTIONS = "exact evidence", "exact contributions"
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class Explanation:
     dense: Tensor | None  # (H, W, classes): logits of the patch centred on each pixel; None: not a BagNet
     contributed: Tensor | None  # (H, W, shown): each pixel's share of the logits
     patch_logits: Tensor | None  # (h, w, classes): of the patches at the native stride; their mean is the logits
-    approximations: dict[str, Tensor]  # method -> (shown, H, W)
+    approximations: dict[str, Tensor]  # key in names.MAPS -> (shown, H, W)
 
     @property
     def predicted(self) -> int:
@@ -59,10 +56,10 @@ class Explanation:
         return (self.patch_logits.mean((0, 1)) - self.logits).abs().max().item()
 
     def maps(self) -> dict[str, Tensor]:
-        """Returns the maps of every method, (shown, H, W), the exact ones first."""
+        """Returns the maps of every method, (shown, H, W), by its key in names.MAPS, the exact ones first."""
         if self.dense is None:
             return self.approximations
-        exact = {EVIDENCE: self.dense[..., self.shown], CONTRIBUTIONS: self.contributed}
+        exact = {"evidence": self.dense[..., self.shown], "contributions": self.contributed}
         return {method: values.permute(2, 0, 1) for method, values in exact.items()} | self.approximations
 
 
@@ -100,7 +97,7 @@ def explain(models: list[Model], picture: Picture, requested: int | None, approx
             exact = [values[0].cpu() for values in (dense, contributed, patches)]
         repeated, classes = image.expand(len(shown), -1, -1, -1), torch.tensor(shown, device=image.device)
         methods = APPROXIMATIONS if approximate else {}
-        maps = {name: method(model.network, repeated, classes).cpu() for name, method in methods.items()}
+        maps = {key: method(model.network, repeated, classes).cpu() for key, method in methods.items()}
         explanations.append(Explanation(values, shown, *exact, maps))
     return explanations
 

@@ -8,14 +8,10 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.explanation.arrays import Arrays
 from bagnet_lightning.explanation.drawing import draw
 from bagnet_lightning.explanation.inputs import Picture, find_class
-from bagnet_lightning.explanation.maps import APPROXIMATIONS, CONTRIBUTIONS, EVIDENCE, explain, load_model
+from bagnet_lightning.explanation.maps import explain, load_model
 from bagnet_lightning.explanation.page import Page
 from bagnet_lightning.inference.logits import predict, takes_any_size
 from bagnet_lightning.names import told_apart
-
-# Of the maps, in evidence.npz.
-KEYS = {EVIDENCE: "evidence", CONTRIBUTIONS: "contributions"}
-KEYS |= {name: name.lower().replace("-", "_").replace(" ", "_") for name in APPROXIMATIONS}
 
 
 class Networks:
@@ -68,7 +64,7 @@ class Networks:
         lines = []
         for model, explanation, kept in zip(self.models, explanations, self.arrays, strict=True):
             # Copies, since views would keep all classes' maps alive.
-            arrays = {KEYS[method]: maps.numpy().copy() for method, maps in explanation.maps().items()}
+            arrays = {key: maps.numpy().copy() for key, maps in explanation.maps().items()}
             if explanation.patch_logits is not None:
                 arrays["patch_logits"] = explanation.patch_logits.numpy()
             logits = explanation.logits.numpy()

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from bagnet_lightning.explanation.drawing import PATCHES, exact_limit
 from bagnet_lightning.explanation.inputs import Picture
-from bagnet_lightning.explanation.maps import EVIDENCE, Explanation, Model, strongest
+from bagnet_lightning.explanation.maps import Explanation, Model, strongest
+from bagnet_lightning.names import MAPS
 from bagnet_lightning.presentation.overlays import COLOURS, scale_end
 from bagnet_lightning.presentation.standalone import page, png_uri
 
@@ -101,9 +102,9 @@ def _explanation(model: Model, explanation: Explanation, offered: list[int], lim
         "maps": [],
     }
     others = explanation.maps()
-    if others.pop(EVIDENCE, None) is not None:
+    if others.pop("evidence", None) is not None:
         exact = explanation.dense[..., offered].permute(2, 0, 1)  # (offered, H, W)
-        entry["maps"].append({"method": EVIDENCE, "classes": offered, "limit": limit, **fixed_point(exact)})
+        entry["maps"].append({"method": MAPS["evidence"], "classes": offered, "limit": limit, **fixed_point(exact)})
         scores, indices = explanation.dense.topk(min(TOP, explanation.dense.shape[2]))  # (H, W, 5)
         dtype = np.dtype("<u1" if len(explanation.logits) <= 256 else "<u2")
         entry["top"] = {
@@ -117,9 +118,9 @@ def _explanation(model: Model, explanation: Explanation, offered: list[int], lim
         ]
         entry["patches"] = explanation.patch_logits[..., 0].numel()
         entry["error"] = explanation.largest_difference
-    for method, maps in others.items():
+    for key, maps in others.items():
         entry["maps"].append(
-            {"method": method, "classes": explanation.shown, "limit": scale_end([maps]), **fixed_point(maps)}
+            {"method": MAPS[key], "classes": explanation.shown, "limit": scale_end([maps]), **fixed_point(maps)}
         )
     return entry
 
