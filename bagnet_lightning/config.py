@@ -135,7 +135,8 @@ def image_files(target: str, root: object) -> str | None:
     """
     if target.endswith(".TinyImageNet") or not isinstance(root, str) or not (Path(root) / "train").is_dir():
         return None
-    folders = [folder for split in ("train", "val") for folder in walk(Path(root, split))]
+    splits = [path for path in (Path(root, "train"), Path(root, "val")) if path.is_dir()]
+    folders = [folder for split in splits for folder in walk(split)]
     return _image_files(Path(root), tuple(os.path.join(folder, name) for folder, names in folders for name in names))
 
 

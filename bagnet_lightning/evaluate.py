@@ -48,6 +48,8 @@ def main(config: DictConfig) -> None:
         about = {"data": str(folder), "data_settings": {}, "split": None}
         suffix = "_".join(["_images", *folder.resolve().parts[1:][-2:]])
 
+    stem = Path(config.checkpoint).stem
+    suffix = suffix if stem == "best" else f"_{stem}{suffix}"
     evaluation = evaluate(labels, logits, trained.classes, trained.class_names)
     counts = zip(trained.classes, evaluation.pop("confusion").tolist(), strict=True)
     table = csv_of([["true \\ predicted", *trained.classes], *([name, *row] for name, row in counts)])

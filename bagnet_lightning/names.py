@@ -39,6 +39,11 @@ def optimizer_name(optimizer: str | None) -> str:
     return OPTIMIZERS.get(optimizer, optimizer or "?")
 
 
+def monitor_name(monitor: str) -> str:
+    """Returns the name of what chooses the best epoch: "balanced" for "val_balanced_accuracy"."""
+    return {"top5": "top-5"}.get(name := monitor.removeprefix("val_").removesuffix("_accuracy"), name)
+
+
 def epochs_text(epochs: int | None) -> str:
     """Returns "15 epochs"."""
     return f"{epochs or '?'} epoch{'' if epochs == 1 else 's'}"

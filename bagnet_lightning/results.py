@@ -204,8 +204,13 @@ def _parse_result(text: str) -> tuple[str | None, dict]:
 
 def _best_so_far(metrics: list[dict], monitor: str | None) -> float | None:
     """Returns the accuracy of the epoch that is best by `monitor`."""
+
+    def order(row: dict) -> float:
+        value = row.get(monitor, row["val_accuracy"])
+        return -math.inf if value is None or math.isnan(value) else value
+
     known = [row for row in metrics if row.get("val_accuracy") is not None]
-    best = max(known, key=lambda row: row.get(monitor) or row["val_accuracy"], default=None)
+    best = max(known, key=order, default=None)
     return best and best["val_accuracy"]
 
 

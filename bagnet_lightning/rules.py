@@ -88,7 +88,10 @@ RULES: dict[str, Rule] = {
     ),
     "label_smoothing": number(0, 1),
     "patch_loss": number(0, 1),
-    "monitor": one_of("val_accuracy", "val_top5_accuracy", "val_balanced_accuracy"),
+    "monitor": (
+        lambda value: isinstance(value, str) and re.fullmatch(r"val_(?!loss$)\w+", value) is not None,
+        "val_accuracy, val_top5_accuracy, val_balanced_accuracy, or a val_... that a callback logs",
+    ),
     "weight_average": or_null(_SHARE),
     "checkpoint.every_n_steps": or_null(whole(1)),
     "checkpoint.every_n_minutes": or_null(number(0, above=True)),

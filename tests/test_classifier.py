@@ -131,7 +131,7 @@ def test_the_classes_that_are_kept_are_those_that_count_as_hits():
     module = Classifier(Equal(), **PLAIN)
     module.on_validation_epoch_start()
     labels = torch.arange(200)
-    predicted = module.validation_step((torch.randn(200, 4), labels, labels))
+    predicted = module.validation_step((torch.randn(200, 4), labels, labels))["predicted"]
     assert (predicted == labels).sum() == module.val_totals[1] == module.val_classes[:, 1].sum() == 1
     assert module.val_classes[:, 0].tolist() == [1] * 200
 

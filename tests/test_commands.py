@@ -208,6 +208,9 @@ def test_a_dry_run_prints_the_jobs_and_makes_nothing(command, tmp_path):
         (["batches.batch_size=7"], "batches.batch_size is for recipes; ask for data.batch_size"),
         (["scheduler=onecycle", "scheduler.pct_start=1.0"], "a share above 0 and below 1"),
         (["epochs=3"], "did you mean trainer.max_epochs?"),
+        (["+epochs=3"], "there is no key epochs"),
+        (["-m", "+seeds=0,1"], "there is no key seeds"),
+        (["+my.key=3"], "there is no key my.key"),
         (["checkpoint=best.ckpt"], "a run goes on from its own last.ckpt; weights to start from are model.pretrained="),
         (["batches=3"], "batches must be set by keys below it, such as data.batch_size=50"),
         (["method=random"], "this command has no key method"),
@@ -306,6 +309,9 @@ def test_data_of_the_users_own_say_what_holds_under_any_recipe_and_callbacks_are
     assert "the data mydata.Arrays, which are not of this package" in one_line(
         command("evaluate", f"checkpoint={run}/best.ckpt")
     )
+    assert "is of a source: add data=SOURCE" in one_line(
+        command("evaluate", f"checkpoint={run}/best.ckpt", "data._target_=mydata.Arrays")
+    )
     darkened = [*asked[:2], "data=darkened", *asked[3:7], *weights, "trainer.max_epochs=1", "sweep=weighted"]
     command("train", *darkened)
     (weighted,) = tmp_path.glob("multirun_outputs/weighted/*")
@@ -363,6 +369,19 @@ def test_prepare_notices_a_packed_store_that_has_changed(command, tmp_path):
     packed.write_bytes(content)
     asked = ["data=image_folder", "data.root=mine", "data.image_size=16"]
     assert "have changed since they were packed" in one_line(command("prepare", *asked))
+
+
+def test_a_folder_without_val_is_trained_on_with_a_holdout_alone(command, tmp_path):
+    for name in ("red", "blue"):
+        (tmp_path / "mine/train" / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (16, 16), name).save(tmp_path / f"mine/train/{name}/{number}.png")
+    asked = ["data=image_folder", "data.root=mine", "data.name=mine", "data.image_size=16", "data.batch_size=3"]
+    asked += ["model=bagnet9", "model.width=0.25", "trainer.max_epochs=1"]
+    assert "or train alone, with data.holdout=0.1" in command("train", *asked).stdout
+    done = command("train", *asked, "data.holdout=0.25")
+    assert done.returncode == 0, done.stderr
+    assert "6 train and 2 validation images" in done.stdout
 
 
 def test_a_run_that_another_process_trains_is_left_to_it(command, tmp_path):

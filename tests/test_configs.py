@@ -291,6 +291,9 @@ def test_a_folder_of_images_counts_by_its_files_and_not_their_place(tmp_path):
         (tmp_path / "e" / linked).symlink_to(tmp_path / "a" / linked)
     assert asked("a") == asked("b") == asked("e")
     assert len({asked(name) for name in "acd"}) == 3
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f/train").symlink_to(tmp_path / "a/train")  # and no val
+    assert len({asked(name) for name in "acdf"}) == 4
     (tmp_path / "a/train/x/1.png").write_bytes(b"another")
     _image_files.cache_clear()  # as in the next command
     assert asked("a") != asked("b")

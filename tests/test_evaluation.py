@@ -82,6 +82,10 @@ def test_a_folder_of_images_elsewhere_is_measured_and_every_score_kept(tmp_path,
     evaluation = json.loads((tmp_path / f"run/evaluation_{folder}_new.json").read_text())
     assert (evaluation["images"], evaluation["data"], evaluation["split"]) == (3, str(tmp_path / "new"), None)
 
+    write_checkpoint(tmp_path / "run/last.ckpt", "bagnet9")
+    main.__wrapped__(composed(f"checkpoint={tmp_path / 'run/last.ckpt'}", asked[1], name="evaluate"))
+    assert (tmp_path / f"run/evaluation_last_{folder}_new.json").exists()
+
     with monkeypatch.context() as asked_for_a_split:
         asked_for_a_split.setattr(of_config, "is_argument", lambda key: key == "split")
         with pytest.raises(UserError, match="is instead of data and of a split"):

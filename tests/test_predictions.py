@@ -6,13 +6,14 @@ import pytest
 import torch
 from conftest import SMALL, composed
 from PIL import Image
+from pytorch_lightning import Callback
 from test_fit import weights
 from test_interrupts import before
 from torch.nn import functional as F
 
 from bagnet_lightning.checkpoint import load_trained
 from bagnet_lightning.data.module import Textures
-from bagnet_lightning.errors import Interrupted
+from bagnet_lightning.errors import Interrupted, UserError
 from bagnet_lightning.inference.logits import batches, predict
 from bagnet_lightning.predictions import (
     IMAGES_PER_PAIR,
@@ -111,13 +112,46 @@ def test_a_run_keeps_those_of_its_best_checkpoint(tmp_path):
     assert result["val_balanced_accuracy"] == pytest.approx(np.mean(recalls))
 
 
+class Own(Callback):
+    """Logs a measure of its own, in the epochs that have one."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def on_validation_batch_end(self, trainer, module, outputs, batch, *args):
+        assert outputs["logits"].argmax(1).equal(outputs["predicted"])
+
+    def on_validation_epoch_end(self, trainer, module):
+        if (value := self.values[trainer.current_epoch]) is not None:
+            module.log("val_own", value)
+
+
+def test_a_measure_of_ones_own_is_kept_and_may_choose_the_epoch(tmp_path):
+    def asked(values: str, *more: str):
+        own = f"+callbacks.own={{_target_: {__name__}.Own, values: {values}}}"
+        return composed(*SMALL, "trainer.max_epochs=3", own, *more)
+
+    fit(asked("[null,0.5,nan]"), tmp_path / "kept")
+    assert [str(row["val_own"]) for row in read_metrics(tmp_path / "kept")] == ["None", "0.5", "nan"]
+    monitor = "monitor=val_own"
+    result = fit(asked("[nan,-2,-2]", monitor), tmp_path / "chosen")
+    assert (result["best_epoch"], result["val_own"]) == (2, -2)
+    assert torch.load(tmp_path / "chosen/best.ckpt", weights_only=True)["global_step"] == 6
+    read = read_predictions(tmp_path / "chosen")
+    assert (read.labels == read.predicted).mean() == pytest.approx(result["best_val_accuracy"])
+    with pytest.raises(UserError, match="monitor=val_own: no callback has logged it"):
+        fit(asked("[null,1,1]", monitor), tmp_path / "late")
+    with pytest.raises(UserError, match=r"monitor=val_own: choose val_accuracy, .* or add a callback that logs it"):
+        fit(composed(*SMALL, monitor), tmp_path / "unknown")
+
+
 @pytest.mark.parametrize(("monitor", "epoch"), [("val_accuracy", 1), ("val_balanced_accuracy", 2)])
 def test_the_best_epoch_is_that_of_the_chosen_accuracy(tmp_path, monkeypatch, monitor, epoch):
     def scripted(self, batch):
         right = [(8, 0), (4, 3)][self.trainer.current_epoch]  # of 8 images of a class, and 4 of another
         self.val_totals += torch.tensor([12.0, sum(right), 12, 12])
         self.val_classes = torch.tensor([[8, right[0]], [4, right[1]], [0, 0]])
-        return batch[1]
+        return {"predicted": batch[1]}
 
     monkeypatch.setattr(Classifier, "validation_step", scripted)
     result = fit(composed(*SMALL, "trainer.max_epochs=2", f"monitor={monitor}"), tmp_path)
@@ -134,7 +168,7 @@ def test_a_run_that_goes_on_keeps_its_best_epoch(tmp_path, monkeypatch):
         hits = (6, 10, 3)[epoch]  # of 12
         self.val_totals += torch.tensor([12.0, hits, 12 - epoch, 12])
         self.val_classes = torch.ones(6, 2)
-        return torch.where(torch.arange(12) < hits, labels, (labels + 1) % 6)
+        return {"predicted": torch.where(torch.arange(12) < hits, labels, (labels + 1) % 6)}
 
     monkeypatch.setattr(Classifier, "validation_step", scripted)
     asked = composed(*SMALL, "trainer.max_epochs=3")

@@ -67,6 +67,14 @@ def test_values_that_are_equal_by_chance_are_not_taken_for_each_other(tmp_path):
     assert differing_settings(read_runs(tmp_path)) == ["data.flip"]  # which is not taken for a seed
 
 
+def test_other_images_are_shown_by_the_name_of_their_data(tmp_path):
+    write_run(tmp_path / "a", config={"data.name": "cells", "image_files": "0f"})
+    write_run(tmp_path / "b", config={"data.name": "dots", "image_files": "1e"})
+    assert differing_settings(read_runs(tmp_path)) == ["data.name"]
+    write_run(tmp_path / "c", config={"data.name": "dots", "image_files": "2d"})
+    assert differing_settings(read_runs(tmp_path)) == ["data.name", "image_files"]
+
+
 def test_no_column_can_be_mistaken_for_a_setting(tmp_path):
     write_run(tmp_path / "a", seed=0)
     write_run(tmp_path / "b", seed=1)

@@ -15,9 +15,11 @@ from bagnet_lightning.train import Measured
 CONFIG = OmegaConf.create({**plain(composed()), "hydra": {"sweep": {"dir": "nowhere"}}})
 
 
-def ended(sweep: Sweep, **result) -> None:
+def ended(sweep: Sweep, monitor: str = "val_accuracy", **result) -> None:
     asked = {"model": "bagnet9", "optimizer": "sgd"}
-    sweep.on_job_end(CONFIG, SimpleNamespace(overrides=[], _return_value={**asked, **result}))
+    sweep.on_job_end(
+        OmegaConf.merge(CONFIG, {"monitor": monitor}), SimpleNamespace(overrides=[], _return_value={**asked, **result})
+    )
 
 
 def test_brackets_in_a_runs_error_are_text():
@@ -34,9 +36,11 @@ def test_a_line_has_all_of_a_runs_time_and_what_is_left_by_the_runs_that_were_no
     finished = {"status": "finished", "best_val_accuracy": 0.5, "train_seconds": 20}
     ended(sweep, **finished, skipped=True)
     ended(sweep, **finished, feature_seconds=90)
+    ended(sweep, "val_balanced_accuracy", **finished, val_balanced_accuracy=0.25)
     assert stream.getvalue().splitlines() == [
         "[1/4] bagnet9 sgd: 0.5000 in 20 s, skipped: finished before; 3 left",
         "[2/4] bagnet9 sgd: 0.5000 in 110 s; 2 left, about 4 min",
+        "[3/4] bagnet9 sgd: 0.5000 (balanced 0.2500) in 20 s; 1 left, about 1 min",
     ]
 
 

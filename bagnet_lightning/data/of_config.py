@@ -45,6 +45,8 @@ def data_of_run(run: dict, requested: DictConfig | None) -> ImageData:
     """
     if requested is not None and "_target_" in requested:
         config = requested
+        if "name" not in requested:
+            raise UserError(f"data._target_={requested['_target_']} is of a source: add data=SOURCE")
         if _is_source_of(run["data"], requested):
             config = OmegaConf.merge(config, {key: run["data"][key] for key in _of_run(run["data"], config)})
         if "image_size" in config and not is_argument("data.image_size"):

@@ -30,7 +30,7 @@ def differing_settings(runs: list[dict]) -> list[str]:
             continue
         if name == "scheduler._target_":
             differs = len({_scheduler(config) for config in configs if config}) > 1
-        elif name == "data._target_":  # other data have another name
+        elif name in ("data._target_", "image_files"):  # other data have another name
             sources = {(config.get("data.name"), config.get(name)) for config in configs if config}
             differs = len(sources) > len({data for data, _ in sources})
         else:

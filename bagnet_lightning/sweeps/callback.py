@@ -22,7 +22,8 @@ from rich.console import Console
 
 from bagnet_lightning.config import NAMING, kind, without_hydra
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.names import epochs_text
+from bagnet_lightning.names import epochs_text, monitor_name
+from bagnet_lightning.paths import CONF
 from bagnet_lightning.results import note_jobs, read_run
 from bagnet_lightning.rules import check
 from bagnet_lightning.sweeps.launching import ParallelLauncher, folder
@@ -95,7 +96,8 @@ class Sweep(Callback):
         if ranks.rank(config) == 0:
             own = [override for override in job_return.overrides if override not in self.shared]
             own = [override for override in own if override.partition("=")[0] not in NAMING]
-            line = _line(result, own, self.results, self.total, time.monotonic() - self.began)
+            monitor = config.get("monitor")
+            line = _line(result, monitor, own, self.results, self.total, time.monotonic() - self.began)
             self.console.print(line, markup=False, highlight=False)
 
     def on_run_end(self, config: DictConfig, job_return: JobReturn, **kwargs) -> None:
@@ -120,8 +122,11 @@ class Sweep(Callback):
 def _check(config: DictConfig, sweep: bool = False, launcher: ParallelLauncher | None = None) -> None:
     try:
         check(without_hydra(config))
+        known = {*OmegaConf.load(CONF / f"{config.hydra.job.config_name}.yaml"), *config.hydra.runtime.choices}
         for override in config.hydra.overrides.task:
             key = override.lstrip("+").partition("=")[0]
+            if override.startswith("+") and not {key, key.partition(".")[0]} & known:
+                raise UserError(f"there is no key {key}: nothing would read it; --help lists those that there are")
             for recipes, group in (("batches.", "data."), ("bagnet.", "model.")):
                 if key.startswith(recipes):
                     raise UserError(f"{key} is for recipes; ask for {key.replace(recipes, group, 1)}")
@@ -169,7 +174,9 @@ def _print_jobs(jobs: list[tuple[Path, DictConfig, str]]) -> None:
     sys.exit(0)
 
 
-def _line(result: dict, own: list[str], results: list[dict], total: int | None, elapsed: float) -> str:
+def _line(
+    result: dict, monitor: str | None, own: list[str], results: list[dict], total: int | None, elapsed: float
+) -> str:
     """Describes an ended run and its overrides that not all runs share (`own`), and what is left after `elapsed` s."""
     name = result.get("system") or f"{result['model']} {result.get('method') or result['optimizer']}"
     if result["status"] == "finished":
@@ -178,6 +185,8 @@ def _line(result: dict, own: list[str], results: list[dict], total: int | None, 
             outcome = f"loss {result['loss']:.4f}, {result['val_triplet_accuracy']:.1%} of held-out neighbours nearer"
         else:
             outcome = f"{result['best_val_accuracy']:.4f}"
+            if monitor != "val_accuracy" and monitor in result:
+                outcome += f" ({monitor_name(monitor)} {result[monitor]:.4f})"
         outcome += f" in {seconds:.0f} s"
         outcome += ", skipped: finished before" if result.get("skipped") else ""
     else:

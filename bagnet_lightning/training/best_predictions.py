@@ -1,5 +1,6 @@
 """Keeps the network's predictions for the validation images at its best epoch in predictions.npz."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,13 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from bagnet_lightning.errors import UserError
 from bagnet_lightning.predictions import write_predictions
+
+
+def comparable(value: float) -> float:
+    """Returns the value; for nan, which a measure of one's own may be, less than all others, as Lightning does."""
+    return -math.inf if math.isnan(value) else value
 
 
 class BestPredictions(Callback):
@@ -15,17 +22,19 @@ class BestPredictions(Callback):
 
     def __init__(self, folder: Path, monitor: str):
         self.folder, self.monitor = folder, monitor
-        self.best = -1.0
+        self.best: float | None = None
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.predictions: list[tuple[Tensor, Tensor]] = []  # indices and predicted classes
 
-    def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Tensor, batch, *args) -> None:
-        self.predictions.append((batch[2], outputs))
+    def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, outputs: dict, batch, *args) -> None:
+        self.predictions.append((batch[2], outputs["predicted"]))
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        value = trainer.callback_metrics[self.monitor].item()
-        if value <= self.best:
+        if self.monitor not in trainer.callback_metrics:
+            raise UserError(f"monitor={self.monitor}: no callback has logged it by the end of a validation")
+        value = comparable(trainer.callback_metrics[self.monitor].item())
+        if self.best is not None and value <= self.best:
             return
         self.best = value
         indices, predicted = (torch.cat(parts).cpu().numpy() for parts in zip(*self.predictions, strict=True))

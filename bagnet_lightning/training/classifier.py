@@ -67,8 +67,8 @@ class Classifier(Learner):
         self.val_classes: Tensor | None = None  # (classes, 2): of each, the images and those predicted rightly
 
     @torch.inference_mode()
-    def validation_step(self, batch: Batch) -> Tensor:
-        """Returns the predicted classes, (B,)."""
+    def validation_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the logits, (B, classes), and the predicted classes, (B,), for callbacks."""
         images, labels, _ = batch
         logits = self.network(images.to(self.dtype))
         classes = top5(logits)
@@ -77,7 +77,7 @@ class Classifier(Learner):
         if self.val_classes is None:
             self.val_classes = labels.new_zeros(logits.shape[1], 2)
         self.val_classes.index_add_(0, labels, torch.stack([torch.ones_like(labels), predicted == labels], 1))
-        return predicted
+        return {"logits": logits, "predicted": predicted}
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:  # only in a user's own Trainer

@@ -9,7 +9,7 @@ from statistics import median
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.files import csv_of_records, write_text
+from bagnet_lightning.files import csv_of, write_text
 
 log = logging.getLogger(__name__)
 
@@ -19,13 +19,13 @@ class History(Callback):
 
     Checkpoints hold them, so that a continued run's file has each epoch once, whatever was lost in between.
     An epoch's seconds start where those of the previous one end, so that writing checkpoints is included.
-    logged: names of what the module logs at the end of an epoch. compiling: returns the seconds that this process has
-    spent on compiling so far.
+    logged: names of what the module logs at the end of an epoch; what callbacks log follows. compiling: returns the
+    seconds that this process has spent on compiling so far.
     """
 
     def __init__(self, path: Path, logged: tuple[str, ...], compiling: Callable[[], float]):
         self.path, self.compiling = path, compiling
-        self.columns = ("epoch", "step", *logged, "seconds")
+        self.columns = ("epoch", "step", *logged)
         self.rows: list[dict[str, float]] = []
         self.training_seconds: list[float] = []  # each row's seconds without validation
         self.validation_seconds = 0.0  # since the last row
@@ -42,13 +42,14 @@ class History(Callback):
             raise UserError(f"epoch {row['epoch']} ended without a validation: leave out trainer.limit_val_batches")
         now = time.perf_counter()
         row["seconds"], self.epoch_started = now - self.epoch_started, now
-        self.rows.append({column: row[column] for column in self.columns})
+        self.rows.append({column: row[column] for column in dict.fromkeys([*self.columns, *row])})
         self.training_seconds.append(row["seconds"] - self.validation_seconds)
         self.validation_seconds = 0.0
-        values = ", ".join(f"{name.replace('_', ' ')} {row[name]:.4g}" for name in self.columns[2:-1])
+        values = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in [*self.rows[-1].items()][2:-1])
         log.info("epoch %d: %s, %.1f s", row["epoch"], values, row["seconds"])
         if trainer.is_global_zero:
-            write_text(self.path, csv_of_records(self.rows))
+            columns = [*dict.fromkeys(name for row in self.rows for name in row)]
+            write_text(self.path, csv_of([columns, *([row.get(name) for name in columns] for row in self.rows)]))
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         trainer.strategy.checkpoint_io.wait()  # for the last checkpoints, whose time is included
