@@ -182,6 +182,21 @@ def test_it_fits_a_phone_and_follows_the_colour_scheme(page, width, dark, fragme
         assert (max(page.execute_script(colours)) < 60) == dark
 
 
+def test_a_phone_shows_the_accuracy_and_what_it_is_of_at_once(page):
+    with emulated(page, 390, False):
+        eventually(page, lambda: page.find_element(By.CSS_SELECTOR, "#results thead").text.startswith("model"))
+        shown = [
+            th.text
+            for th in page.find_elements(By.CSS_SELECTOR, "#results th")
+            if th.rect["x"] + th.rect["width"] <= 390
+        ]
+        assert shown[:4] == ["model", "optimizer", "accuracy", "row"]
+        page.execute_script("document.querySelector('#table1 .wide').scrollLeft = 1000")
+        cell = page.find_element(By.CSS_SELECTOR, "#results tbody td")
+        assert (cell.text, cell.rect["x"] >= 0) == ("BagNet-9", True)  # beside whatever is scrolled to
+    assert column(page, "row") == ["4", "5", "10", "12", "16"]
+
+
 def test_a_sweep_in_progress_renews_itself_and_keeps_what_the_reader_chose(browser, tmp_path):
     write_run(tmp_path / "done", "bagnet9", "adam", 0.35)
     note_jobs(tmp_path, {"done": [], "going": [], "next": []})

@@ -108,6 +108,7 @@ async function refresh() {
 addEventListener("hashchange", () => { show(); scrollTo(0, 0); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
 matchMedia("print").addEventListener("change", show);
+narrow.addEventListener("change", show);
 addEventListener("beforeprint", () => Object.values(charts).forEach(chart => chart.resize()));
 show();
 if (data.live) setTimeout(refresh, 3000);

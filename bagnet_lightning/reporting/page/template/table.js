@@ -17,13 +17,16 @@ const bytes = count => !known(count) ? "" : count < 2 ** 20 / 10 ? `${(count / 2
 const runLink = (name, ...children) => Object.assign(make("a", "", ...children), { href: `#run=${encodeURIComponent(name)}` });
 const direction = value => !known(value) || Math.abs(value) < 5e-5 ? "" : value > 0 ? "up" : "down";
 
-// Of each column: its name, a row's value to sort by, and the cell's content. `left`: of words.
+const narrow = matchMedia("screen and (max-width: 760px)");
+
+// Of each column: its name, a row's value to sort by, and the cell's content. `left`: of words. `strong`, and
+// `first` and those of sweeps: at the front of a narrow screen, which has no room for all.
 function columns(data) {
   const several = data.sweeps.length > 1, any = of => data.rows.some(row => row.entries.some(entry => entry && of(entry, row)));
   const list = [
     ...(data.rows.some(row => known(row.row)) ? [{ name: "row", of: row => row.row }] : []),
-    { name: "model", left: true, of: row => row.model_name, cell: modelCell },
-    { name: "optimizer", left: true, of: row => row.optimizer_name },
+    { name: "model", left: true, first: true, of: row => row.model_name, cell: modelCell },
+    { name: "optimizer", left: true, first: true, of: row => row.optimizer_name },
     ...(data.rows.some(row => row.pretrained !== "no") ? [{ name: "pretrained", left: true, of: row => row.pretrained }] : []),
     ...(known(onlyEpochs(data)) ? [] : [{ name: "epochs", of: row => row.epochs }]),
     ...data.settings.filter(s => data.rows.some(row => known(row.settings[s.key])))
@@ -75,7 +78,7 @@ function relatedColumns(data) {
   const any = name => data.related.some(row => known(row[name]));
   return [
     ...(data.sweeps.length > 1 ? [{ name: "sweep", left: true, of: row => row.sweep }] : []),
-    { name: "system", left: true, of: row => row.system, cell: row => runLink(row.runs[0], row.system) },
+    { name: "system", left: true, first: true, of: row => row.system, cell: row => runLink(row.runs[0], row.system) },
     { name: "accuracy", of: row => row.accuracy, cell: row => accuracyCell(data, row, false), strong: true },
     ...(any("std") ? [{ name: "±", title: "standard deviation over seeds or folds", of: row => row.std, show: share },
       { name: "n", title: "runs that differ only in their seed or fold", of: row => row.n }] : []),
@@ -91,7 +94,7 @@ function relatedColumns(data) {
 function pretrainingColumns(data) {
   return [
     ...(data.sweeps.length > 1 ? [{ name: "sweep", left: true, of: row => row.sweep }] : []),
-    { name: "method", left: true, of: row => row.method, cell: row => runLink(row.runs[0], row.method) },
+    { name: "method", left: true, first: true, of: row => row.method, cell: row => runLink(row.runs[0], row.method) },
     { name: "model", left: true, of: row => row.model },
     { name: "epochs", of: row => row.epochs },
     { name: "loss", of: row => row.loss, cell: row => known(row.loss) ? share(row.loss) : stateOf(data, row), strong: true },
@@ -103,7 +106,9 @@ function pretrainingColumns(data) {
 }
 
 // A table whose headings sort it; state.sorts remembers by which column.
-function showTable(id, list, data, rows, state) {
+function showTable(id, columns, data, rows, state) {
+  const front = column => Boolean(column.first || column.strong || column.group);
+  const list = narrow.matches ? [...columns].sort((a, b) => front(b) - front(a)) : columns;
   const table = at(id), head = make("tr"), groups = make("tr"), sort = state.sorts[id] ?? {};
   const sorting = list.find(column => key(column) === sort.key);
   for (const column of list) {
@@ -115,7 +120,7 @@ function showTable(id, list, data, rows, state) {
     th.setAttribute("aria-sort", column !== sorting ? "none" : sort.up ? "ascending" : "descending");
     button.addEventListener("click", () => {
       state.sorts[id] = { key: key(column), up: column === sorting ? !sort.up : Boolean(column.left) || column.name === "row" };
-      showTable(id, list, data, rows, state);
+      showTable(id, columns, data, rows, state);
       at(button.id).focus();
     });
     th.append(button);
