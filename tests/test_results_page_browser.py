@@ -143,6 +143,27 @@ def test_a_run_has_its_own_place(page):
     eventually(page, page.find_element(By.ID, "overview").is_displayed)
 
 
+def test_back_and_all_runs_lead_to_where_the_reader_was(page):
+    run, overview = page.find_element(By.ID, "run"), page.find_element(By.ID, "overview")
+    link = page.find_elements(By.LINK_TEXT, "BagNet-17")[0]
+    page.execute_script("arguments[0].scrollIntoView({block: 'start'})", link)
+    place = page.execute_script("return scrollY")
+    assert place > 100
+    link.click()
+    eventually(page, run.is_displayed)
+    assert page.execute_script("return scrollY") == 0
+    assert page.switch_to.active_element.text.startswith("BagNet-17, Adam")
+    page.back()
+    eventually(page, overview.is_displayed)
+    eventually(page, lambda: page.execute_script("return scrollY") == place)
+    assert page.switch_to.active_element.get_attribute("hash") == "#run=bagnet17_adam"
+    page.forward()
+    eventually(page, run.is_displayed)
+    page.find_element(By.LINK_TEXT, "← all runs").click()
+    eventually(page, overview.is_displayed)
+    assert page.execute_script("return scrollY") == place
+
+
 def test_a_failed_run_shows_why_and_how_to_run_it_again(page):
     page.find_element(By.CSS_SELECTOR, "#progress a").click()
     run = page.find_element(By.ID, "run")

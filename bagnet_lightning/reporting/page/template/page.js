@@ -105,10 +105,25 @@ async function refresh() {
   setTimeout(refresh, 3000);
 }
 
-addEventListener("hashchange", () => { show(); scrollTo(0, 0); });
+// The overview, and what Back and Forward lead to, is shown where the reader left it; a run that a link leads to, from
+// its top. The focus goes to a run's heading, and back to the link to it.
+const places = {}; // fragment -> how far it was scrolled
+let fragment = location.hash;
+
+addEventListener("scroll", () => { if (location.hash === fragment) places[fragment] = scrollY; }, { passive: true });
+addEventListener("hashchange", () => {
+  const left = fragment, again = history.state !== null;
+  fragment = location.hash;
+  history.replaceState({}, "");
+  show();
+  scrollTo(0, again || chosenRun() === null ? places[fragment] ?? 0 : 0);
+  const focused = chosenRun() === null ? [...document.querySelectorAll("#overview a")].find(link => link.hash === left) : at("run").querySelector("h2");
+  focused?.focus({ preventScroll: true });
+});
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
 matchMedia("print").addEventListener("change", show);
 narrow.addEventListener("change", show);
 addEventListener("beforeprint", () => Object.values(charts).forEach(chart => chart.resize()));
+history.replaceState({}, "");
 show();
 if (data.live) setTimeout(refresh, 3000);

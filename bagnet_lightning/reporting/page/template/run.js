@@ -13,7 +13,7 @@ function showRun(data, name) {
   }
   section.replaceChildren(...[
     back,
-    make("h2", "", run.title, " ", make("span", `state ${run.state}`, run.state)),
+    Object.assign(make("h2", "", run.title, " ", make("span", `state ${run.state}`, run.state)), { tabIndex: -1 }),
     make("p", "quiet path", name),
     run.error && make("p", "error", run.error),
     run.state === "running" && make("p", "", progressWords(run)),
