@@ -137,10 +137,22 @@ def test_a_run_has_its_own_place(page):
     for words in ("0.3500", "0.210 device hours", "1 × NVIDIA H200", "model=bagnet9 optim=adam", "trilobite taken for"):
         assert words in run.text
     assert len(run.find_elements(By.CSS_SELECTOR, ".thumb")) == 2
+    assert "One of" not in run.text
     neighbours = {link.text for link in run.find_elements(By.CSS_SELECTOR, ".neighbours a")}
     assert neighbours == {"optimizer SGD", "model BagNet-17", "model BagNet-33"}
     page.find_element(By.LINK_TEXT, "← all runs").click()
     eventually(page, page.find_element(By.ID, "overview").is_displayed)
+
+
+def test_a_row_of_several_seeds_leads_to_all_of_them(page):
+    page.find_element(By.LINK_TEXT, "BagNet-33").click()
+    run = page.find_element(By.ID, "run")
+    said = "One of 2 runs that differ in their seed or fold alone, mean 0.4500 ± 0.0141: seed 0 0.4400, seed 1 0.4600."
+    eventually(page, lambda: said in run.text)
+    run.find_element(By.LINK_TEXT, "seed 1").click()
+    eventually(page, lambda: "BagNet-33, Adam, 15 epochs, seed 1" in run.text)
+    assert said in run.text
+    assert run.find_element(By.PARTIAL_LINK_TEXT, "seed").text == "seed 0"
 
 
 def test_back_and_all_runs_lead_to_where_the_reader_was(page):

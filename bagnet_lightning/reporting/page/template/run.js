@@ -15,6 +15,7 @@ function showRun(data, name) {
     back,
     Object.assign(make("h2", "", run.title, " ", make("span", `state ${run.state}`, run.state)), { tabIndex: -1 }),
     make("p", "quiet path", name),
+    repetitions(data, name),
     run.error && make("p", "error", run.error),
     run.state === "running" && make("p", "", progressWords(run)),
     run.missing.length > 0 && make("ul", "quiet", ...run.missing.map(words => make("li", "", words))),
@@ -31,6 +32,16 @@ function showRun(data, name) {
     ...configuration(data, run),
   ].filter(Boolean));
   if (run.curves.epoch.length) drawRun(run, data.colours[run.optimizer] ?? "#56B4E9");
+}
+
+// The runs that a row of a table is the mean of, each by what its title alone has: its seed or fold.
+function repetitions(data, name) {
+  const entry = [...data.rows.flatMap(row => row.entries), ...data.related].find(entry => entry?.runs.includes(name));
+  if (!entry || entry.runs.length < 2) return null;
+  const titles = entry.runs.map(run => data.runs[run].title.split(", "));
+  const words = titles.map(parts => parts.filter(part => !titles.every(other => other.includes(part))).join(", "));
+  return make("p", "quiet", `One of ${entry.runs.length} runs that differ in their seed or fold alone, mean ${share(entry.accuracy)} ± ${share(entry.std)}: `,
+    ...entry.runs.flatMap((run, i) => [i ? ", " : "", run === name ? make("b", "", words[i]) : runLink(run, words[i]), ` ${share(data.runs[run].best)}`]), ".");
 }
 
 const progressWords = run => known(run.progress?.epoch)
