@@ -210,6 +210,15 @@ def test_a_resnet_is_said_to_be_approximated_and_every_control_has_a_label(page)
     assert unlabelled == 0
 
 
+def test_on_a_phone_the_patch_is_in_sight_while_its_place_is_chosen(page):
+    with emulated(page, 390, False):
+        image, patch = page.find_element(By.CSS_SELECTOR, ".stage canvas"), page.find_element(By.CSS_SELECTOR, ".patch")
+        page.execute_script("arguments[0].scrollIntoView({block: 'start'})", image)
+        box = "const b = arguments[0].getBoundingClientRect(); return [b.top, b.bottom]"
+        assert page.execute_script(box, image)[1] < page.execute_script(box, patch)[0]  # it hides no image
+        assert page.execute_script(box, patch)[1] <= 844
+
+
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1280, True)])
 def test_it_fits_a_phone_and_follows_the_colour_scheme(page, width, dark):
     with emulated(page, width, dark):
