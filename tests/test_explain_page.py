@@ -219,6 +219,16 @@ def test_on_a_phone_the_patch_is_in_sight_while_its_place_is_chosen(page):
         assert page.execute_script(box, patch)[1] <= 844
 
 
+def test_maps_are_side_by_side_and_large_enough_to_point_at_on_a_tablet(page):
+    with emulated(page, 820, False):
+        tops = "return [...document.querySelectorAll('.stage canvas')].map(c => c.getBoundingClientRect())"
+        boxes = page.execute_script(tops)
+        assert min(box["width"] for box in boxes) >= 140
+        assert len({round(box["top"]) for box in boxes[:3]}) == 1
+        wide = "return [...document.querySelectorAll('.ends')].filter(e => e.scrollWidth > e.clientWidth).length"
+        assert page.execute_script(wide) == 0
+
+
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1280, True)])
 def test_it_fits_a_phone_and_follows_the_colour_scheme(page, width, dark):
     with emulated(page, width, dark):
