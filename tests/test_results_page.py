@@ -243,6 +243,19 @@ def test_the_gallery_needs_no_data_and_says_what_it_lacks(tmp_path, monkeypatch)
     assert "best.ckpt is refused" in data_of(tmp_path, gallery=True)["without_gallery"]
 
 
+def test_a_sweep_that_chose_by_balanced_accuracy_shows_it_and_the_best_by_it(tmp_path):
+    for name, accuracy, balanced in (("a", 0.5, 0.3), ("b", 0.4, 0.35)):
+        chosen = {"monitor": "val_balanced_accuracy", "model.width": accuracy}
+        write_run(tmp_path / name, accuracy=accuracy, val_balanced_accuracy=balanced, config=chosen)
+    data = data_of(tmp_path, gallery=True)
+    assert [row["entries"][0]["balanced"] for row in data["rows"]] == [0.35, 0.3]
+    assert data["without_gallery"] == "best.ckpt of the best BagNet, b, is missing."
+    write_run(tmp_path / "c", accuracy=0.45, config={"monitor": "val_accuracy"})
+    assert "the best BagNet, a," in data_of(tmp_path, gallery=True)["without_gallery"]
+    write_run(tmp_path / "other/d", accuracy=0.45, val_balanced_accuracy=0.3)
+    assert [row["entries"][0]["balanced"] for row in data_of(tmp_path / "other")["rows"]] == [None]
+
+
 def test_the_page_is_one_file_and_its_data_cannot_end_their_element(tmp_path):
     write_run(tmp_path / "a", status="failed", error="</script><script>alert(1)")
     (tmp_path / "a/progress.json").write_text('{"seconds_left": NaN}')

@@ -124,7 +124,7 @@ def _between(tables: list[Table]) -> list[list[str]]:
 def _gallery(tables: list[Table], prefixes: list[str]) -> tuple[dict | None, str | None]:
     """Returns (evidence of the best BagNet, None), or (None, why there is none)."""
     finished = [
-        (run["best_val_accuracy"], prefix, table, run)
+        (run, prefix, table)
         for prefix, table in zip(prefixes, tables, strict=True)
         for line in table.lines
         for run in line.runs
@@ -132,7 +132,9 @@ def _gallery(tables: list[Table], prefixes: list[str]) -> tuple[dict | None, str
     ]
     if not finished:
         return None, "No BagNet has finished yet."
-    _, prefix, table, run = max(finished, key=lambda candidate: candidate[0])
+    monitors = {run["config"].get("monitor") for run, *_ in finished}
+    monitor = monitors.pop() if len(monitors) == 1 else None  # else only accuracy compares them
+    run, prefix, table = max(finished, key=lambda found: found[0].get(monitor) or found[0]["best_val_accuracy"])
     name, checkpoint = prefix + run_name(run, table), run["folder"] / "best.ckpt"
     try:
         predictions = read_predictions(run["folder"])

@@ -5,7 +5,8 @@ from math import isfinite
 
 from bagnet_lightning.config import leaves
 from bagnet_lightning.names import clipped, model_name, optimizer_name
-from bagnet_lightning.reporting.columns import backbone, explains, without_keypoints
+from bagnet_lightning.reporting.columns import backbone, chosen_by_balanced, explains, without_keypoints
+from bagnet_lightning.reporting.seeds import mean
 from bagnet_lightning.reporting.table import Line, Table
 
 
@@ -131,6 +132,7 @@ def _entry(line: Line, table: Table, prefix: str) -> dict:
         "std": line.std,
         "n": len(line.runs) if line.accuracy is not None else None,
         "difference": line.difference,
+        "balanced": mean(line.balanced) if chosen_by_balanced(table) else None,
         "top5": line.top5,
         "parameters": line.parameters,
         "speed": line.images_per_second,

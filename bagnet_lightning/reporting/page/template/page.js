@@ -35,10 +35,12 @@ function showOverview() {
   at("related-part").hidden = !data.related.length;
   at("pretraining-part").hidden = !data.pretrainings.length;
   const epochs = onlyEpochs(data), compared = data.rows.some(row => row.entries.some(entry => known(entry?.difference)));
+  const balanced = data.rows.some(row => row.entries.some(entry => known(entry?.balanced)));
   const ofPaper = data.rows.some(row => known(row.paper));
   at("table1-name").textContent = ofPaper ? "Table 1, beside the paper" : "Networks";
   at("figure2-name").textContent = ofPaper ? "Figure 2" : "Accuracy by network and optimizer";
   at("legend").textContent = `Best validation accuracy${known(epochs) ? ` of ${epochs} epoch${epochs === 1 ? "" : "s"}` : ""}.`
+    + (balanced ? " Balanced: each class counts the same; epochs are chosen by it." : "")
     + (compared ? " Green: above the paper; red: below." : "");
   showTable("results", columns(data), data, data.rows, state);
   showTable("related", relatedColumns(data), data, data.related, state);

@@ -40,6 +40,8 @@ function columns(data) {
     if (any(entry => known(entry.std))) list.push(
       { group, name: "±", title: "standard deviation over seeds or folds", of: of("std"), show: share },
       { group, name: "n", title: "runs that differ only in their seed or fold", of: of("n") });
+    if (any(entry => known(entry.balanced))) list.push(
+      { group, name: "balanced", title: "accuracy with each class counting the same, by which a best epoch was chosen", of: of("balanced"), show: share });
     if (compared && !several) list.push(paper);
     if (any(entry => known(entry.difference)))
       list.push({ group, name: several ? "− paper" : "difference", of: of("difference"), show: signed, direction: true });
