@@ -37,6 +37,13 @@ def test_one_run_has_its_bar_and_the_papers(tmp_path):
     assert inside(figure)
 
 
+def test_bars_leave_no_place_for_a_paper_that_has_no_value(tmp_path):
+    for name in ("sgd", "adam"):
+        write_run(tmp_path / name, optimizer=name, config={"data.name": "textures"}, data="textures")
+    first, second = draw_figure2(read_table(tmp_path)).axes[0].patches
+    assert second.get_x() - first.get_x() == pytest.approx(1)
+
+
 def test_groups_go_by_patch_size_and_failed_cells_are_marked(tmp_path):
     for model in ("resnet18", "bagnet33", "bagnet9"):
         write_run(tmp_path / model, model, "sgd", 0.2)

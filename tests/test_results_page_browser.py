@@ -110,6 +110,17 @@ def test_pointing_at_a_bar_and_at_a_curve_tells_their_values(page):
     eventually(page, lambda: page.find_element(By.CSS_SELECTOR, "#run h2").text.startswith("BagNet-"))
 
 
+def test_all_bars_are_equally_wide_and_those_of_a_network_stand_together(page):
+    bars = """return [0, 1, 2].map(i => charts["figure2-chart"].getSortedVisibleDatasetMetas()
+        .map(meta => meta.data[i]).filter(bar => isFinite(bar.y) && bar.width).map(bar => [bar.x, bar.width]))"""
+    groups = page.execute_script(bars)
+    width = groups[0][0][1]
+    for group in groups:
+        assert {round(w, 3) for _, w in group} == {round(width, 3)}
+        places = sorted(x for x, _ in group)
+        assert places[-1] - places[0] <= (len(places) - 1) * width + 1
+
+
 def test_legends_toggle_what_is_drawn(page):
     def drawn(chart):
         return page.execute_script("return charts[arguments[0]].data.datasets.map(d => d.label)", chart)

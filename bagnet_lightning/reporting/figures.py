@@ -135,11 +135,16 @@ def _variant(line: Line) -> str:
 def _slots(lines: list[Line]) -> int:
     """Returns the width of a panel, its bars and the gaps around its groups, in widths of a bar."""
     cells = {(line.model, line.optimizer) for line in lines}
-    return max(2 * len(cells) + len({model for model, _ in cells}) + 1, 5)
+    return max(_bars(lines) * len(cells) + len({model for model, _ in cells}) + 1, 5)
+
+
+def _bars(lines: list[Line]) -> int:
+    """Returns the number of bars of a cell: the paper's has a place where any cell has one."""
+    return 2 if any(line.paper for line in lines) else 1
 
 
 def _draw_bars(axes: Axes, lines: list[Line], title: str) -> None:
-    x, ticks = 0.0, []
+    x, ticks, bars = 0.0, [], _bars(lines)
     models = sorted({line.model for line in lines}, key=model_order)
     for model in models:
         start = x
@@ -147,7 +152,7 @@ def _draw_bars(axes: Axes, lines: list[Line], title: str) -> None:
         for optimizer in sorted({line.optimizer for line in cells}, key=_optimizer_order):
             cell = [line for line in cells if line.optimizer == optimizer]
             _draw_pair(axes, x, next((line for line in cell if line.accuracy is not None), cell[0]))
-            x += 2
+            x += bars
         ticks.append((start + x - 1) / 2)
         x += 1
     axes.set_xticks(ticks, [model_name(model) for model in models])

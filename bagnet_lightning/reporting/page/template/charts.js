@@ -109,15 +109,16 @@ function drawFigure2(data, state) {
       data: cells.map(row => percent(row?.entries[i]?.accuracy)),
       std: cells.map(row => percent(row?.entries[i]?.std)),
       notes: cells.map(row => row?.entries[i]?.n > 1 ? ` ± ${percent(row.entries[i].std).toFixed(2)} (n = ${row.entries[i].n})` : ""),
-      backgroundColor: colour + ["", "99", "55"][Math.min(i, 2)],
+      backgroundColor: colour + ["", "99", "55"][Math.min(i, 2)], borderColor: "transparent", borderWidth: { left: 2, right: 1 },
     }));
     const paper = { label: `${name}, the paper`, data: cells.map(row => percent(row?.paper)), notes: cells.map(row => row?.comparable ? "" : " (not comparable)"), backgroundColor: "transparent", borderColor: colour, borderWidth: 1.5 };
     return state.hidden.has("paper") || !cells.some(row => known(row?.paper)) ? bars : [...bars, paper];
   });
+  const most = Math.max(...models.map((_, i) => datasets.filter(({ data: bars }) => known(bars[i])).length), 1);
   const highest = Math.max(...datasets.flatMap(({ data: bars, std }) => bars.map((value, i) => value + (std?.[i] ?? 0))));
   plot("figure2-chart", "bar", datasets, models.map(([, name]) => name), {
     interaction: { mode: "nearest", intersect: true },
-    datasets: { bar: { maxBarThickness: 56, skipNull: true } },
+    datasets: { bar: { barThickness: ({ chart }) => Math.min(56, .8 * chart.scales.x.width / models.length / most), skipNull: true } }, // as wide everywhere
     scales: { x: { grid: { display: false } }, y: { beginAtZero: true, suggestedMax: highest, title: { display: true, text: "accuracy (%)" } } },
     plugins: { tooltip: { callbacks: {
       label: ({ dataset, dataIndex, parsed }) => `${dataset.label}: ${parsed.y.toFixed(2)} %${dataset.notes?.[dataIndex] ?? ""}` } } },
