@@ -1,4 +1,6 @@
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +18,12 @@ from bagnet_lightning.analysis.metrics import (
     pointing_game,
     shuffle_tiles,
 )
+from bagnet_lightning.analysis.page import page, summary
 from bagnet_lightning.evidence import contributions, dense_evidence, patch_corners, patch_evidence
 from bagnet_lightning.models.bagnet import BagNet, bagnet9, bagnet17, bagnet33
 from bagnet_lightning.models.resnet import resnet18
+
+RESULTS = Path(__file__).parents[1] / "results/evidence/analysis.json"
 
 
 @pytest.fixture
@@ -245,3 +250,14 @@ def test_the_error_of_a_share_is_the_binomial_one():
     }
     assert mean_and_error(torch.tensor([3.0])) == {"mean": 3, "se": None, "n": 1}
     assert mean_and_error(torch.tensor([])) == {"mean": None, "se": None, "n": 0}
+
+
+def test_measurements_say_which_way_is_better():
+    analysis = json.loads(RESULTS.read_text())
+    rows = {name: cells for name, *cells in summary(analysis["networks"])}
+    assert rows["deletion area ↓, mean colour, Grad-CAM"] == ["0.050 ± 0.005", "0.132 ± 0.007"]
+    assert {"accuracy ↑", "insertion area ↑, blurred image, Grad-CAM", "points into the box ↑, Grad-CAM"} <= set(rows)
+    assert not any(arrow in name for name in rows for arrow in "↑↓" if "shuffled" in name)  # neither way is better
+    html = page(analysis, {})
+    assert "<th scope=row>accuracy ↑</th><td>0.473 ± 0.011</td>" in html
+    assert "↑ is better when higher" in html

@@ -229,6 +229,17 @@ def test_maps_are_side_by_side_and_large_enough_to_point_at_on_a_tablet(page):
         assert page.execute_script(wide) == 0
 
 
+def test_print_is_black_on_white_also_where_pages_are_dark(page):
+    with emulated(page, 1280, True):
+        dark = {"name": "prefers-color-scheme", "value": "dark"}
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": [dark]})
+        style = "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
+        assert page.execute_script(style) == ["rgb(0, 0, 0)", "rgb(255, 255, 255)"]
+        assert not page.find_element(By.ID, "class").is_displayed()
+        assert page.find_element(By.CSS_SELECTOR, ".model .verdict").is_displayed()
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+
+
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1280, True)])
 def test_it_fits_a_phone_and_follows_the_colour_scheme(page, width, dark):
     with emulated(page, width, dark):

@@ -12,9 +12,14 @@ img { max-width: 100%; height: auto; background: #fff; border-radius: 6px }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-size: .9rem }
 th, td { padding: .2rem .9rem .2rem 0; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap }
-td:first-child { white-space: normal }
-td + td { font-variant-numeric: tabular-nums }
+tr > th:first-child { white-space: normal; font-weight: 400 }
+td { font-variant-numeric: tabular-nums }
 .quiet, figcaption { overflow-wrap: anywhere } figure { margin: .5rem 0 }
+@media screen and (max-width: 600px) { figure img { width: 600px; max-width: none } }
+@media print {
+  html { font-size: 75% } body { max-width: none; padding: 0; font-size: 1rem }
+  h2 { break-after: avoid } figure, tr { break-inside: avoid } figure img { max-height: 20cm }
+}
 """
 
 # For each figure: heading and caption, the source included.
@@ -55,21 +60,24 @@ SECTIONS = {
 
 
 def summary(networks: list[dict]) -> list[list[str]]:
-    """Returns the main numbers as rows of cells: a heading row, then measurements with their value for each network."""
+    """Returns the main numbers as rows of cells: a heading row, then measurements with their value for each network.
+
+    ↑ and ↓ mark what is better when it is higher or lower.
+    """
     rows = {
-        "accuracy": [value(network["shuffled"]["accuracy"][-1]) for network in networks],
-        "additivity error": [
+        "accuracy ↑": [value(network["shuffled"]["accuracy"][-1]) for network in networks],
+        "additivity error ↓": [
             f"{network['additivity_error']:.1e}" if "additivity_error" in network else "" for network in networks
         ],
     }
     for fill, fill_name in FILL_NAMES.items():
-        for kind in ("deletion", "insertion"):
+        for kind, better in (("deletion", "↓"), ("insertion", "↑")):
             for method, (name, _) in METHODS.items():
-                rows[f"{kind} area, {fill_name}, {name}"] = [
+                rows[f"{kind} area {better}, {fill_name}, {name}"] = [
                     value(network["masked"][fill][method][kind]["area"]) if method in network["masked"][fill] else ""
                     for network in networks
                 ]
-    for key, name in (("hits", "points into the box"), ("mass", "positive evidence in the box")):
+    for key, name in (("hits", "points into the box ↑"), ("mass", "positive evidence in the box ↑")):
         for method, (method_name, _) in METHODS.items():
             rows[f"{name}, {method_name}"] = [
                 value(network["pointing"][method][key]) if method in network.get("pointing", ()) else ""
@@ -104,8 +112,9 @@ def page(analysis: dict, pictures: dict[str, bytes]) -> str:
     """Returns the analysis as a self-contained HTML page. pictures: PNGs by name; "patches_2": the second network's."""
     networks = analysis["networks"]
     head, *body = summary(networks)
-    table = f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>" + "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in body
+    table = f"<tr>{''.join(f'<th scope=col>{escape(cell)}</th>' for cell in head)}</tr>" + "".join(
+        f"<tr><th scope=row>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+        for name, *cells in body
     )
     notes = "".join(f"<li>{escape(note)}</li>" for note in dict.fromkeys(n for net in networks for n in net["notes"]))
     sources = "<br>".join(f"{escape(network['name'])}: {escape(network['checkpoint'])}" for network in networks)
@@ -124,7 +133,8 @@ def page(analysis: dict, pictures: dict[str, bytes]) -> str:
 <h1>{title}</h1>
 <p>{escape(analysis["data"])}, {escape(analysis["split"])} split, {analysis["classes"]} classes:
 {networks[0]["images"]:,} images, chosen at random (seed {analysis["seed"]}); maps and masks on
-{networks[0]["map_images"]:,} of them. ± and bands are one standard error over the images.</p>
+{networks[0]["map_images"]:,} of them. ± and bands are one standard error over the images;
+↑ is better when higher, ↓ when lower.</p>
 <p class="quiet">{sources}</p>
 <div class="wide"><table>{table}</table></div>
 {f"<ul class='quiet'>{notes}</ul>" if notes else ""}
@@ -141,6 +151,7 @@ def _figure(name: str, networks: list[dict], picture: bytes) -> str:
         escape(text.format(name=network["name"], tile=network["masked"]["tile"])) for text in SECTIONS[section]
     )
     return (
-        f'<h2>{heading}</h2>\n<figure><img alt="{heading}" src="{data_uri(picture, "image/png")}">'
+        f"<h2>{heading}</h2>\n<figure>"
+        f'<div class="wide"><img alt="{heading}" src="{data_uri(picture, "image/png")}"></div>'
         f"<figcaption>{caption}</figcaption></figure>\n"
     )
