@@ -261,3 +261,5 @@ def test_measurements_say_which_way_is_better():
     html = page(analysis, {})
     assert "<th scope=row>accuracy ↑</th><td>0.473 ± 0.011</td>" in html
     assert "↑ is better when higher" in html
+    assert "colspan=3>deletion area ↓, mean colour</th></tr><tr><th scope=row>exact evidence</th>" in html
+    assert html.count("scope=row>") == len(rows) - 1

@@ -1,6 +1,7 @@
 """An analysis as a table in the terminal and as one self-contained page."""
 
 from html import escape
+from itertools import groupby
 
 from bagnet_lightning.analysis.figures import FILL_NAMES, METHODS
 from bagnet_lightning.presentation.standalone import STYLE, data_uri
@@ -13,9 +14,11 @@ img { max-width: 100%; height: auto; background: #fff; border-radius: 6px }
 table { border-collapse: collapse; font-size: .9rem }
 th, td { padding: .2rem .9rem .2rem 0; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap }
 tr > th:first-child { white-space: normal; font-weight: 400 }
+.group tr + tr > th { padding-left: 1rem }
+.group tr:not(:last-child) > * { border-bottom: 0 }
 td { font-variant-numeric: tabular-nums }
 .quiet, figcaption { overflow-wrap: anywhere } figure { margin: .5rem 0 }
-@media screen and (max-width: 600px) { figure img { width: 600px; max-width: none } }
+@media screen and (max-width: 600px) { figure img { width: 520px; max-width: none } }
 @media print {
   html { font-size: 75% } body { max-width: none; padding: 0; font-size: 1rem }
   h2 { break-after: avoid } figure, tr { break-inside: avoid } figure img { max-height: 20cm }
@@ -113,8 +116,7 @@ def page(analysis: dict, pictures: dict[str, bytes]) -> str:
     networks = analysis["networks"]
     head, *body = summary(networks)
     table = f"<tr>{''.join(f'<th scope=col>{escape(cell)}</th>' for cell in head)}</tr>" + "".join(
-        f"<tr><th scope=row>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
-        for name, *cells in body
+        _rows(subject, [*rows]) for subject, rows in groupby(body, lambda row: row[0].rpartition(", ")[0])
     )
     notes = "".join(f"<li>{escape(note)}</li>" for note in dict.fromkeys(n for net in networks for n in net["notes"]))
     sources = "<br>".join(f"{escape(network['name'])}: {escape(network['checkpoint'])}" for network in networks)
@@ -142,6 +144,16 @@ def page(analysis: dict, pictures: dict[str, bytes]) -> str:
 </body>
 </html>
 """
+
+
+def _rows(subject: str, rows: list[list[str]]) -> str:
+    """Returns the rows of one subject; several have it as a heading, and their names only what follows it."""
+    heading = bool(subject) and len(rows) > 1
+    lines = [f"<tr><th scope=rowgroup colspan={len(rows[0])}>{escape(subject)}</th></tr>"] if heading else []
+    for name, *cells in rows:
+        own = escape(name.removeprefix(f"{subject}, ") if heading else name)
+        lines.append(f"<tr><th scope=row>{own}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
+    return f"<tbody{' class=group' if heading else ''}>{''.join(lines)}</tbody>"
 
 
 def _figure(name: str, networks: list[dict], picture: bytes) -> str:
