@@ -1,10 +1,13 @@
+import itertools
 import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from bagnet_lightning.analysis.figures import draw_patches
 from bagnet_lightning.analysis.metrics import (
     accuracy_of_strongest,
     additivity_error,
@@ -263,3 +266,16 @@ def test_measurements_say_which_way_is_better():
     assert "↑ is better when higher" in html
     assert "colspan=3>deletion area ↓, mean colour</th></tr><tr><th scope=row>exact evidence</th>" in html
     assert html.count("scope=row>") == len(rows) - 1
+
+
+def test_what_is_written_below_patches_can_be_read_and_does_not_touch():
+    names = {"a": "academic gown", "b": "sulphur butterfly, Cleopatra", "c": "Chesapeake Bay retriever"}
+    entry = {"image": 0, "top": 0, "left": 0, "logit": -20.5}
+    found = {kind: [entry | {"label": label} for label in names] for kind in ("correct", "misleading")}
+    network = {"receptive_field": 9, "informative": dict.fromkeys(names, found)}
+    figure = draw_patches(network, names, np.zeros((1, 40, 40, 3), np.uint8))
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert min(text.get_fontsize() for text in axes.texts) >= 7

@@ -27,7 +27,7 @@ KEPT_BY = {
 }
 NETWORKS = ("#0072B2", "#D55E00")
 CLASSES_SHOWN = 10
-ROW = 1.36  # height of a row of patches, in widths of a patch
+ROW = 1.5  # height of a row of patches, in widths of a patch
 OUTSIDE = 217  # grey value where a patch reaches beyond the image
 
 
@@ -51,12 +51,12 @@ def draw_patches(network: dict, class_names: dict[str, str], pixels: np.ndarray)
                 axes.imshow(patch, extent=(x, x + 0.94, y + 0.94, y), interpolation="nearest")
                 text = f"{entry['logit']:.1f}"
                 if kind == "misleading":
-                    text += f"\n{clipped(class_names[entry['label']], 15)}"
-                axes.text(x + 0.47, y + 0.97, text, ha="center", va="top", fontsize=5.5, color=GREY, linespacing=0.95)
+                    text += "\n" + textwrap.fill(clipped(class_names[entry["label"]], 24), 12)
+                axes.text(x + 0.47, y + 0.97, text, ha="center", va="top", fontsize=7, color=GREY, linespacing=0.95)
         name = textwrap.fill(clipped(class_names[label], 30), 16)
-        axes.text(-0.15, ROW * row + 0.47, name, ha="right", va="center", fontsize=8)
+        axes.text(-0.15, ROW * row + 0.47, name, ha="right", va="center", fontsize=9)
     for kind, heading in (("correct", "in images of the class"), ("misleading", "in images of other classes (named)")):
-        axes.text(starts[kind], -0.15, heading, fontsize=9, va="bottom")
+        axes.text(starts[kind], -0.15, heading, fontsize=10, va="bottom")
     axes.set_xlim(-1.9, starts["misleading"] + columns)
     axes.set_ylim(ROW * len(shown), -0.5)
     axes.set_axis_off()
@@ -120,7 +120,8 @@ def draw_pointing(networks: list[dict]) -> Figure | None:
                 value, colour = network["pointing"][method][kind], METHODS[method][1]
                 share = 100 * (value["mean"] or 0)
                 axes.barh(y, share, 0.85, xerr=_error(value), color=colour, ecolor="black", capsize=2)
-                axes.annotate(f"{share:.0f}", (0, y), (4, 0), textcoords="offset points", va="center", fontsize=8)
+                end = share + _error(value)
+                axes.annotate(f"{share:.0f}", (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8)
                 y += 1
             ticks.append(((start + y - 1) / 2, network["name"]))
             y += 0.7
