@@ -129,3 +129,6 @@ def test_it_fits_a_phone_and_follows_the_colour_scheme(page, width, dark):
         assert page.execute_script("return document.documentElement.scrollWidth") <= width
         style = "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
         assert (max(page.execute_script(style)) < 60) == dark
+        numbers = "return [...document.querySelectorAll('.scores li > :last-child')]"
+        page.execute_script(numbers + ".forEach(e => { e.textContent = '−0.00888'; })")  # the widest that there is
+        assert page.execute_script(numbers + ".filter(e => e.scrollWidth > e.clientWidth).length") == 0
