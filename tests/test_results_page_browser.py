@@ -226,6 +226,17 @@ def test_it_fits_a_phone_and_follows_the_colour_scheme(page, width, dark, fragme
         assert (max(page.execute_script(colours)) < 60) == dark
 
 
+def test_charts_keep_their_shape_in_print(page):
+    as_on_a_screen = "Object.assign(c, {width: 1146, height: 330}).style.cssText = 'width: 1146px; height: 330px'"
+    with emulated(page, 700, False):
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        shape = f"const c = at('figure2-chart'); {as_on_a_screen}; return [c.offsetWidth, c.offsetHeight]"
+        width, height = page.execute_script(shape)
+        assert width <= 700
+        assert width / height == pytest.approx(1146 / 330, abs=0.02)
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
 def test_a_phone_shows_the_accuracy_and_what_it_is_of_at_once(page):
     with emulated(page, 390, False):
         eventually(page, lambda: page.find_element(By.CSS_SELECTOR, "#results thead").text.startswith("model"))
