@@ -25,7 +25,7 @@ from bagnet_lightning.data.augment import draw_keys, scale_and_bias
 from bagnet_lightning.data.of_config import data_of
 from bagnet_lightning.results import read_metrics, read_runs
 from bagnet_lightning.train import main as train
-from bagnet_lightning.training.acceleration import Compiled
+from bagnet_lightning.training.acceleration import Compiled, configure_compiler
 from bagnet_lightning.training.classifier import Classifier
 
 RUNS = Path("multirun_outputs")
@@ -40,6 +40,7 @@ def compile_step(arguments: list[str]) -> bool:
 
     torch keeps on disk what it has made, for the trainings that come.
     """
+    configure_compiler()  # as trainings do: torch would not find again what was compiled with other switches
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = composed(*arguments)
     data, size = data_of(config.data), config.data.batch_size

@@ -18,14 +18,14 @@
 #               15 epochs of a BagNet take 110 to 130 s there, SPEED="--models bagnet33 --plain-steps 60" 70 s
 #   BAGNET_COMMIT  what results say of the code, where this copy of it has no .git
 #   OVERRIDES   of every training instead of validation in batches of 1,000; to rehearse:
-#               OVERRIDES="++trainer.limit_train_batches=3 ++trainer.limit_val_batches=1 data.batch_size=8 data.classes=5
-#               data.images_per_class=20 trainer.max_epochs=1"
+#               OVERRIDES="++trainer.limit_train_batches=3 ++trainer.limit_val_batches=1 data.batch_size=8
+#               data.eval_batch_size=8 data.classes=5 data.images_per_class=20 trainer.max_epochs=1"
 #   PATIENCE    multiplies the limits, on a slow machine
 #   ROWS        of conf/table1/, instead of all 14
 #   SPEED       arguments of train_speed.py
 #   VARIANTS    lines NAME ARGUMENTS... for train_speed.py, instead of those below
 #   TUNE        arguments of tune.py in both of its steps (--networks bagnet17,resnet18)
-#   JOBS        runs at a time where no time is measured: in tune and ablation
+#   JOBS        runs at a time where no time is measured: in tune and ablation. Two gained nothing on an H200
 set -uo pipefail
 
 REPOSITORY=$(cd "$(dirname "$0")/.." && pwd)
@@ -39,7 +39,7 @@ RESUME=${RESUME:+$(realpath "$RESUME")}
 OVERRIDES=${OVERRIDES:-data.eval_batch_size=1000}
 SPEED=${SPEED:-}
 TUNE=${TUNE:-}
-JOBS=${JOBS:-2}
+JOBS=${JOBS:-1}
 DEADLINE=$((SECONDS + ${BUDGET:-1000000}))
 RESULTS=$WORK/results
 # What results/ lacks first.
@@ -67,11 +67,19 @@ STEPS=(compile smoke data table1 speed modern tune tuned ablation why_sgd seeds 
 declare -A LIMIT=([compile]=500 [smoke]=400 [data]=300 [speed]=580 [table1]=1200 [modern]=600 [tune]=900 [tuned]=600
                   [ablation]=900 [why_sgd]=900 [seeds]=700 [tuned_seeds]=1000 [variants]=580 [shares]=400)
 
-train() { # SWEEP ARGUMENTS...
-    local sweep=$1
+train() { # SWEEP ARGUMENTS...; once more where a library crashed, which ends all runs of a sweep: it goes on
+    local sweep=$1 code
     shift
-    # shellcheck disable=SC2086
-    "$PYTHON" -m bagnet_lightning.train -m sweep="$sweep" "$@" $OVERRIDES
+    for _ in 1 2; do
+        code=0
+        # shellcheck disable=SC2086
+        "$PYTHON" -m bagnet_lightning.train -m sweep="$sweep" "$@" $OVERRIDES || code=$?
+        case $code in
+            13[24569]) echo "crashed by signal $((code - 128)): $sweep $*" ;; # ILL, ABRT, BUS, FPE, SEGV
+            *) break ;;
+        esac
+    done
+    return "$code"
 }
 
 keep() { # what is small of all runs
@@ -251,7 +259,13 @@ step() { # NAME[:SECONDS]: runs it in a process of its own within its limit, unl
     fi
     echo "== $name"
     timeout --signal=TERM --kill-after=30 $((left - 15 < limit ? left - 15 : limit)) \
-        "$BASH" "$REPOSITORY/benchmarks/gpu_table1.sh" --inside "$name" >>"$RESULTS/$name.log" 2>&1 || code=$?
+        "$BASH" "$REPOSITORY/benchmarks/gpu_table1.sh" --inside "$name" >>"$RESULTS/$name.log" 2>&1 &
+    running=$!
+    wait "$running" || code=$?
+    if [ -n "$ending" ]; then # a signal has ended the first wait
+        code=0
+        wait "$running" || code=$?
+    fi
     echo "$([ $code = 0 ] && echo done || echo "failed, exit code $code"), $((SECONDS - started)) s" |
         sed 's/^done,/done /' >"$RESULTS/$name.state"
     cat "$RESULTS/$name.state"
@@ -281,14 +295,19 @@ if [ -n "$RESUME" ] && [ ! -e resumed ]; then
     touch resumed
 fi
 if [ -d "$WHEELS" ] && [ ! -d "$WORK/site" ]; then
-    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$WORK/site" "$WHEELS"/*.whl || exit 1
+    # Whole or not at all: another call of this script may start at the same time.
+    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$WORK/site.$$" "$WHEELS"/*.whl || exit 1
+    mv -T "$WORK/site.$$" "$WORK/site" 2>/dev/null || rm -r "$WORK/site.$$"
 fi
 # With transformers on the machine, torchmetrics would import it, and so would every process that imports Lightning: for
 # seconds. Of this version it does not.
 mkdir -p "$WORK/shadow/transformers-0.dist-info"
 printf 'Metadata-Version: 2.1\nName: transformers\nVersion: 0\n' >"$WORK/shadow/transformers-0.dist-info/METADATA"
-failed=()
+failed=() ending='' running=''
+# timeout passes it on; without this a step would go on alone, and hold its runs' folders
+trap 'ending=yes; [ -z "$running" ] || kill -TERM "$running" 2>/dev/null' TERM INT HUP
 for name in "${@:-${STEPS[@]}}"; do
+    [ -z "$ending" ] || { failed+=("$name") && continue; }
     step "$name" || failed+=("$name")
 done
 [ ${#failed[@]} = 0 ] && exit 0

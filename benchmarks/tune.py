@@ -72,6 +72,7 @@ PARTS = {  # difference from the whole recipe -> its overrides; those that chang
     "with 0.3 of the loss the patches' own": ["patch_loss=0.3"],
 }
 PAPER = "recipe=paper optim=adam"
+CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
 stopped = threading.Event()  # once set, no further run is started
 
 
@@ -174,7 +175,10 @@ def train(overrides: list[str]) -> int:
     """Trains, unless `stopped`, and returns the exit code or 143 (SIGTERM); any other than 0 and 1 stops all runs."""
     if stopped.is_set():
         return 143
-    code = subprocess.run([sys.executable, "-m", "bagnet_lightning.train", *overrides], check=False).returncode
+    for _ in range(2):  # once more where a library crashed
+        code = subprocess.run([sys.executable, "-m", "bagnet_lightning.train", *overrides], check=False).returncode
+        if code not in CRASHES or stopped.is_set():
+            break
     if code not in (0, 1):
         stopped.set()
     return code

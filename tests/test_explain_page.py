@@ -142,6 +142,53 @@ def test_the_map_of_the_chosen_class_is_the_exact_evidence(page, explained):
         assert page.find_element(By.CSS_SELECTOR, ".stage").text.count("not computed for this class") == 3
 
 
+def test_a_class_against_another_is_the_difference_of_their_maps(page, explained):
+    (bagnet, resnet), _ = explained[1]
+    one, two = bagnet.shown[0], next(index for index in bagnet.shown[::-1] if index != bagnet.shown[0])
+    names = explained[2][one], explained[2][two]
+    page.execute_script(
+        "const o = document.getElementById('overlay'); o.value = 100; o.dispatchEvent(new Event('input'))"
+    )
+    canvases = page.find_elements(By.CSS_SELECTOR, ".model figure canvas")
+    point(page, canvases[1], 29, 39, 30, 40)  # the outline out of the way
+    Select(page.find_element(By.ID, "class")).select_by_value(str(one))
+    other = Select(page.find_element(By.ID, "other"))
+    assert str(one) not in [option.get_attribute("value") for option in other.options]
+    other.select_by_value(str(two))
+    wait_for_stage(page, f"for {names[0]} against {names[1]}")
+    gap = (bagnet.logits[one] - bagnet.logits[two]).item()
+    assert f"against {names[1]}: {gap:+.3f}".replace("-", "−") in page.find_element(By.CSS_SELECTOR, ".logit").text
+    exact = bagnet.dense[..., one] - bagnet.dense[..., two]
+    places = [resnet.shown.index(index) for index in (one, two)]
+    approximate = resnet.approximations["grad_cam"][places[0]] - resnet.approximations["grad_cam"][places[1]]
+    for canvas, values in ((canvases[1], exact), (canvases[len(bagnet.maps()) + 2], approximate)):
+        end = values.abs().flatten().sort().values[int(0.99 * (values.numel() - 1))].item()
+        for row, column in ((0, 0), (7, 33), (19, 21), (11, 5)):
+            share = values[row, column].item() / end
+            expected = matplotlib.colormaps[COLOURS]((1 + max(-1, min(1, share))) / 2, bytes=True)[:3]
+            assert pixel(page, canvas, row, column) == pytest.approx([int(v) for v in expected], abs=6)
+    check_scores(page, bagnet)  # each class's own
+    other.select_by_value("")
+    wait_for_stage(page, f"for {names[0]}")
+    assert "against" not in page.find_element(By.CSS_SELECTOR, ".stage").text
+
+
+def test_of_two_classes_the_other_one_is_compared_with(browser, tmp_path):
+    names = ["cat with a name that is far too long for a map", "dog with a name that is far too long for a map"]
+    model = load_model(write_checkpoint(tmp_path / "best.ckpt", "bagnet9", names), True)
+    page = Page([model])
+    picture = Picture("one", np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8), 0)
+    page.add(picture, explain([model], picture, None, False))
+    (tmp_path / "index.html").write_text(page.html(), encoding="utf-8")
+    browser.get((tmp_path / "index.html").as_uri())
+    eventually(browser, lambda: "against" in browser.find_element(By.CSS_SELECTOR, ".stage").text)
+    chosen = Select(browser.find_element(By.ID, "class"))
+    for one, two in (names, names[::-1]):
+        chosen.select_by_value(str(names.index(one)))
+        wait_for_stage(browser, f"for {one} against {two}")
+    assert len({canvas.rect["width"] for canvas in browser.find_elements(By.CSS_SELECTOR, ".stage canvas")}) == 1
+
+
 def test_every_image_opens_on_its_own_predicted_class_until_one_is_chosen(page, explained):
     (first, _), (second, _) = explained[1]
     chosen = Select(page.find_element(By.ID, "class"))
@@ -159,11 +206,11 @@ def test_every_image_opens_on_its_own_predicted_class_until_one_is_chosen(page, 
 def test_the_keyboard_reaches_everything_and_moves_the_patch(page, explained):
     (bagnet, _), (second, _) = explained[1]
     order = []
-    for _ in range(4):
+    for _ in range(5):
         page.switch_to.active_element.send_keys(Keys.TAB)
         active = page.switch_to.active_element
         order.append(active.get_attribute("id") or active.get_attribute("name") or active.get_attribute("class"))
-    assert order == ["image", "class", "overlay", "stage"]
+    assert order == ["image", "class", "other", "overlay", "stage"]
     stage = page.switch_to.active_element
     page.find_element(By.CSS_SELECTOR, ".strongest button").click()
     row, column = where(page)

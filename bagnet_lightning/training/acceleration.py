@@ -94,11 +94,7 @@ def accelerate(
     if _enabled("fused_norm", fused_norm, _no_fusing(trainer, fused_norm, compiling)):
         replace_batch_norms(module, nn.BatchNorm2d, WrittenOutBatchNorm2d)
     if compiling:
-        # A sweep compiles many models, batch sizes and precisions in one process. (recompile_limit in newer torch.)
-        torch._dynamo.config.cache_size_limit = 64
-        if hasattr(torch._inductor.config, "use_fast_triton_launcher"):
-            # In torch 2.13 it may call kernels that have been unloaded (pytorch issue 188607); graphs do not need it.
-            torch._inductor.config.use_fast_triton_launcher = False
+        configure_compiler()
         required, autotune = compile != "auto", compile == "max-autotune"
         module.forward_pass = Compiled(module.forward_pass, inputs, required, autotune)
         if trainer.strategy.root_device.type == "cuda":
@@ -111,6 +107,15 @@ def accelerate(
     if trainer.strategy.root_device.type == "cuda":  # an earlier run of this process may still hold much memory
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def configure_compiler() -> None:
+    """Sets torch's own switches, of which what it keeps on disk depends."""
+    # A sweep compiles many models, batch sizes and precisions in one process. (recompile_limit in newer torch.)
+    torch._dynamo.config.cache_size_limit = 64
+    if hasattr(torch._inductor.config, "use_fast_triton_launcher"):
+        # In torch 2.13 it may call kernels that have been unloaded (pytorch issue 188607); graphs do not need it.
+        torch._inductor.config.use_fast_triton_launcher = False
 
 
 def compile_seconds(module: Learner, data: ImageData) -> float:

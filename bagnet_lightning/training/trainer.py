@@ -56,6 +56,8 @@ def prepare(config: DictConfig, folder: Path) -> dict:
     Raises UserError if the device is not available.
     """
     check_device(config.trainer.accelerator)
+    if "PYTHONFAULTHANDLER" in os.environ and hasattr(torch._C, "_set_print_stack_traces_on_fatal_signal"):
+        torch._C._set_print_stack_traces_on_fatal_signal(True)  # which library crashed, beside Python's own frames
     for harmless in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", harmless)
     folder.mkdir(parents=True, exist_ok=True)

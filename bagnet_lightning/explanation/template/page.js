@@ -1,5 +1,5 @@
-const overlay = document.getElementById("overlay");
-const state = { image: 0, next: 0, asked: data.asked, chosen: null, row: 0, column: 0 };
+const overlay = document.getElementById("overlay"), otherSelect = document.getElementById("other");
+const state = { image: 0, next: 0, asked: data.asked, chosen: null, other: undefined, row: 0, column: 0 };
 let views = []; // one a model: {explanation, field, panels, ...}, made anew for each image
 
 const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer;
@@ -103,38 +103,57 @@ function makePanel(map, image) {
   canvas.setAttribute("role", "img");
   figure.append(caption, canvas);
   if (map) {
-    const bar = make("div", "bar"), ends = make("div", "ends"), digits = digitsFor(map.limit);
+    const bar = make("div", "bar"), ends = make("div", "ends");
     bar.style.background = gradient;
-    ends.append(make("span", "", signed(-map.limit, digits)), make("span", "", "0"), make("span", "", signed(map.limit, digits)));
     figure.append(bar, ends);
+    return { figure, caption, canvas, map, zoom, ends, values: decode(map) };
   }
-  return { figure, caption, canvas, map, zoom, values: map && decode(map) };
+  return { figure, caption, canvas, zoom };
 }
 
-// Values of a panel's map for the chosen class, (height * width), or null.
-function chosenValues(panel, image) {
-  const place = panel.map.classes.indexOf(state.chosen), size = image.width * image.height;
+// Values of a panel's map for a class, (height * width), or null.
+function valuesFor(index, panel, image) {
+  const place = panel.map.classes.indexOf(index), size = image.width * image.height;
   return place < 0 ? null : panel.values.subarray(place * size, (place + 1) * size);
 }
 
+// What a panel shows: its map for a class, or the difference to that for another one. All methods are linear in the logit.
+function choose(panel, image, chosen, other) {
+  const values = valuesFor(chosen, panel, image), others = other === null ? null : valuesFor(other, panel, image);
+  panel.shown = other === null || !values ? values : others && values.map((value, i) => value - others[i]);
+  panel.limit = panel.map.limit;
+  if (other !== null && panel.shown) panel.limit = panel.shown.map(Math.abs).sort()[Math.floor(.99 * (panel.shown.length - 1))] || 1;
+  const digits = digitsFor(panel.limit);
+  panel.ends.replaceChildren(...[signed(-panel.limit, digits), "0", signed(panel.limit, digits)].map(text => make("span", "", text)));
+}
+
 function showClass(chosen) {
+  const { classes } = data.images[state.image];
+  if (state.other === undefined) state.other = data.classes.length === 2 ? 1 - chosen : null;
+  if (state.other === chosen) state.other = data.classes.length === 2 ? state.chosen : null;
+  const other = classes.includes(state.other) ? state.other : null;
   state.chosen = chosen;
   classSelect.value = chosen;
+  otherSelect.replaceChildren(new Option("no other class", ""),
+    ...classes.filter(index => index !== chosen).map(index => new Option(data.classes[index], index)));
+  otherSelect.value = other ?? "";
   for (const view of views) {
-    const { image, explanation } = view, place = image.classes.indexOf(chosen), name = data.classes[chosen];
-    const logit = explanation.logits[place];
+    const { image, explanation } = view, place = image.classes.indexOf(chosen);
+    const logit = explanation.logits[place], name = data.classes[chosen];
+    const named = name + (other === null ? "" : ` against ${data.classes[other]}`);
     view.logit.textContent = `${name}: logit ${signed(logit, 3)}, ${percent(explanation.probabilities[place])}` + (view.field
       ? `, the mean of ${explanation.patches} patches' logits (off by ${explanation.error.toExponential(0)} at most, over all classes).` : ".");
+    if (other !== null)
+      view.logit.textContent += ` ${named}: ${signed(logit - explanation.logits[image.classes.indexOf(other)], 3)}.`;
     for (const panel of view.panels) {
       const { map } = panel;
-      const values = map && chosenValues(panel, image);
-      panel.figure.classList.toggle("panel-off", Boolean(map) && !values);
-      const approximate = map && !map.method.startsWith("exact");
-      panel.caption.replaceChildren(make("b", "", map ? map.method : "image"),
-        make("span", "", !map ? image.name : !values ? "not computed for this class" : approximate ? "approximation" : `for ${name}`));
-      panel.canvas.setAttribute("aria-label", map ? `${map.method} for ${name}` : `the image ${image.name}`);
-      panel.layer = values && layer(image.width, image.height, out => values.forEach((value, i) => {
-        out.set(colour(value / map.limit), 4 * i);
+      if (map) choose(panel, image, chosen, other);
+      panel.figure.classList.toggle("panel-off", Boolean(map) && !panel.shown);
+      const about = !panel.shown ? "not computed for this class" : map.method.startsWith("exact") ? `for ${named}` : "approximation";
+      panel.caption.replaceChildren(make("b", "", map ? map.method : "image"), make("span", "", map ? about : image.name));
+      panel.canvas.setAttribute("aria-label", map ? `${map.method} for ${named}` : `the image ${image.name}`);
+      panel.layer = panel.shown && layer(image.width, image.height, out => panel.shown.forEach((value, i) => {
+        out.set(colour(value / panel.limit), 4 * i);
         out[4 * i + 3] = 255;
       }));
     }
@@ -203,7 +222,7 @@ function draw(view) {
   cutOut(view, view.patch, state.row, state.column);
   const { count, classes, scores } = view.top;
   const best = Array.from({ length: count }, (_, i) => [classes[at * count + i], scores[at * count + i]]);
-  if (!best.some(([index]) => index === state.chosen)) best.push([state.chosen, chosenValues(view.panels[1], image)[at]]);
+  if (!best.some(([index]) => index === state.chosen)) best.push([state.chosen, valuesFor(state.chosen, view.panels[1], image)[at]]);
   showScores(view.scores, best, state.chosen);
   for (const button of view.strongest.querySelectorAll("button"))
     button.setAttribute("aria-pressed", +button.dataset.y === state.row && +button.dataset.x === state.column);
@@ -212,13 +231,18 @@ function draw(view) {
 function spoken(view) {
   const { image } = view, at = state.row * image.width + state.column;
   const maps = view.panels.filter(panel => panel.layer)
-    .map(panel => `${panel.map.method} ${signed(chosenValues(panel, image)[at], digitsFor(panel.map.limit))}`);
+    .map(panel => `${panel.map.method} ${signed(panel.shown[at], digitsFor(panel.limit))}`);
   const best = view.top ? `, best class ${data.classes[view.top.classes[at * view.top.count]]}` : "";
-  return `${view.model.name}, row ${state.row}, column ${state.column}, ${data.classes[state.chosen]}: `
+  const other = otherSelect.value && ` against ${data.classes[otherSelect.value]}`;
+  return `${view.model.name}, row ${state.row}, column ${state.column}, ${data.classes[state.chosen]}${other}: `
     + (maps.join(", ") || "not computed for this class") + `${best}.`;
 }
 
 classSelect.addEventListener("change", () => showClass(state.asked = +classSelect.value));
+otherSelect.addEventListener("change", () => {
+  state.other = otherSelect.value === "" ? null : +otherSelect.value;
+  showClass(state.chosen);
+});
 overlay.addEventListener("input", () => views.forEach(draw));
 const steps = data.images.flatMap(image => image.explanations.flatMap(e => e.top ? [e.maps[0].step, e.top.step] : []));
 document.getElementById("rounding").textContent = steps.length ? (Math.max(...steps) / 2).toPrecision(2) : "0";
