@@ -40,8 +40,8 @@ def optimizer_name(optimizer: str | None) -> str:
 
 
 def monitor_name(monitor: str) -> str:
-    """Returns the name of what chooses the best epoch: "balanced" for "val_balanced_accuracy"."""
-    return {"top5": "top-5"}.get(name := monitor.removeprefix("val_").removesuffix("_accuracy"), name)
+    """Returns the column of what chooses the best epoch: "balanced" for "val_balanced_accuracy"."""
+    return {"val_balanced_accuracy": "balanced", "val_top5_accuracy": "top-5"}.get(monitor, monitor)
 
 
 def epochs_text(epochs: int | None) -> str:

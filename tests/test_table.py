@@ -161,6 +161,10 @@ def test_balanced_and_final_accuracies_are_means_over_the_runs_too(tmp_path):
     assert "balanced" not in table1(table)
     write_run(tmp_path / "b", "bagnet9", val_balanced_accuracy=0.2, config={"monitor": "val_balanced_accuracy"})
     assert table1(read_table(tmp_path))["balanced"] == ["0.2000", "0.3500 ± 0.0707"]
+    write_run(tmp_path / "c", "bagnet17", val_f1=0.6, config={"monitor": "val_f1"})
+    table = read_table(tmp_path)
+    assert table1(table)["val_f1"] == ["", "", "0.6000"]
+    assert [record["val_f1"] for record in csv.DictReader(csv_text(table).splitlines())] == ["", "", "0.6"]
 
 
 def test_a_run_without_its_config_is_not_compared(tmp_path):

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from bagnet_lightning.names import clipped, model_name, optimizer_name
+from bagnet_lightning.names import clipped, model_name, monitor_name, optimizer_name
 from bagnet_lightning.reporting.related import RelatedLine
-from bagnet_lightning.reporting.seeds import deviation, mean
+from bagnet_lightning.reporting.seeds import deviation, mean, values
 from bagnet_lightning.reporting.settings import short
 from bagnet_lightning.reporting.table import Line, Table
 
@@ -16,7 +16,12 @@ def table1(table: Table) -> dict[str, list[str]]:
     """Returns all columns of the networks."""
     lines = table.lines
     paper = [_paper(line) for line in lines]
-    balanced = {"balanced": [_mean_and_deviation(mean(line.balanced), deviation(line.balanced)) for line in lines]}
+    chosen_by = {
+        monitor_name(monitor): [
+            _mean_and_deviation(mean(found := values(line.runs, monitor)), deviation(found)) for line in lines
+        ]
+        for monitor in table.monitors
+    }
     comparison = {"paper": paper, "difference": [cell(line.difference, "+.4f") for line in lines]}
     return {
         "row": [cell(line.row) for line in lines],
@@ -26,7 +31,7 @@ def table1(table: Table) -> dict[str, list[str]]:
         "epochs": [cell(line.epochs) for line in lines],
         **{name: [one_cell(cell(line.settings[name])) for line in lines] for name in table.settings},
         "accuracy": [_accuracy_and_n(line) for line in lines],
-        **(balanced if chosen_by_balanced(table) else {}),
+        **chosen_by,
         **(comparison if any(line.paper for line in lines) else {}),
         "top-5": [cell(line.top5, ".4f") for line in lines],
         "parameters": [cell(line.parameters, ",.0f") for line in lines],
@@ -34,11 +39,6 @@ def table1(table: Table) -> dict[str, list[str]]:
         "train time": [duration(line.train_seconds) for line in lines],
         "status": [line.status for line in lines],
     }
-
-
-def chosen_by_balanced(table: Table) -> bool:
-    """Whether the best epoch of any network is that of the highest balanced accuracy."""
-    return any(run["config"].get("monitor") == "val_balanced_accuracy" for line in table.lines for run in line.runs)
 
 
 def table1_short(table: Table) -> dict[str, list[str]]:

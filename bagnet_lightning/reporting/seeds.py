@@ -64,8 +64,8 @@ def over_seeds(runs: list[dict]) -> dict:
 
 
 def values(runs: Iterable[dict], name: str) -> list[float]:
-    """Returns the known values of a field of result.json."""
-    return [run[name] for run in runs if run.get(name) is not None]
+    """Returns the known values of a field of result.json, which is a number."""
+    return [run[name] for run in runs if isinstance(run.get(name), (int, float))]
 
 
 def distinct(runs: Iterable[dict], name: str) -> list:

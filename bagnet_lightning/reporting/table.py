@@ -34,7 +34,6 @@ class Line(SeedsLine):
     paper: PaperRow | None
     not_comparable: list[str]
     images_per_second: float | None
-    balanced: list[float]  # accuracies with each class counting the same, of the runs that have one
 
     @property
     def name(self) -> str:
@@ -70,6 +69,12 @@ class Table:
     settings: list[str]
     related: list[RelatedLine]
     pretrainings: list[dict]
+
+    @property
+    def monitors(self) -> list[str]:
+        """What chose the best epochs of networks, besides the accuracies that every table has."""
+        used = {str(run["config"].get("monitor")): None for line in self.lines for run in line.runs}
+        return [name for name in used if name not in ("None", "val_accuracy", "val_top5_accuracy")]
 
     @property
     def runs(self) -> list[dict]:
@@ -123,7 +128,6 @@ def _line(runs: list[dict], settings: list[str]) -> Line:
         paper=paper,
         not_comparable=list(dict.fromkeys(reasons)),
         images_per_second=mean(values(runs, "images_per_second")),
-        balanced=values(runs, "val_balanced_accuracy"),
     )
 
 

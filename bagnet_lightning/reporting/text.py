@@ -99,6 +99,7 @@ def related_csv_text(table: Table) -> str:
 
 
 def _record(line: Line, table: Table) -> dict:
+    own = [name for name in table.monitors if name != "val_balanced_accuracy"]
     return {
         "row": line.row,
         "model": line.model,
@@ -114,8 +115,9 @@ def _record(line: Line, table: Table) -> dict:
         "difference": line.difference,
         "not_comparable": "; ".join(line.not_comparable),
         "top5_accuracy": line.top5,
-        **_mean_and_std("balanced_accuracy", line.balanced),
+        **_mean_and_std("balanced_accuracy", values(line.runs, "val_balanced_accuracy")),
         **_mean_and_std("final_accuracy", values(line.runs, "final_val_accuracy")),
+        **{key: value for name in own for key, value in _mean_and_std(name, values(line.runs, name)).items()},
         "parameters": line.parameters,
         "images_per_second": line.images_per_second,
         "train_seconds": line.train_seconds,

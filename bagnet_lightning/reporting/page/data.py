@@ -13,6 +13,7 @@ from bagnet_lightning.reporting.notes import notes
 from bagnet_lightning.reporting.page.neighbours import distinguished, neighbours
 from bagnet_lightning.reporting.page.rows import pretraining_rows, related_rows, rows_of, run_name
 from bagnet_lightning.reporting.page.runs import common_config, describe
+from bagnet_lightning.reporting.seeds import values
 from bagnet_lightning.reporting.settings import differing_settings, short
 from bagnet_lightning.reporting.table import Table
 from bagnet_lightning.results import finite, read_jobs
@@ -134,7 +135,8 @@ def _gallery(tables: list[Table], prefixes: list[str]) -> tuple[dict | None, str
         return None, "No BagNet has finished yet."
     monitors = {run["config"].get("monitor") for run, *_ in finished}
     monitor = monitors.pop() if len(monitors) == 1 else None  # else only accuracy compares them
-    run, prefix, table = max(finished, key=lambda found: found[0].get(monitor) or found[0]["best_val_accuracy"])
+    best = max(finished, key=lambda found: [*values(found[:1], monitor), found[0]["best_val_accuracy"]][0])
+    run, prefix, table = best
     name, checkpoint = prefix + run_name(run, table), run["folder"] / "best.ckpt"
     try:
         predictions = read_predictions(run["folder"])

@@ -4,9 +4,9 @@ from itertools import zip_longest
 from math import isfinite
 
 from bagnet_lightning.config import leaves
-from bagnet_lightning.names import clipped, model_name, optimizer_name
-from bagnet_lightning.reporting.columns import backbone, chosen_by_balanced, explains, without_keypoints
-from bagnet_lightning.reporting.seeds import mean
+from bagnet_lightning.names import clipped, model_name, monitor_name, optimizer_name
+from bagnet_lightning.reporting.columns import backbone, explains, without_keypoints
+from bagnet_lightning.reporting.seeds import mean, values
 from bagnet_lightning.reporting.table import Line, Table
 
 
@@ -132,7 +132,7 @@ def _entry(line: Line, table: Table, prefix: str) -> dict:
         "std": line.std,
         "n": len(line.runs) if line.accuracy is not None else None,
         "difference": line.difference,
-        "balanced": mean(line.balanced) if chosen_by_balanced(table) else None,
+        "chosenBy": {monitor_name(monitor): mean(values(line.runs, monitor)) for monitor in table.monitors},
         "top5": line.top5,
         "parameters": line.parameters,
         "speed": line.images_per_second,

@@ -40,8 +40,8 @@ function columns(data) {
     if (any(entry => known(entry.std))) list.push(
       { group, name: "±", title: "standard deviation over seeds or folds", of: of("std"), show: share },
       { group, name: "n", title: "runs that differ only in their seed or fold", of: of("n") });
-    if (any(entry => known(entry.balanced))) list.push(
-      { group, name: "balanced", title: "accuracy with each class counting the same, by which a best epoch was chosen", of: of("balanced"), show: share });
+    for (const name of chosenBy(data, i)) list.push(
+      { group, name, title: "by which a best epoch was chosen", of: row => row.entries[i]?.chosenBy[name], show: share });
     if (compared && !several) list.push(paper);
     if (any(entry => known(entry.difference)))
       list.push({ group, name: several ? "− paper" : "difference", of: of("difference"), show: signed, direction: true });
@@ -55,6 +55,12 @@ function columns(data) {
   if (data.sweeps.length === 2) list.push({ name: "2nd − 1st", title: `${data.sweeps[1].name} less ${data.sweeps[0].name}`, show: signed, direction: true,
     of: ({ entries: [a, b] }) => known(a?.accuracy) && known(b?.accuracy) ? b.accuracy - a.accuracy : null });
   return list;
+}
+
+// What chose best epochs of a sweep, beside the accuracy.
+function chosenBy(data, sweep) {
+  const entry = data.rows.map(row => row.entries[sweep]).find(known);
+  return entry ? Object.keys(entry.chosenBy) : [];
 }
 
 // The number of epochs, if it is the same everywhere: then it needs no column.
