@@ -87,6 +87,7 @@ RULES: dict[str, Rule] = {
         "a folder's name of letters, digits and _.+- (it is data.name unless you say another)",
     ),
     "label_smoothing": number(0, 1),
+    "class_weights": one_of("balanced", None),
     "patch_loss": number(0, 1),
     "monitor": (
         lambda value: isinstance(value, str) and re.fullmatch(r"val_(?!loss$)\w+", value) is not None,

@@ -35,7 +35,7 @@ def test_help_tells_how_to_call_it_and_its_keys_on_one_screen(command):
     assert "Hydra" not in help_text
     own = [key for key in config if key not in ("hydra", "data", "model", "optim", "scheduler", "trainer", "logger")]
     told = {key for key in own if re.search(rf"^{key}:", help_text, re.M)}
-    untold = {"recipe", "workspace", "pretrained_sha256", "image_files"}
+    untold = {"recipe", "workspace", "pretrained_sha256", "image_files", "batches", "bagnet"}
     untold |= {"seed"} if command in ("prepare", "doctor") else set()  # where none is used
     assert set(own) - told <= untold
     defaults = {group: choice for group, choice in config.hydra.runtime.choices.items() if "/" not in group and choice}

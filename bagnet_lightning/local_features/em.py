@@ -53,7 +53,7 @@ def fine_tuned(config: DictConfig, folder: Path) -> tuple[list[dict], float]:
         raise UserError("EM trains on one device; leave em.trainer.devices and em.trainer.num_nodes at 1")
     run_config = {
         **{key: em[key] for key in TRAINING_KEYS},
-        **{"loss": {}, "patch_loss": 0.0},  # EM replaces the loss
+        **{"loss": {}, "class_weights": None, "patch_loss": 0.0},  # EM replaces the loss
         "weight_average": None,
         "monitor": "val_accuracy",
         "callbacks": {},

@@ -61,7 +61,7 @@ def fit(
         "mean": data.mean,
         "std": data.std,
     }
-    classifier = Classifier(network, **schedule(config), **loss_settings(config), about=about)
+    classifier = Classifier(network, **schedule(config), **loss_settings(config, data.train_images.labels), about=about)
     own_callbacks = instantiate([*config.callbacks.values()], _convert_="all")
     best_epoch = [BestPredictions(folder, config.monitor), BestCheckpoint(folder, config.monitor)]
     callbacks = [*best_epoch, *own_callbacks, *added_callbacks]
@@ -102,13 +102,22 @@ def adapt(
     return notes
 
 
-def loss_settings(config: DictConfig) -> dict:
-    """Returns Classifier's arguments from the keys loss, label_smoothing and patch_loss of the configuration."""
+def loss_settings(config: DictConfig, labels: Tensor) -> dict:
+    """Returns Classifier's arguments from the keys that config.yaml has about the loss.
+
+    labels: (N,), of the train images.
+    """
     if config.loss:
+        if config.class_weights:
+            raise UserError("class_weights is of cross-entropy, not of a loss of your own: leave one of them out")
         if "_target_" not in config.loss:
             raise UserError("loss: which function or class? add +loss._target_=MODULE.NAME")
         criterion = instantiate(config.loss, _partial_=True)  # a function with its settings, or the class of a module
         criterion = criterion() if isinstance(criterion.func, type) else criterion
+    elif config.class_weights == "balanced":
+        counts = labels.bincount()
+        weights = len(labels) / (len(counts) * counts)  # as scikit-learn's
+        criterion = nn.CrossEntropyLoss(weights, label_smoothing=config.label_smoothing)
     else:
         criterion = partial(F.cross_entropy, label_smoothing=config.label_smoothing)
     return {"criterion": criterion, "patch_loss": config.patch_loss}
