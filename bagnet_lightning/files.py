@@ -21,6 +21,7 @@ from bagnet_lightning.errors import UserError
 log = logging.getLogger(__name__)
 LEFT_OVER = ".bagnet-partial"  # the suffix of temporary folders
 LOCK = ".bagnet-lock"
+OF_DISKS = ("lost+found", "System Volume Information", "$RECYCLE.BIN")  # folders that hold nothing of the user's
 Made = TypeVar("Made")
 
 
@@ -79,7 +80,7 @@ def sha256_of(path: Path) -> str:
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yields each folder in and below `folder` with the names of its files; none hidden.
+    """Yields each folder in and below `folder` with the names of its files; none hidden, none of OF_DISKS.
 
     Follows links, but enters each folder once. Raises OSError for a folder that cannot be read.
     """
@@ -94,7 +95,7 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
             folders.clear()
             continue
         entered.add(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in OF_DISKS)
         yield parent, [name for name in names if not name.startswith(".")]
 
 

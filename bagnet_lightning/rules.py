@@ -132,8 +132,8 @@ RULES: dict[str, Rule] = {
     "scheduler.eta_min": number(0),
     "scheduler.max_lr": number(0, above=True),
     "scheduler.pct_start": (
-        lambda value: number(0, 1, above=True)[0](value) and value < 1,
-        "a share above 0 and below 1",
+        lambda value: isinstance(value, float) and 0 <= value < 1,
+        "a share from 0.0 to below 1",
     ),
     "splits": one_of("train", "train+test"),
     "tiles.size": whole(9),

@@ -206,7 +206,7 @@ def test_a_dry_run_prints_the_jobs_and_makes_nothing(command, tmp_path):
         (["+trainer.val_check_interval=0.5"], "trainer.val_check_interval cannot be set here"),
         (["+trainer.max_steps=11"], "trainer.max_steps cannot be set here"),
         (["batches.batch_size=7"], "batches.batch_size is for recipes; ask for data.batch_size"),
-        (["scheduler=onecycle", "scheduler.pct_start=1.0"], "a share above 0 and below 1"),
+        (["scheduler=onecycle", "scheduler.pct_start=1.0"], "a share from 0.0 to below 1"),
         (["epochs=3"], "did you mean trainer.max_epochs?"),
         (["+epochs=3"], "there is no key epochs"),
         (["-m", "+seeds=0,1"], "there is no key seeds"),
@@ -226,6 +226,17 @@ def test_a_dry_run_prints_the_jobs_and_makes_nothing(command, tmp_path):
 def test_wrong_arguments_are_refused_in_one_line_before_anything_is_made(command, tmp_path, arguments, words):
     assert words in one_line(command("train", *arguments))
     assert not any(tmp_path.iterdir())
+
+
+def test_a_configuration_of_the_users_own_is_checked_as_ours(command, tmp_path):
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my/mine.yaml").write_text("defaults: [config, _self_]\nlabel_smoothing: 0.2\n")
+    asked = ["--config-dir", "my", "--config-name", "mine", "data=textures", "dry_run=true"]
+    assert (
+        command("train", *asked).stdout
+        == "[1/1] multirun_outputs/textures/textures: to do, with the whole device, one after the other\n"
+    )
+    assert "there is no key epochs" in one_line(command("train", *asked, "+epochs=3"))
 
 
 def test_help_and_wrong_arguments_need_no_torch(command, tmp_path):

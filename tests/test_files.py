@@ -116,3 +116,5 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "scandir", refused)
     with pytest.raises(PermissionError):
         list(walk(tmp_path))
+    (tmp_path / "shut").rename(tmp_path / "lost+found")  # of the disk, and nobody's images
+    assert [folder for folder, _ in walk(tmp_path)] == [str(tmp_path)]

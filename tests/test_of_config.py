@@ -66,7 +66,9 @@ def test_the_runs_own_source_named_again_keeps_its_other_keys_but_not_a_place_th
     asked = composed().data
     assert data_of_run(run, asked).root == asked.root
     run["data"]["root"] = str(tmp_path)
-    assert data_of_run(run, asked).root == str(tmp_path)
+    assert data_of_run(run, composed("data.root=/of/another/machine").data).root == str(tmp_path)
+    (tmp_path / "b").mkdir()
+    assert data_of_run(run, composed(f"data.root={tmp_path}/b").data).root == f"{tmp_path}/b"
 
 
 def test_another_folder_of_images_has_a_choice_of_its_own(monkeypatch):

@@ -186,7 +186,10 @@ def _entries(folder: Path) -> list[os.DirEntry]:
 
 def _fingerprint(root: Path, names: list[str], image_size: int) -> str:
     """Returns a hex digest of the names, sizes and modification times of the image files, and of image_size."""
-    digest = hashlib.sha256(f"{image_size} labelled test".encode())  # stands for how labels are read from the folders
+    read = "labelled test"  # stands for how labels are read from the folders, and pixels from files
+    if any(name.lower().endswith((".tif", ".tiff")) for name in names):
+        read += ", white is 0"
+    digest = hashlib.sha256(f"{image_size} {read}".encode())
     for name in names:
         status = os.stat(f"{root}/{name}")
         digest.update(os.fsencode(f"{name}\t{status.st_size}\t{status.st_mtime_ns}\n"))

@@ -69,9 +69,10 @@ def data_of_run(run: dict, requested: DictConfig | None) -> ImageData:
 def _of_run(data: dict, config: DictConfig) -> list[str]:
     """Returns the keys of a run's `data` that its images are found by, unless an argument of the command says another.
 
-    Not the places of files on the machine where it was trained, if they are not here.
+    Not the places of files on the machine where it was trained, if they are not here or the source has its own.
     """
-    elsewhere = {"cache", *(() if Path(str(data.get("root"))).exists() else ("root",))}
+    own, asked = (Path(str(keys.get("root"))).exists() for keys in (data, config))
+    elsewhere = {"cache", *(() if own and not asked else ("root",))}
     known = [key for key in data if key in config or key in CHOICE]
     return [key for key in known if key not in elsewhere and not is_argument(f"data.{key}")]
 

@@ -122,13 +122,15 @@ class Sweep(Callback):
 def _check(config: DictConfig, sweep: bool = False, launcher: ParallelLauncher | None = None) -> None:
     try:
         check(without_hydra(config))
-        known = {*OmegaConf.load(CONF / f"{config.hydra.job.config_name}.yaml"), *config.hydra.runtime.choices}
+        ours = CONF / f"{config.hydra.job.config_name}.yaml"
+        ours = ours if ours.exists() else CONF / "config.yaml"  # --config-name of one's own
+        known = {*OmegaConf.load(ours), *config.hydra.runtime.choices}
         for override in config.hydra.overrides.task:
             key = override.lstrip("+").partition("=")[0]
             if override.startswith("+") and not {key, key.partition(".")[0]} & known:
                 raise UserError(f"there is no key {key}: nothing would read it; --help lists those that there are")
             for recipes, group in (("batches.", "data."), ("bagnet.", "model.")):
-                if key.startswith(recipes):
+                if key.startswith(recipes) and not (sweep and recipes == "bagnet."):  # with networks that lack it
                     raise UserError(f"{key} is for recipes; ask for {key.replace(recipes, group, 1)}")
         if kind(config) != "related" and not OmegaConf.is_dict(config.get("checkpoint")):
             raise UserError(

@@ -138,6 +138,7 @@ class Learner(LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.totals_epoch, self.rate = checkpoint["epoch_so_far"]["epoch"], checkpoint["epoch_so_far"]["rate"]
-        self.random, self.stopped_early = checkpoint["random"], checkpoint["should_stop"]
+        # Missing in checkpoints of earlier versions, whose runs go on as well.
+        self.random, self.stopped_early = checkpoint.get("random"), checkpoint.get("should_stop", False)
         if self.trainer.is_global_zero:  # it continues from the sum over all ranks
             self.train_totals = checkpoint["epoch_so_far"]["totals"]
