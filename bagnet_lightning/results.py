@@ -193,7 +193,7 @@ def _parse_result(text: str) -> tuple[str | None, dict]:
     if (found := result.get("format", FORMAT)) != FORMAT:
         return f"result.json has format {found}, this version reads format {FORMAT}; update bagnet_lightning", {}
     wrong = [name for name, types in _FIELD_TYPES.items() if name in result and not isinstance(result[name], types)]
-    wrong += [name for name in _NUMBERS if isinstance(result.get(name), int) and abs(result[name]) > 2**63]
+    wrong += [name for name, value in result.items() if isinstance(value, int) and abs(value) > 2**63]
     if not wrong and not all(isinstance(override, str) for override in result.get("overrides") or ()):
         wrong = ["overrides"]
     missing = [name for name in ("model", "optimizer", "status") if name not in result]

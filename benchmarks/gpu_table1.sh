@@ -261,11 +261,12 @@ step() { # NAME[:SECONDS]: runs it in a process of its own within its limit, unl
     timeout --signal=TERM --kill-after=30 $((left - 15 < limit ? left - 15 : limit)) \
         "$BASH" "$REPOSITORY/benchmarks/gpu_table1.sh" --inside "$name" >>"$RESULTS/$name.log" 2>&1 &
     running=$!
+    [ -z "$ending" ] || kill -TERM "$running"
     wait "$running" || code=$?
-    if [ -n "$ending" ]; then # a signal has ended the first wait
+    while kill -0 "$running" 2>/dev/null; do # a signal has ended the wait
         code=0
         wait "$running" || code=$?
-    fi
+    done
     echo "$([ $code = 0 ] && echo done || echo "failed, exit code $code"), $((SECONDS - started)) s" |
         sed 's/^done,/done /' >"$RESULTS/$name.state"
     cat "$RESULTS/$name.state"

@@ -89,6 +89,7 @@ def test_an_unfinished_run_has_the_names_that_its_result_will_have(tmp_path):
         (json.dumps(RESULT | {"overrides": 1}), "overrides"),
         (json.dumps(RESULT | {"devices": "two"}), "devices"),
         (json.dumps(RESULT | {"train_seconds": 10**400}), "train_seconds"),
+        (json.dumps(RESULT | {"val_f1": 10**400}), "val_f1"),
         ("[" * 200_000, "cut or damaged"),
     ],
 )

@@ -37,10 +37,12 @@ def test_a_line_has_all_of_a_runs_time_and_what_is_left_by_the_runs_that_were_no
     ended(sweep, **finished, skipped=True)
     ended(sweep, **finished, feature_seconds=90)
     ended(sweep, "val_balanced_accuracy", **finished, val_balanced_accuracy=0.25)
+    ended(sweep, "val_f1", **finished, val_f1=None)  # it was nan
     assert stream.getvalue().splitlines() == [
         "[1/4] bagnet9 sgd: 0.5000 in 20 s, skipped: finished before; 3 left",
         "[2/4] bagnet9 sgd: 0.5000 in 110 s; 2 left, about 4 min",
         "[3/4] bagnet9 sgd: 0.5000 (balanced 0.2500) in 20 s; 1 left, about 1 min",
+        "[4/4] bagnet9 sgd: 0.5000 in 20 s",
     ]
 
 

@@ -227,14 +227,11 @@ class ImageData(LightningDataModule, ABC):
         config: of the network's run, with the trainings before it, if it started from weights (checkpoint.trainings).
         classes: the identifiers of its classes; none for a backbone.
         """
-        for training in config.get("seen", []):
-            self._check_unseen(training, training["classes"])
-        self._check_unseen(config, classes)
+        for training in [*config.get("seen", []), {**config, "classes": classes}] if self.holdout else ():
+            self._check_unseen(training)
 
-    def _check_unseen(self, config: dict, classes: list[str]) -> None:
-        if not self.holdout:
-            return
-        run = config["data"]
+    def _check_unseen(self, config: dict) -> None:
+        run, classes = config["data"], config["classes"]
         same_name, same_size = run.get("name") == self.name, config["image_size"] == self.store.side
         equal = same_size and config["train_digest"] == self.store.digests["train"]  # digests are of resized pixels
         same_root = Path(str(run.get("root"))).resolve() == Path(str(getattr(self, "root", None))).resolve()

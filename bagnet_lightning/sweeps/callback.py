@@ -187,7 +187,7 @@ def _line(
             outcome = f"loss {result['loss']:.4f}, {result['val_triplet_accuracy']:.1%} of held-out neighbours nearer"
         else:
             outcome = f"{result['best_val_accuracy']:.4f}"
-            if monitor != "val_accuracy" and monitor in result:
+            if monitor != "val_accuracy" and result.get(monitor) is not None:
                 outcome += f" ({monitor_name(monitor)} {result[monitor]:.4f})"
         outcome += f" in {seconds:.0f} s"
         outcome += ", skipped: finished before" if result.get("skipped") else ""

@@ -34,6 +34,13 @@ class BestPredictions(Callback):
         if self.monitor not in trainer.callback_metrics:
             raise UserError(f"monitor={self.monitor}: no callback has logged it by the end of a validation")
         value = comparable(trainer.callback_metrics[self.monitor].item())
+        if trainer.world_size > 1:
+            values = [None] * trainer.world_size
+            torch.distributed.all_gather_object(values, value)
+            if len({*values}) > 1:  # each rank would choose its own epoch
+                raise UserError(
+                    f"monitor={self.monitor}: the ranks have logged different values; log it with sync_dist"
+                )
         if self.best is not None and value <= self.best:
             return
         self.best = value
