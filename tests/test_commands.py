@@ -228,6 +228,13 @@ def test_wrong_arguments_are_refused_in_one_line_before_anything_is_made(command
     assert not any(tmp_path.iterdir())
 
 
+def test_what_bagnets_alone_have_is_set_for_them_in_a_sweep_of_others_too(command):
+    asked = ["data=textures", "bagnet.stem_momentum=0.1", "dry_run=true"]
+    assert "ask for model.stem_momentum" in one_line(command("train", "model=bagnet9", *asked))
+    planned = command("train", "-m", "model=bagnet9,resnet18", *asked).stdout.splitlines()
+    assert [line.partition("]")[0] for line in planned] == ["[1/2", "[2/2"]
+
+
 def test_a_configuration_of_the_users_own_is_checked_as_ours(command, tmp_path):
     (tmp_path / "my").mkdir()
     (tmp_path / "my/mine.yaml").write_text("defaults: [config, _self_]\nlabel_smoothing: 0.2\n")
