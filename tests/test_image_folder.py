@@ -1,3 +1,4 @@
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -131,6 +132,27 @@ def test_every_size_has_its_own_store_and_the_cache_may_be_elsewhere(root, tmp_p
     one, two = sorted(path.name for path in (tmp_path / "cache").iterdir())
     assert re.fullmatch(r"zoo-[0-9a-f]{8}-8\.store", one)
     assert one[-8:] == two[-8:]
+
+
+def test_tiffs_that_were_packed_as_negatives_are_packed_anew(root, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(image_folder, "_fingerprint", _earlier_fingerprint)
+        open_store(root)
+    packed = root / ".bagnet_store-8"
+    before = packed.stat().st_ino
+    open_store(root)
+    assert packed.stat().st_ino != before
+    again = packed.stat().st_ino
+    open_store(root)
+    assert packed.stat().st_ino == again
+
+
+def _earlier_fingerprint(root: Path, names: list[str], size: int) -> str:
+    digest = hashlib.sha256(f"{size} labelled test".encode())
+    for name in names:
+        status = (root / name).stat()
+        digest.update(os.fsencode(f"{name}\t{status.st_size}\t{status.st_mtime_ns}\n"))
+    return digest.hexdigest()
 
 
 def empty_folder(folder: Path) -> None:

@@ -98,7 +98,7 @@ class Data(SimpleNamespace):
 
     group = None
     store = SimpleNamespace(side=33)  # px; not of the network's images, so that names tell whether they are the same
-    check_unseen, _check_unseen = ImageData.check_unseen, ImageData._check_unseen
+    check_unseen = ImageData.check_unseen
 
 
 def test_a_backbone_tells_what_it_has_not_seen(checkpoint, tmp_path):

@@ -227,32 +227,32 @@ class ImageData(LightningDataModule, ABC):
         config: of the network's run, with the trainings before it, if it started from weights (checkpoint.trainings).
         classes: the identifiers of its classes; none for a backbone.
         """
-        for training in [*config.get("seen", []), {**config, "classes": classes}] if self.holdout else ():
-            self._check_unseen(training)
-
-    def _check_unseen(self, config: dict) -> None:
-        run, classes = config["data"], config["classes"]
-        same_name, same_size = run.get("name") == self.name, config["image_size"] == self.store.side
-        equal = same_size and config["train_digest"] == self.store.digests["train"]  # digests are of resized pixels
-        same_root = Path(str(run.get("root"))).resolve() == Path(str(getattr(self, "root", None))).resolve()
-        if same_name and same_root and same_size and not equal:
-            raise UserError(
-                f"data.holdout={self.holdout}: the train images of {self.name} are not those of the checkpoint's run "
-                "any more: which of them its network has seen cannot be told; restore them, or measure on val "
-                "(data.holdout=0)"
-            )
-        same_images = equal or ((same_name or (same_root and "root" in run)) and not same_size)
-        # Other classes change which images are held out.
-        same_classes = classes == self.class_ids if classes else run.get("classes") == self.classes
-        same_share = (run.get("holdout"), run.get("fold", 0), run.get("group")) == (self.holdout, self.fold, self.group)
-        if same_images and not (same_classes and same_share):
-            held_out = f"{run.get('holdout') or 'nothing'}{'' if same_classes else ' of other classes'}"
-            fold = f", fold {run.get('fold', 0)}" if run.get("fold", 0) != self.fold else ""
-            raise UserError(
-                f"data.holdout={self.holdout}: the checkpoint's run held out {held_out}{fold}, and its network has "
-                "seen these images; train one with the same data.holdout, data.fold, data.group and data.classes, or "
-                "measure on val (data.holdout=0)"
-            )
+        if not self.holdout:
+            return
+        for training in [*config.get("seen", []), {**config, "classes": classes}]:
+            run, known = training["data"], training["classes"]
+            same_name, same_size = run.get("name") == self.name, training["image_size"] == self.store.side
+            # Digests are of resized pixels.
+            equal = same_size and training["train_digest"] == self.store.digests["train"]
+            same_root = Path(str(run.get("root"))).resolve() == Path(str(getattr(self, "root", None))).resolve()
+            if same_name and same_root and same_size and not equal:
+                raise UserError(
+                    f"data.holdout={self.holdout}: the train images of {self.name} are not those of the checkpoint's "
+                    "run any more: which of them its network has seen cannot be told; restore them, or measure on val "
+                    "(data.holdout=0)"
+                )
+            same_images = equal or ((same_name or (same_root and "root" in run)) and not same_size)
+            # Other classes change which images are held out.
+            same_classes = known == self.class_ids if known else run.get("classes") == self.classes
+            share = run.get("holdout"), run.get("fold", 0), run.get("group")
+            if same_images and not (same_classes and share == (self.holdout, self.fold, self.group)):
+                held_out = f"{run.get('holdout') or 'nothing'}{'' if same_classes else ' of other classes'}"
+                fold = f", fold {run.get('fold', 0)}" if run.get("fold", 0) != self.fold else ""
+                raise UserError(
+                    f"data.holdout={self.holdout}: the checkpoint's run held out {held_out}{fold}, and its network has "
+                    "seen these images; train one with the same data.holdout, data.fold, data.group and data.classes, "
+                    "or measure on val (data.holdout=0)"
+                )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Converts uint8 (B, H, W, 3) to normalised float (B, 3, H, W) on the batch's device, augmented in training."""
