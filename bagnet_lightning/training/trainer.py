@@ -43,7 +43,7 @@ EXPECTED_WARNINGS = (
     "You're resuming from a checkpoint that ended before the epoch ended",  # ShuffledBatches continues where it stopped
     "The '.*_dataloader' does not have many workers",  # gathering from the store does not need them
     "Grad strides do not match bucket view strides",  # strides of 1x1 kernels have no meaning
-    "It is recommended to use `self.log.*sync_dist=True",  # logged values are of all ranks already
+    "It is recommended to use `self.log.*sync_dist=True",  # what we log is of all ranks; of callbacks docs tell
     "The number of training batches .* is smaller than the logging interval",  # of steps, which are not logged
     ".*treespec, LeafSpec.* is deprecated",
     "You have overridden `.*transfer_batch_to_device` .* but have passed in a `LightningDataModule`",
