@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -58,9 +59,9 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict:
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist; a run leaves best.ckpt in its folder") from None
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"checkpoint {path} is refused: it holds more than tensors and plain types, or is of another kind"
-        ) from error
+        found = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))  # how torch names what it refuses
+        held = f" ({found[1]})" if found else ", or is of another kind"
+        raise UserError(f"checkpoint {path} is refused: it holds more than tensors and plain types{held}") from error
     except Exception as error:  # torch raises various exceptions for other files
         reason, *_ = in_one_line(error).split(". ")  # torch's message goes on with possible causes
         raise UserError(f"checkpoint {path} cannot be read: {reason}") from error
@@ -194,12 +195,18 @@ def read_metadata(path: str | Path) -> object:
 def read_network(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
     """Returns the fields of Trained but the network, and its weights. Raises NotOurs for another program's file."""
     path = weights_file(path)
-    about, weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_run(path)
-    if missing := {"image_size", "train_digest"} - about["config"].keys():
-        raise UserError(
-            f"checkpoint {path} was written by an earlier version of bagnet_lightning, without {min(missing)}: use "
-            "that version, or train the network again"
-        )
+    try:
+        about, weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_run(path)
+        if missing := {"image_size", "train_digest"} - about["config"].keys():
+            raise UserError(
+                f"checkpoint {path} was written by an earlier version of bagnet_lightning, without {min(missing)}: "
+                "use that version, or train the network again"
+            )
+        for training in trainings(about):
+            if {"classes", "image_size", "train_digest"} - training.keys() or not isinstance(training["data"], dict):
+                raise KeyError("seen")
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"checkpoint {path} is not whole: {in_one_line(error)}") from error
     return about, weights
 
 

@@ -73,6 +73,9 @@ def test_the_jobs_of_such_a_sweeper_are_not_known_before():
     }
     config = OmegaConf.create({**plain(composed()), "hydra": hydra})
     sweep.on_multirun_start(config)
+    trial = OmegaConf.merge(config, {"optim": {"lr": -1}})
+    with pytest.raises(SystemExit, match=r"optim\.lr=-1: optim\.lr must be"):
+        sweep.on_job_start(trial)
     ended(sweep, status="finished", best_val_accuracy=0.5, train_seconds=20)
     assert stream.getvalue() == "[1/?] bagnet9 sgd: 0.5000 in 20 s\n"
     config.dry_run = True

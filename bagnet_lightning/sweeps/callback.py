@@ -61,7 +61,7 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs) -> None:
         self.shared = set(config.hydra.overrides.task)
-        if config.hydra.sweeper._target_ != f"{BasicSweeper.__module__}.{BasicSweeper.__name__}":
+        if not _lists_jobs(config):
             if config.dry_run:
                 sys.exit("error: dry_run=true: this hydra/sweeper chooses its jobs one after the other")
             self.total = None
@@ -87,6 +87,10 @@ class Sweep(Callback):
         note_jobs(Path(config.hydra.sweep.dir), jobs_of_sweep)
         self.total = len(jobs)
         self.shared = set(jobs_of_sweep.popitem()[1]).intersection(*jobs_of_sweep.values())
+
+    def on_job_start(self, config: DictConfig, **kwargs) -> None:
+        if not _lists_jobs(config):
+            _check(config, sweep=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs) -> None:
         result = job_return._return_value
@@ -117,6 +121,11 @@ class Sweep(Callback):
             sys.exit(1)
         if any(result["status"] != "finished" for result in self.results):
             sys.exit(1)
+
+
+def _lists_jobs(config: DictConfig) -> bool:
+    """Whether all jobs of a sweep are known before the first one, as they are by Hydra's own sweeper."""
+    return config.hydra.sweeper._target_ == f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 
 
 def _check(config: DictConfig, sweep: bool = False, launcher: ParallelLauncher | None = None) -> None:
