@@ -63,13 +63,21 @@ def class_indices(classes: Sequence[str], class_names: Sequence[str]) -> dict[st
 
 
 def find_class(requested: str, classes: Sequence[str], class_names: Sequence[str], what: object) -> int:
-    """Returns the index of the class with this identifier, or else with this name. Raises UserError about `what`."""
-    indices = class_indices(classes, class_names)
-    if requested in indices:
-        return indices[requested]
-    if requested in class_names:
-        raise UserError(f"{what}: {requested!r} is the name of several classes; give the identifier")
-    raise UserError(f"{what}: there is no class {requested!r}; nearest: {', '.join(nearest(requested, indices))}")
+    """Returns the index of the class with this identifier, or else with this name; if none, in other capitals.
+
+    Raises UserError about `what` if there is no such class, with the nearest ones, or more than one.
+    """
+    for spelling in (str, str.casefold):
+        for known in (classes, class_names):
+            found = [index for index, name in enumerate(known) if spelling(name) == spelling(requested)]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                candidates = ", ".join(f"{classes[index]} ({class_names[index]})" for index in found)
+                raise UserError(f"{what}: {requested!r} may be any of {candidates}; give the identifier")
+    names = {name.casefold(): name for name in [*classes, *class_names]}
+    close = ", ".join(names[name] for name in nearest(requested.casefold(), names))
+    raise UserError(f"{what}: there is no class {requested!r}; nearest: {close}")
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:

@@ -180,4 +180,4 @@ def test_mistakes_are_said_before_anything_is_made(checkpoints, photo, tmp_path)
 
 def test_a_mistake_is_one_line(command, checkpoints):
     refused = command("explain", f"checkpoint={checkpoints['bagnet9']}", "images=x", "class=trilobit")
-    assert "class=trilobit: the checkpoint knows no such class; nearest: trilobite" in one_line(refused)
+    assert "class=trilobit: there is no class 'trilobit'; nearest: trilobite" in one_line(refused)

@@ -15,7 +15,7 @@ from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import dense_evidence
 from bagnet_lightning.explanation.drawing import draw, exact_limit
-from bagnet_lightning.explanation.inputs import Picture, find_class, pictures_of_files
+from bagnet_lightning.explanation.inputs import Picture, pictures_of_files
 from bagnet_lightning.explanation.maps import Explanation, explain, load_model, strongest
 from bagnet_lightning.explanation.networks import Networks
 from bagnet_lightning.explanation.page import Page
@@ -182,16 +182,6 @@ def test_the_picture_is_drawn(models, picture, explanations):
         colours = np.asarray(drawn.convert("RGB")).reshape(-1, 3).astype(int)
     assert (colours[:, 0] - colours[:, 2] > 60).any()  # red and blue of the scale
     assert (colours[:, 2] - colours[:, 0] > 60).any()
-
-
-def test_classes_are_found_by_identifier_and_name():
-    for asked in ("n01", "goldfish", "Goldfish"):
-        assert find_class(asked, CLASSES, CLASS_NAMES) == 0
-    assert find_class("n05", CLASSES, CLASS_NAMES) == 4
-    with pytest.raises(UserError, match=r"class=goldfisch: .* nearest: goldfish"):
-        find_class("goldfisch", CLASSES, CLASS_NAMES)
-    with pytest.raises(UserError, match=r"n04 \(crane\), n05 \(crane\); give the identifier"):
-        find_class("crane", CLASSES, CLASS_NAMES)
 
 
 def save(path, size=(40, 40), mode="RGB", **options):

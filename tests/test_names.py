@@ -1,11 +1,25 @@
 """What users type and read: names of classes, and of networks that are shown together."""
 
-from bagnet_lightning.names import class_indices, nearest, told_apart
+import pytest
+
+from bagnet_lightning.errors import UserError
+from bagnet_lightning.names import class_indices, find_class, nearest, told_apart
 
 
 def test_a_class_has_its_identifier_and_a_name_that_no_other_has():
     assert class_indices(["n1", "n2", "n3"], ["crane", "crane", "n1"]) == {"n1": 0, "n2": 1, "n3": 2}
     assert class_indices(["n1", "n2"], ["goldfish", "crane"]) == {"n1": 0, "n2": 1, "goldfish": 0, "crane": 1}
+
+
+def test_a_class_is_found_by_identifier_and_name():
+    classes, names = ["n01", "n02", "n03", "n04"], ["goldfish", "crane", "crane", "N01"]
+    for asked in ("n01", "goldfish", "Goldfish"):
+        assert find_class(asked, classes, names, "class") == 0
+    assert find_class("N01", classes, names, "class") == 3
+    with pytest.raises(UserError, match=r"class: there is no class 'goldfisch'; nearest: goldfish$"):
+        find_class("goldfisch", classes, names, "class")
+    with pytest.raises(UserError, match=r"'Crane' may be any of n02 \(crane\), n03 \(crane\); give the identifier"):
+        find_class("Crane", classes, names, "class")
 
 
 def test_the_nearest_names_are_suggested_or_else_the_first():

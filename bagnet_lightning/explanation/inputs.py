@@ -10,7 +10,6 @@ from bagnet_lightning.data.batches import Images
 from bagnet_lightning.data.image_data import ImageData
 from bagnet_lightning.data.images import find_images, load_image
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.names import nearest
 from bagnet_lightning.predictions import spread
 
 MOST_PIXELS, PAGE_PIXELS = 2_000_000, 4_000_000  # of a file's picture, and of all: a page has up to 70 bytes a pixel
@@ -23,21 +22,6 @@ class Picture:
     name: str  # its origin: a path, or "val 17"
     pixels: np.ndarray  # (H, W, 3) uint8
     label: int | None  # index of its true class, if known
-
-
-def find_class(requested: str, classes: list[str], class_names: list[str]) -> int:
-    """Returns the index of the class with this identifier or name. Raises UserError, with the nearest names."""
-    folded = requested.strip().casefold()
-    for known in (classes, class_names):
-        found = [index for index, name in enumerate(known) if name.casefold() == folded]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            candidates = ", ".join(f"{classes[index]} ({class_names[index]})" for index in found)
-            raise UserError(f"class={requested} may be any of {candidates}; give the identifier")
-    names = {name.casefold(): name for name in [*classes, *class_names]}
-    close = ", ".join(names[name] for name in nearest(folded, names))
-    raise UserError(f"class={requested}: the checkpoint knows no such class; nearest: {close}")
 
 
 def pictures_of_split(

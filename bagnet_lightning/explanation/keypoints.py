@@ -3,11 +3,12 @@
 from bagnet_lightning.data.batches import Images
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.explanation.arrays import Arrays
-from bagnet_lightning.explanation.inputs import Picture, find_class
+from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.keypoint_drawing import draw
 from bagnet_lightning.explanation.keypoint_maps import explain
 from bagnet_lightning.explanation.keypoint_page import KeypointPage
 from bagnet_lightning.local_features.model import full_name, load_local_model
+from bagnet_lightning.names import find_class
 
 
 class Keypoints:
@@ -23,7 +24,9 @@ class Keypoints:
             raise UserError(f"what {path} decides is no sum over an image's local features: there are no exact shares")
         self.config, self.classes, self.class_names = self.model.config, self.model.classes, self.model.class_names
         self.image_size = self.config["image_size"]
-        self.requested = None if requested is None else find_class(requested, self.classes, self.class_names)
+        self.requested: int | None = None
+        if requested is not None:
+            self.requested = find_class(requested, self.classes, self.class_names, f"class={requested}")
         self.notes: list[str] = []
         self.name = full_name(self.config, self.model.features)
         self.patches = self.model.features.explains == "patches"

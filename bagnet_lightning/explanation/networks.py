@@ -7,11 +7,11 @@ from bagnet_lightning.data.batches import Images
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.explanation.arrays import Arrays
 from bagnet_lightning.explanation.drawing import draw
-from bagnet_lightning.explanation.inputs import Picture, find_class
+from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.maps import explain, load_model
 from bagnet_lightning.explanation.page import Page
 from bagnet_lightning.inference.logits import predict, takes_any_size
-from bagnet_lightning.names import told_apart
+from bagnet_lightning.names import find_class, told_apart
 
 
 class Networks:
@@ -36,7 +36,9 @@ class Networks:
         self.models = [replace(model, name=name) for model, name in zip(self.models, names, strict=True)]
         self.config, self.image_size = trained.config, trained.image_size
         self.classes, self.class_names = trained.classes, trained.class_names
-        self.requested = None if requested is None else find_class(requested, self.classes, self.class_names)
+        self.requested: int | None = None
+        if requested is not None:
+            self.requested = find_class(requested, self.classes, self.class_names, f"class={requested}")
         self.approximate, self.notes = not exact, []
         if self.approximate and find_spec("captum") is None and all(model.field for model in self.models):
             self.approximate = False
