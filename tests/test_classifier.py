@@ -81,6 +81,8 @@ def test_onecycle_spans_the_whole_run_in_steps():
     assert max(seen) == pytest.approx(2.0)
     assert 4 <= seen.index(max(seen)) <= 6  # at 30 % of 20 steps
     assert seen[-1] < 0.001
+    with pytest.raises(UserError, match="a cycle of 10 steps that rises for one: change its pct_start"):
+        rates(partial(OneCycleLR, max_lr=2.0, pct_start=0.1), "step", epochs=2)
 
 
 @pytest.mark.parametrize(("interval", "length"), [("epoch", 4), ("step", 4 * BATCHES)])

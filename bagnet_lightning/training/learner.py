@@ -108,7 +108,10 @@ class Learner(LightningModule, ABC):
         length = self.trainer.max_epochs if self.interval == "epoch" else steps
         unset = (inspect.Parameter.empty, None)
         names = {key for key, value in inspect.signature(self.scheduler).parameters.items() if value.default in unset}
-        scheduler = self.scheduler(optimizer, **dict.fromkeys(names & {"total_steps", "T_max"}, length))
+        try:
+            scheduler = self.scheduler(optimizer, **dict.fromkeys(names & {"total_steps", "T_max"}, length))
+        except ZeroDivisionError as error:  # of torch's OneCycleLR
+            raise UserError(f"scheduler: a cycle of {length} steps that rises for one: change its pct_start") from error
         if isinstance(scheduler, ReduceLROnPlateau):
             raise UserError(
                 "scheduler: ReduceLROnPlateau waits for a metric, but rates here are a function of the step"
