@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from bagnet_lightning.errors import UserError, in_one_line
+from bagnet_lightning.evidence import check_additive
 from bagnet_lightning.files import write_bytes
 from bagnet_lightning.models.bagnet import BagNet, bagnet9, bagnet17, bagnet33
 from bagnet_lightning.models.resnet import resnet18
@@ -99,6 +100,8 @@ def load_backbone(path: str | Path) -> Trained:
         if not about["classes"]:
             network.fc = nn.Identity()
         network.load_state_dict({key: weights[key] for key in network.state_dict()})
+        if isinstance(network, BagNet) and about["classes"]:
+            check_additive(network, about["config"]["image_size"])
         return Trained(network.eval(), **about)
     except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         *_, reason = str(error).splitlines() or [type(error).__name__]

@@ -64,9 +64,10 @@ def main(config: DictConfig) -> None:
         write_text(evaluation_file, json.dumps(whole, indent=2) + "\n")
 
     shares = {"top-1": "accuracy", "top-5": "top5_accuracy", "balanced": "balanced_accuracy", "AUC": "auc"}
-    known = [f"{label} {evaluation[key]:.4f}" for label, key in shares.items() if evaluation[key] is not None]
-    known[0] += f" ± {evaluation['accuracy_standard_error']:.4f}"
-    print("  ".join(known), f" on {len(labels):,} images")
+    known = {key: f"{label} {evaluation[key]:.4f}" for label, key in shares.items() if evaluation[key] is not None}
+    for key in ("accuracy", "balanced_accuracy"):
+        known[key] += f" ± {evaluation[f'{key}_standard_error']:.4f}"
+    print("  ".join(known.values()), f" on {len(labels):,} images")
     ranked = sorted(evaluation["accuracy_by_class"], key=lambda entry: -entry["accuracy"])
     groups = (("best:  ", ranked[:5]), ("worst: ", ranked[:4:-1][:5]))
     for heading, entries in groups if len(ranked) > 10 else (("by class: ", ranked),):

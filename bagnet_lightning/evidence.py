@@ -13,6 +13,7 @@ never changed. No autograd graph is built, and convolutions run in full float32 
 """
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +100,23 @@ def pixel_contributions(model: BagNet, images: Tensor, classes: Sequence[int] | 
     maps = shares.new_zeros(*shares.shape[:2], *(size + model.pad for size in images.shape[2:]))
     maps[..., : spread.shape[3], : spread.shape[4]] = spread[:, :, 0]
     return maps[..., before : before + images.shape[2], before : before + images.shape[3]].permute(0, 2, 3, 1)
+
+
+def check_additive(model: BagNet, side: int) -> None:
+    """Raises UserError unless the logits of an image are the mean of its patches', which a subclass may have changed.
+
+    side: of the images that the model is for, px.
+    """
+    model = deepcopy(model).eval()
+    images = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(model.fc.weight)
+    with torch.no_grad():
+        logits = model(images)
+    difference = (patch_evidence(model, images).mean((1, 2)) - logits).abs().max() / logits.abs().max()
+    if not difference < 1e-3:
+        raise UserError(
+            f"{type(model).__name__} is a BagNet, but its logits are not the mean of its patches' logits (off by "
+            f"{difference:.0%} of the largest): derive it from torch.nn.Module instead"
+        )
 
 
 def _require_bagnet(model: nn.Module) -> None:

@@ -47,7 +47,7 @@ class StepParts:
         self.data.setup("fit")
         self.image_size = self.data.store.splits["train"].images.shape[1]
         self.network = instantiate(config.model, num_classes=len(self.data.class_ids))
-        loss = loss_settings(config, self.data.train_images.labels)
+        loss = loss_settings(config, self.data.train_images.labels, len(self.data.class_ids))
         self.classifier = Classifier(self.network, **schedule(config), **loss, about={})
         self.classifier.trainer = trainer
         self.classifier.to(self.device).train()

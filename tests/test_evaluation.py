@@ -56,6 +56,12 @@ def test_images_of_one_class_have_no_area():
     assert evaluation["accuracy"] == pytest.approx(0.4)
 
 
+def test_each_class_has_its_part_in_the_standard_error_of_the_balanced_accuracy():
+    evaluation = evaluate(torch.tensor([0, 0, 0, 0, 1]), torch.eye(4)[[0, 0, 1, 2, 1]], CLASSES, CLASSES)
+    assert evaluation["balanced_accuracy"] == 0.75
+    assert evaluation["balanced_accuracy_standard_error"] == pytest.approx((0.25 / 4) ** 0.5 / 2)
+
+
 def test_a_folder_of_images_elsewhere_is_measured_and_every_score_kept(tmp_path, capsys, monkeypatch):
     checkpoint = write_checkpoint(tmp_path / "run/best.ckpt", "bagnet9")
     trained = load_trained(checkpoint)

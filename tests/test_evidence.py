@@ -9,8 +9,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from bagnet_lightning import evidence
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.evidence import contributions, dense_evidence, patch_corners, patch_evidence
-from bagnet_lightning.models.bagnet import bagnet9, bagnet17, bagnet33
+from bagnet_lightning.evidence import check_additive, contributions, dense_evidence, patch_corners, patch_evidence
+from bagnet_lightning.models.bagnet import BagNet, bagnet9, bagnet17, bagnet33
 from bagnet_lightning.models.resnet import resnet18
 
 MODELS = {9: bagnet9, 17: bagnet17, 33: bagnet33}
@@ -198,6 +198,25 @@ def test_memory_stays_within_the_limit():
     beside = result.nbytes + 3 * 128 * 128 * 4 + 2 * max(p.nbytes for p in model.parameters())
     assert whole > 2 * held.peak
     assert 6 * 2**20 < held.peak < 12 * 2**20 + beside
+
+
+class Dropping(BagNet):
+    def forward(self, images):
+        return self.fc(F.dropout(self.features(images).mean((2, 3)), training=self.training))
+
+
+class Loudest(BagNet):
+    def forward(self, images):
+        return self.patch_logits(images).amax((1, 2))
+
+
+def test_a_subclass_whose_logits_are_no_mean_of_its_patches_is_refused():
+    for model in (make(33, torch.float32, pad=1), make(9), Dropping((True, True, False, False), 7, 0.25)):
+        training = model.training
+        check_additive(model, 40)
+        assert model.training == training
+    with pytest.raises(UserError, match=r"Loudest is a BagNet, but .* \(off by \d+% of the largest\): derive it from"):
+        check_additive(Loudest((True, True, False, False), 7, 0.25), 40)
 
 
 def test_mistakes_are_explained():

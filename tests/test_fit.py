@@ -144,8 +144,10 @@ def test_the_settings_of_the_loss_reach_the_training(tmp_path, monkeypatch):
 
 
 def test_rare_classes_weigh_as_much_as_the_others(tmp_path):
-    weighted = loss_settings(composed("class_weights=balanced"), torch.tensor([0, 0, 0, 1]))["criterion"]
+    weighted = loss_settings(composed("class_weights=balanced"), torch.tensor([0, 0, 0, 1]), 2)["criterion"]
     assert weighted.weight.tolist() == pytest.approx([2 / 3, 2])
+    without_images = loss_settings(composed("class_weights=balanced"), torch.tensor([0, 2, 2, 2]), 4)["criterion"]
+    assert without_images.weight.tolist() == pytest.approx([2, 0, 2 / 3, 0])
     logits = torch.randn(4, 2)
     losses = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 0, 0, 1]), reduction="none")
     expected = (losses[:3].mean() + losses[3]) / 2
@@ -157,14 +159,14 @@ def test_rare_classes_weigh_as_much_as_the_others(tmp_path):
 def test_a_loss_of_ones_own_is_a_function_or_a_module(tmp_path):
     logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     own = "+loss._target_=torch.nn.functional.multi_margin_loss"
-    function = loss_settings(composed(own, "+loss.margin=0.5"), labels)
+    function = loss_settings(composed(own, "+loss.margin=0.5"), labels, 3)
     expected = torch.nn.functional.multi_margin_loss(logits, labels, margin=0.5)
     assert function["criterion"](logits, labels) == expected
     module = "+loss._target_=torch.nn.MultiMarginLoss"
     asked = composed(module, "+loss.margin=0.5")
-    assert isinstance(loss_settings(asked, labels)["criterion"], torch.nn.MultiMarginLoss)
+    assert isinstance(loss_settings(asked, labels, 3)["criterion"], torch.nn.MultiMarginLoss)
     with pytest.raises(UserError, match="class_weights is of cross-entropy"):
-        loss_settings(composed(module, "class_weights=balanced"), labels)
+        loss_settings(composed(module, "class_weights=balanced"), labels, 3)
     fit(composed(*SMALL, module, "+loss.margin=100.0", "trainer.max_epochs=1"), tmp_path)
     (epoch,) = read_metrics(tmp_path)
     assert epoch["train_loss"] > 50 > epoch["val_loss"]  # which is cross-entropy

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import SMALL, PowerCut, composed
 from omegaconf import OmegaConf
+from pytorch_lightning import Callback
 from test_fit import progress, rows, weights
 from torch import nn
 
@@ -135,6 +136,24 @@ def test_what_a_network_draws_goes_on_too(tmp_path, monkeypatch, step):
     fit(config, tmp_path / "unbroken")
     fit_with_a_break(config, tmp_path / "broken", monkeypatch, Classifier, "training_step", step)
     assert_equal_runs(tmp_path / "unbroken", tmp_path / "broken")
+
+
+class Logging(Callback):
+    """Logs a mean over an epoch of training, and a value of validation."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        module.log("rate", float(trainer.global_step), on_step=False, on_epoch=True)
+
+    def on_validation_epoch_end(self, trainer, module):
+        module.log("val_step", float(trainer.global_step))
+
+
+def test_what_callbacks_log_in_a_part_of_an_epoch_is_no_mean_of_it(tmp_path, monkeypatch):
+    config = composed(*OVERRIDES, "trainer.max_epochs=3")
+    config.callbacks = OmegaConf.create({"own": {"_target_": f"{__name__}.Logging"}})
+    fit_with_a_break(config, tmp_path, monkeypatch, Classifier, "training_step", 4)
+    assert [row["rate"] for row in rows(tmp_path)] == ["2.0", "", "8.0"]
+    assert [row["val_step"] for row in rows(tmp_path)] == ["3.0", "6.0", "9.0"]
 
 
 def test_a_run_that_was_stopped_early_stays_so(tmp_path, monkeypatch):

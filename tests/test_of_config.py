@@ -39,6 +39,11 @@ def test_a_class_that_cannot_be_found_is_the_users_mistake():
         data_of({"_target_": "mydata.Arrays"})
 
 
+def test_a_data_module_of_another_kind_is_refused():
+    with pytest.raises(UserError, match=r"LightningDataModule must be a subclass of .*\.ImageData"):
+        data_of({"_target_": "pytorch_lightning.LightningDataModule"})
+
+
 def test_other_images_have_the_size_that_the_network_knows(monkeypatch):
     run, asked = {"image_size": 40, "data": plain(composed("data=textures").data)}, composed("data=textures").data
     assert data_of_run(run, asked).image_size == 40

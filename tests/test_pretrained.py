@@ -102,6 +102,11 @@ def test_weights_of_another_network_are_refused(tmp_path):
         resnet18(5, pretrained=str(tmp_path / "w.pt"))
 
 
+def test_a_network_without_public_weights_needs_a_file():
+    with pytest.raises(UserError, match="there are no public weights of mine; give the path of a file"):
+        pretrained.load_pretrained(torch.nn.Linear(2, 2), "mine", True)
+
+
 def test_half_a_head_is_no_backbone(tmp_path):
     weights = small(5).state_dict()
     del weights["fc.bias"]

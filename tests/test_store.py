@@ -269,6 +269,14 @@ def test_arrays_of_another_form_are_refused(pixels, labels):
         store_of_arrays(["a"], ["a"], arrays)
 
 
+@pytest.mark.parametrize("labels", [[1, 2], [0, -2], [0.0, 1.0]])
+def test_labels_that_are_no_index_of_a_class_are_refused(labels):
+    pixels = np.zeros((2, 9, 9, 3), np.uint8)
+    splits = {"train": (pixels, np.array([0, -1])), "val": (pixels, np.array(labels))}
+    with pytest.raises(UserError, match="val: labels must be whole numbers from 0 to 1, the index of a class"):
+        store_of_arrays(["a", "b"], ["a", "b"], splits)
+
+
 def test_chunks_are_of_four_mib_and_their_sums_fit_32_bits():
     """Their length is part of the format: digests are of chunks."""
     assert [chunk_length(size) for size in (1, 18, 19, 64, 2000)] == [4096, 4096, 3872, 341, 1]

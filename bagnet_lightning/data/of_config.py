@@ -21,7 +21,7 @@ SOURCES = {f"{source.__module__}.{source.__name__}" for source in (TinyImageNet,
 def data_of(config: DictConfig | dict) -> ImageData:
     """Returns the data module of a configuration's data group, not set up yet. Nothing nested is instantiated.
 
-    Raises UserError if there is no such class.
+    Raises UserError if there is no such class, or it is another.
     """
     # Partial, so that what the constructor raises is raised as it is, not wrapped in one of Hydra's exceptions.
     try:
@@ -30,9 +30,14 @@ def data_of(config: DictConfig | dict) -> ImageData:
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"the data {config['_target_']} cannot be imported from here: {reason}") from error
     try:
-        return make()
+        data = make()
     except TypeError as error:  # a key that the class does not take, or lacks
         raise UserError(f"the data {config['_target_']} cannot be made of these keys: {error}") from error
+    if not isinstance(data, ImageData):
+        raise UserError(
+            f"the data {config['_target_']} must be a subclass of {ImageData.__module__}.ImageData (see docs/using.md)"
+        )
+    return data
 
 
 def data_of_run(run: dict, requested: DictConfig | None) -> ImageData:

@@ -53,12 +53,14 @@ def store_of_arrays(
 ) -> Store:
     """Makes a store in memory. splits: name -> images (N, H, W, 3) uint8, RGB, and labels (N,), indices in `classes`.
 
-    Raises UserError for arrays of another shape or type.
+    Raises UserError for arrays of another shape or type, and for other labels; -1 is an image without one.
     """
     for split, (images, labels) in splits.items():
         if images.dtype != np.uint8 or images.shape[3:] != (3,) or labels.shape != images.shape[:1]:
             given = f"{images.dtype} {images.shape} and {labels.shape}"
             raise UserError(f"{split}: images must be uint8 (N, H, W, 3) and labels (N,), not {given}")
+        if labels.dtype.kind not in "iu" or (len(labels) and not -1 <= labels.min() <= labels.max() < len(classes)):
+            raise UserError(f"{split}: labels must be whole numbers from 0 to {len(classes) - 1}, the index of a class")
     mean, std = _channel_statistics(splits["train"][0])
     of_tensors = {
         split: Split(

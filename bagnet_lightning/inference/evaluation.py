@@ -28,6 +28,7 @@ def evaluate(labels: Tensor, logits: Tensor, classes: list[str], class_names: li
         }
         for i in labels.unique().tolist()
     ]
+    variances = [entry["accuracy"] * (1 - entry["accuracy"]) / entry["images"] for entry in by_class]
     several = len(by_class) > 1
     return {
         "images": count,
@@ -35,6 +36,7 @@ def evaluate(labels: Tensor, logits: Tensor, classes: list[str], class_names: li
         "accuracy_standard_error": (accuracy * (1 - accuracy) / count) ** 0.5,
         "top5_accuracy": top5.float().mean().item(),
         "balanced_accuracy": sum(entry["accuracy"] for entry in by_class) / len(by_class),
+        "balanced_accuracy_standard_error": sum(variances) ** 0.5 / len(by_class),
         "auc": sum(entry["auc"] for entry in by_class) / len(by_class) if several else None,
         "accuracy_by_class": by_class,
         "most_confused": [

@@ -36,6 +36,8 @@ def load_pretrained(network: nn.Module, name: str, pretrained: bool | str) -> nn
     """
     if pretrained is False:
         return network
+    if pretrained is True and name not in PUBLIC_WEIGHTS:
+        raise UserError(f"model.pretrained=true: there are no public weights of {name}; give the path of a file")
     source = PUBLIC_WEIGHTS[name] if pretrained is True else str(pretrained)
     weights = _download(source) if pretrained is True else _read(Path(source))
     own = network.state_dict()

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
 from bagnet_lightning.checkpoint import read_if_ours, trainings, write_backbone
@@ -19,13 +20,12 @@ from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.pretraining.pretrainer import Method, Pretrainer, neighbour_is_nearer
 from bagnet_lightning.pretraining.tiles import Tiles
-from bagnet_lightning.training.loggers import RunLogger
 from bagnet_lightning.training.trainer import prepare, schedule, train
 
 BACKBONE = "backbone.safetensors"
 
 
-def fit(config: DictConfig, folder: Path, logger: RunLogger | None = None) -> dict:
+def fit(config: DictConfig, folder: Path, logger: Logger | None = None) -> dict:
     """Pretrains the network of `config` in `folder`, from last.ckpt if it exists, and returns the measurements.
 
     Writes backbone.safetensors, the network after the last epoch. Raises UserError for what the user can fix.

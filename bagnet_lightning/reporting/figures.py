@@ -96,7 +96,7 @@ def draw_curves(table: Table) -> Figure:
                 axes.text(0.5, 0.5, "no finished epoch", transform=axes.transAxes, ha="center", color=GREY)
     panels[0, 0].set_ylabel("validation accuracy (%)")
     panels[0, 0].set_ylim(bottom=0)
-    panels[1, 0].set_ylabel("train loss (nats)")
+    panels[1, 0].set_ylabel("train loss")
     handles = [Line2D([], [], color=optimizer_colour(o), lw=2, label=optimizer_name(o)) for o in _optimizers(table)]
     if len(variants) > 1:
         handles += [

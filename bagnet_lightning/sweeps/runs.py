@@ -153,8 +153,8 @@ def skip_or_refuse(config: DictConfig, folder: Path, requested: dict, lead: bool
     if (changed := changed_settings(earlier, config)) and not nothing_to_lose(earlier):
         changed = ["the images under data.root" if key == "image_files" else key for key in changed]
         error = (
-            f"{folder} holds a run of another configuration ({', '.join(changed)}); name another sweep=NAME, or start "
-            "over with fresh=true"
+            f"{folder} holds a run of another configuration ({', '.join(changed)}); name another folder, by sweep=NAME "
+            "or hydra.run.dir=PATH, or start over with fresh=true"
         )
         return {**requested, "status": "failed", "error": error}
     if earlier.get("status") == "finished":

@@ -7,6 +7,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning import Callback
+from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,17 +16,17 @@ from bagnet_lightning.config import plain
 from bagnet_lightning.data.image_data import IMAGENET_MEAN, ImageData
 from bagnet_lightning.data.of_config import data_of
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.evidence import check_additive
 from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.training.best_predictions import BestPredictions, comparable
 from bagnet_lightning.training.checkpoints import BestCheckpoint
 from bagnet_lightning.training.classifier import Classifier
-from bagnet_lightning.training.loggers import RunLogger
 from bagnet_lightning.training.trainer import prepare, schedule, train
 from bagnet_lightning.training.weight_average import WeightAverage
 
 
 def fit(
-    config: DictConfig, folder: Path, logger: RunLogger | None = None, added_callbacks: Sequence[Callback] = ()
+    config: DictConfig, folder: Path, logger: Logger | None = None, added_callbacks: Sequence[Callback] = ()
 ) -> dict:
     """Trains the network of `config` in `folder`, from last.ckpt if it exists, and returns the measurements.
 
@@ -51,6 +52,7 @@ def fit(
     network = instantiate(config.model, _partial_=True)(num_classes=len(data.class_ids))
     if isinstance(network, BagNet):
         network.check_size(data.store.side, data.store.side)
+        check_additive(network, data.store.side)
     start = read_if_ours(pretrained) if isinstance(pretrained, str) else None
     description = "; ".join([summary(network, data), *adapt(network, data, pretrained or False, start)])
     known = {"image_size": data.store.side, "train_digest": data.store.digests["train"]}
@@ -61,7 +63,8 @@ def fit(
         "mean": data.mean,
         "std": data.std,
     }
-    classifier = Classifier(network, **schedule(config), **loss_settings(config, data.train_images.labels), about=about)
+    loss = loss_settings(config, data.train_images.labels, len(data.class_ids))
+    classifier = Classifier(network, **schedule(config), **loss, about=about)
     own_callbacks = instantiate([*config.callbacks.values()], _convert_="all")
     best_epoch = [BestPredictions(folder, config.monitor), BestCheckpoint(folder, config.monitor)]
     callbacks = [*best_epoch, *own_callbacks, *added_callbacks]
@@ -102,10 +105,10 @@ def adapt(
     return notes
 
 
-def loss_settings(config: DictConfig, labels: Tensor) -> dict:
+def loss_settings(config: DictConfig, labels: Tensor, classes: int) -> dict:
     """Returns Classifier's arguments from the keys that config.yaml has about the loss.
 
-    labels: (N,), of the train images.
+    labels: (N,), of the train images, of which some of the `classes` may have none.
     """
     if config.loss:
         if config.class_weights:
@@ -115,8 +118,9 @@ def loss_settings(config: DictConfig, labels: Tensor) -> dict:
         criterion = instantiate(config.loss, _partial_=True)  # a function with its settings, or the class of a module
         criterion = criterion() if isinstance(criterion.func, type) else criterion
     elif config.class_weights == "balanced":
-        counts = labels.bincount()
-        weights = len(labels) / (len(counts) * counts)  # as scikit-learn's
+        counts = labels.bincount(minlength=classes)
+        weights = len(labels) / (counts.count_nonzero() * counts)  # as scikit-learn's
+        weights[counts == 0] = 0
         criterion = nn.CrossEntropyLoss(weights, label_smoothing=config.label_smoothing)
     else:
         criterion = partial(F.cross_entropy, label_smoothing=config.label_smoothing)
@@ -131,9 +135,10 @@ def summary(network: nn.Module, data: ImageData) -> str:
         f"{len(data.train_images):,} train and {len(data.val_images):,} validation images of {width} x {height} px",
         f"{len(data.class_ids)} classes",
     ]
-    if missing := sorted({*range(len(data.class_ids))} - {*data.val_images.labels.tolist()}):
-        parts[-1] += f", {len(missing)} without a validation image ({data.class_names[missing[0]]}"
-        parts[-1] += ", ...)" if missing[1:] else ")"
+    for kind, images in {"train": data.train_images, "validation": data.val_images}.items():
+        if missing := sorted({*range(len(data.class_ids))} - {*images.labels.tolist()}):
+            parts[-1] += f", {len(missing)} without a {kind} image ({data.class_names[missing[0]]}"
+            parts[-1] += ", ...)" if missing[1:] else ")"
     if isinstance(network, BagNet):
         parts.insert(
             1,

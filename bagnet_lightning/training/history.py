@@ -19,8 +19,9 @@ class History(Callback):
 
     Checkpoints hold them, so that a continued run's file has each epoch once, whatever was lost in between.
     An epoch's seconds start where those of the previous one end, so that writing checkpoints is included.
-    logged: names of what the module logs at the end of an epoch; what callbacks log follows. compiling: returns the
-    seconds that this process has spent on compiling so far.
+    logged: names of what the module logs at the end of an epoch; what callbacks log follows, without what they log in
+    training in an epoch that goes on in another process, where Lightning's means are of its last steps alone.
+    compiling: returns the seconds that this process has spent on compiling so far.
     """
 
     def __init__(self, path: Path, logged: tuple[str, ...], compiling: Callable[[], float]):
@@ -34,9 +35,12 @@ class History(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.epoch_started = time.perf_counter() - self.unfinished_seconds
+        self.began_within = trainer.fit_loop.epoch_loop.batch_progress.current.ready > 0  # in the middle of an epoch
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        names = self.validated if self.began_within else trainer.callback_metrics
+        logged = {name: trainer.callback_metrics[name].item() for name in names}
+        self.began_within = False
         row = logged | {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         if not self.validation_seconds:  # the logged values are of an earlier epoch, or missing
             raise UserError(f"epoch {row['epoch']} ended without a validation: leave out trainer.limit_val_batches")
@@ -60,6 +64,7 @@ class History(Callback):
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.validation_seconds += time.perf_counter() - self.validation_started
+        self.validated = [*trainer.callback_metrics]
 
     def state_dict(self) -> dict:
         return {

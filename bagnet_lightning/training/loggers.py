@@ -1,10 +1,13 @@
-"""Loggers of a run besides metrics.csv: the base class of all choices of conf/logger/, and TensorBoard."""
+"""Loggers of a run besides metrics.csv: the base class of all choices of conf/logger/, TensorBoard, and the user's."""
 
 from pathlib import Path
 
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
+from bagnet_lightning.config import plain
 from bagnet_lightning.errors import UserError
 
 
@@ -19,6 +22,28 @@ class RunLogger(Logger):
 
     def close(self, result: dict) -> None:
         """Logs `result`, the content of result.json, however the run ended. Nothing is logged after it."""
+
+
+def make_logger(config: DictConfig, folder: Path, requested: dict) -> Logger | None:
+    """Returns the logger of a run's configuration; of Lightning's own, made of its keys, gets the settings at once."""
+    if not config.logger:
+        return None
+    if issubclass(get_class(config.logger._target_), RunLogger):
+        make = instantiate(config.logger, _partial_=True)
+        return make(folder=folder, config=plain(config), requested=requested)
+    logger = instantiate(config.logger, _convert_="all")
+    logger.log_hyperparams(plain(config))
+    return logger
+
+
+def close_logger(logger: Logger, result: dict) -> None:
+    """Logs `result`, the content of result.json, and ends the logger."""
+    if isinstance(logger, RunLogger):
+        logger.close(result)
+        return
+    measured = {name: value for name, value in result.items() if name.startswith(("best_", "final_", "val_"))}
+    logger.log_metrics({name: value for name, value in measured.items() if value is not None})
+    logger.finalize("success" if result["status"] == "finished" else "failed")
 
 
 class TensorBoard(TensorBoardLogger, RunLogger):

@@ -5,14 +5,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
+from pytorch_lightning.loggers import Logger
 
-from bagnet_lightning.config import plain
 from bagnet_lightning.errors import Interrupted, in_one_line
 from bagnet_lightning.results import write_result
 from bagnet_lightning.sweeps.runs import goes_on, outcome
-from bagnet_lightning.training.loggers import RunLogger
+from bagnet_lightning.training.loggers import close_logger, make_logger
 from bagnet_lightning.training.ranks import rank
 
 log = logging.getLogger(__name__)
@@ -24,14 +23,11 @@ def run(config: DictConfig, folder: Path, requested: dict, fit: Callable[..., di
     fit: the function of that name of training or of pretraining.
     Raises Interrupted after a signal. With several ranks each returns a result, and only rank 0 writes it.
     """
-    logger: RunLogger | None = None
+    logger: Logger | None = None
 
     def work() -> dict:
         nonlocal logger
-        if config.logger:
-            logger = instantiate(config.logger, _partial_=True)(
-                folder=folder, config=plain(config), requested=requested
-            )
+        logger = make_logger(config, folder, requested)
         return fit(config, folder, logger)
 
     try:
@@ -50,10 +46,10 @@ def run(config: DictConfig, folder: Path, requested: dict, fit: Callable[..., di
     return result
 
 
-def _close(logger: RunLogger | None, result: dict) -> None:
+def _close(logger: Logger | None, result: dict) -> None:
     """Closes the logger; an error of the logger is logged, and does not change the run's result."""
     try:
         if logger:
-            logger.close(result)
+            close_logger(logger, result)
     except Exception as error:
         log.warning("the logger has failed at the end: %s", in_one_line(error))

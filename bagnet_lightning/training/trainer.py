@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.memory import is_oom_error
@@ -32,7 +33,6 @@ from bagnet_lightning.training.divergence import StopOnDivergence
 from bagnet_lightning.training.history import History
 from bagnet_lightning.training.interrupts import StopOnSignal, ValidateOnContinuing
 from bagnet_lightning.training.learner import Learner
-from bagnet_lightning.training.loggers import RunLogger
 from bagnet_lightning.training.progress import Progress
 from bagnet_lightning.training.provenance import Provenance
 
@@ -83,7 +83,7 @@ def train(
     module: Learner,
     data: ImageData,
     callbacks: Sequence[Callback],
-    logger: RunLogger | None,
+    logger: Logger | None,
     description: str,
     code: dict,
 ) -> tuple[list[dict], dict]:
@@ -103,7 +103,7 @@ def train(
         stopping,
         ValidateOnContinuing(),
         LastCheckpoint(last, **config.checkpoint),
-        *(logger.callbacks if logger else ()),
+        *getattr(logger, "callbacks", ()),
     ]
     trainer = make_trainer(config, callbacks, logger)
     rank_zero_only.rank = trainer.global_rank  # not what RANK says, which may be another program's
@@ -168,7 +168,7 @@ def _fit(trainer: Trainer, module: Learner, data: ImageData, last: Path | None, 
         raise Interrupted(signal.SIGINT)
 
 
-def make_trainer(config: DictConfig, callbacks: Sequence[Callback] = (), logger: RunLogger | None = None) -> Trainer:
+def make_trainer(config: DictConfig, callbacks: Sequence[Callback] = (), logger: Logger | None = None) -> Trainer:
     """Returns the Trainer of a run, on its device. Raises UserError for an argument that Lightning does not know."""
     options = {"benchmark": not config.trainer.deterministic, "profiler": NoProfiler(), **plain(config.trainer)}
     options["precision"] = chosen_precision(config.trainer.precision, config.trainer.accelerator)

@@ -129,10 +129,10 @@ def _gallery(tables: list[Table], prefixes: list[str]) -> tuple[dict | None, str
         for prefix, table in zip(prefixes, tables, strict=True)
         for line in table.lines
         for run in line.runs
-        if run["status"] == "finished" and "bagnet" in run["model"].lower() and run.get("best_val_accuracy") is not None
+        if run["status"] == "finished" and run.get("receptive_field") and run.get("best_val_accuracy") is not None
     ]
     if not finished:
-        return None, "No BagNet has finished yet."
+        return None, "There is no finished BagNet."
     monitors = {run["config"].get("monitor") for run, *_ in finished}
     monitor = monitors.pop() if len(monitors) == 1 else None  # else only accuracy compares them
     best = max(finished, key=lambda found: [*values(found[:1], monitor), found[0]["best_val_accuracy"]][0])

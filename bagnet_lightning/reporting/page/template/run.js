@@ -50,7 +50,7 @@ const progressWords = run => known(run.progress?.epoch)
   : run.kind === "related" ? "at work" : "preparing";
 
 // The charts that there are values for: [canvas, what it is of, its name in metrics.csv, its unit].
-const chartsOf = run => [["run-accuracy", "accuracy (%)", "accuracy", percent], ["run-loss", run.kind ? "loss" : "loss (nats)", "loss", value => value]]
+const chartsOf = run => [["run-accuracy", "accuracy (%)", "accuracy", percent], ["run-loss", "loss", "loss", value => value]]
   .filter(([, , name]) => [...run.curves[`val_${name}`], ...run.curves[`train_${name}`]].some(known));
 
 function curvePair(run) {
