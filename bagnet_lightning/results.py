@@ -121,6 +121,12 @@ def read_run(folder: Path | str) -> dict:
     return {**run, **result, "folder": folder, "config": config}
 
 
+def own_measures(run: dict) -> list[str]:
+    """Returns the fields of a result that are of the user's callbacks, which log them as val_..."""
+    numbers = [name for name, value in run.items() if isinstance(value, (int, float))]
+    return [name for name in numbers if name.startswith("val_") and name not in _NUMBERS]
+
+
 def read_runs(folder: Path | str) -> list[dict]:
     """Returns every run in or below a sweep's folder, in the order of their paths; an empty list if there is none."""
     return [read_run(run_folder) for run_folder in _run_folders(Path(folder), _DEEPEST)]

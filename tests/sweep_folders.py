@@ -85,6 +85,7 @@ def write_run(
             "final_val_accuracy": accuracy,
             "val_top5_accuracy": None if accuracy is None else min(1, 1.6 * accuracy),
             "parameters": 14_573_832,
+            "receptive_field": int(model.removeprefix("bagnet")) if model.startswith("bagnet") else None,
             "train_seconds": 754.2,
             "images_per_second": 1987.6,
             "device": "NVIDIA H200",

@@ -237,12 +237,11 @@ def test_what_bagnets_alone_have_is_set_for_them_in_a_sweep_of_others_too(comman
 
 def test_a_configuration_of_the_users_own_is_checked_as_ours(command, tmp_path):
     (tmp_path / "my").mkdir()
-    (tmp_path / "my/mine.yaml").write_text("defaults: [config, _self_]\nlabel_smoothing: 0.2\n")
+    logger = "logger: {save_dir: '${hydra:runtime.output_dir}'}"  # which Hydra knows when the job has begun
+    (tmp_path / "my/mine.yaml").write_text(f"defaults: [config, _self_]\nlabel_smoothing: 0.2\n{logger}\n")
     asked = ["--config-dir", "my", "--config-name", "mine", "data=textures", "dry_run=true"]
-    assert (
-        command("train", *asked).stdout
-        == "[1/1] multirun_outputs/textures/textures: to do, with the whole device, one after the other\n"
-    )
+    planned = "[1/1] multirun_outputs/textures/textures: to do, with the whole device, one after the other\n"
+    assert command("train", *asked).stdout == command("train", "-m", *asked).stdout == planned
     assert "there is no key epochs" in one_line(command("train", *asked, "+epochs=3"))
 
 

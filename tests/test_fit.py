@@ -186,13 +186,19 @@ def test_the_training_loss_of_an_epoch_is_the_mean_over_its_own_images(tmp_path,
     assert (first, second) == pytest.approx((sum(seen[:3]) / 36, sum(seen[3:]) / 36))
 
 
+def finish_epoch(history):
+    batches = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=0)))
+    trainer = SimpleNamespace(callback_metrics={}, current_epoch=0, global_step=5, is_global_zero=True)
+    trainer.fit_loop = SimpleNamespace(epoch_loop=batches)
+    for hook in ("on_train_start", "on_validation_start", "on_validation_end", "on_train_epoch_end"):
+        getattr(history, hook)(trainer, None)
+
+
 def test_the_time_of_validation_is_not_the_trainings(tmp_path, monkeypatch):
     clock = iter([0.0, 10.0, 13.0, 14.0])  # training, validation until 13
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     history = History(tmp_path / "metrics.csv", (), lambda: 0.0)
-    trainer = SimpleNamespace(callback_metrics={}, current_epoch=0, global_step=5, is_global_zero=True)
-    for hook in ("on_train_start", "on_validation_start", "on_validation_end", "on_train_epoch_end"):
-        getattr(history, hook)(trainer, None)
+    finish_epoch(history)
     assert ([row["seconds"] for row in history.rows], history.training_seconds) == ([14.0], [11.0])
 
 
@@ -202,9 +208,7 @@ def test_the_seconds_of_an_epoch_that_broke_off_count_in_its_row(tmp_path, monke
     history.load_state_dict({**history.state_dict(), "unfinished_seconds": 7.0})
     clock = iter([100.0, 104.0, 105.0, 106.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    trainer = SimpleNamespace(callback_metrics={}, current_epoch=0, global_step=5, is_global_zero=True)
-    for hook in ("on_train_start", "on_validation_start", "on_validation_end", "on_train_epoch_end"):
-        getattr(history, hook)(trainer, None)
+    finish_epoch(history)
     assert ([row["seconds"] for row in history.rows], history.training_seconds) == ([13.0], [12.0])
 
 
@@ -355,6 +359,7 @@ def test_out_of_memory_names_the_batch_size_and_the_ways_out(tmp_path, monkeypat
 
 def test_half_batches_accumulated_are_the_whole_batch_where_batch_statistics_do_not_matter(tmp_path, monkeypatch):
     monkeypatch.setattr(nn.BatchNorm2d, "forward", lambda self, x: x * 0.5)
+    monkeypatch.setattr("bagnet_lightning.training.fit.check_additive", lambda *_: None)
     settings = {
         "whole": [],
         "accumulated": ["data.batch_size=6", "trainer.accumulate_grad_batches=2"],

@@ -226,7 +226,7 @@ def test_runs_of_different_versions_are_noted(tmp_path):
 def test_the_gallery_needs_no_data_and_says_what_it_lacks(tmp_path, monkeypatch):
     monkeypatch.setattr("bagnet_lightning.reporting.page.gallery.COUNT", 2)
     data = data_of(tmp_path / write_run(tmp_path / "a", status="failed").parent, gallery=True)
-    assert data["without_gallery"] == "No BagNet has finished yet."
+    assert data["without_gallery"] == "There is no finished BagNet."
     best = write_run(tmp_path / "b", "bagnet9", accuracy=0.5)
     write_run(tmp_path / "c", "resnet18", "sgd", accuracy=0.9)
     assert data_of(tmp_path, gallery=True)["without_gallery"] == "best.ckpt of the best BagNet, b, is missing."
@@ -248,12 +248,12 @@ def test_a_sweep_that_chose_by_balanced_accuracy_shows_it_and_the_best_by_it(tmp
         chosen = {"monitor": "val_balanced_accuracy", "model.width": accuracy}
         write_run(tmp_path / name, accuracy=accuracy, val_balanced_accuracy=balanced, config=chosen)
     data = data_of(tmp_path, gallery=True)
-    assert [row["entries"][0]["chosenBy"] for row in data["rows"]] == [{"balanced": 0.35}, {"balanced": 0.3}]
+    assert [row["entries"][0]["measures"] for row in data["rows"]] == [{"balanced": 0.35}, {"balanced": 0.3}]
     assert data["without_gallery"] == "best.ckpt of the best BagNet, b, is missing."
     write_run(tmp_path / "c", accuracy=0.45, config={"monitor": "val_accuracy"})
     assert "the best BagNet, a," in data_of(tmp_path, gallery=True)["without_gallery"]
     write_run(tmp_path / "other/d", accuracy=0.45, val_balanced_accuracy=0.3)
-    assert [row["entries"][0]["chosenBy"] for row in data_of(tmp_path / "other")["rows"]] == [{}]
+    assert [row["entries"][0]["measures"] for row in data_of(tmp_path / "other")["rows"]] == [{}]
 
 
 def test_the_page_is_one_file_and_its_data_cannot_end_their_element(tmp_path):

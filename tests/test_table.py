@@ -7,7 +7,7 @@ import pytest
 from sweep_folders import write_run
 
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.reporting.columns import table1
+from bagnet_lightning.reporting.columns import table1, table1_short
 from bagnet_lightning.reporting.notes import notes
 from bagnet_lightning.reporting.table import read_table
 from bagnet_lightning.reporting.text import csv_text
@@ -164,7 +164,19 @@ def test_balanced_and_final_accuracies_are_means_over_the_runs_too(tmp_path):
     write_run(tmp_path / "c", "bagnet17", val_f1=0.6, config={"monitor": "val_f1"})
     table = read_table(tmp_path)
     assert table1(table)["val_f1"] == ["", "", "0.6000"]
+    assert "val_f1" in table1_short(table)
     assert [record["val_f1"] for record in csv.DictReader(csv_text(table).splitlines())] == ["", "", "0.6"]
+
+
+def test_what_callbacks_have_logged_has_columns_but_in_a_terminal(tmp_path):
+    for seed, value in enumerate((0.5, 0.7)):
+        write_run(tmp_path / str(seed), seed=seed, val_f1=value, val_triplet_accuracy=0.1)
+    table = read_table(tmp_path)
+    assert (table.monitors, table.measures) == ([], ["val_f1"])
+    assert table1(table)["val_f1"] == ["0.6000 ± 0.1414"]
+    assert "val_f1" not in table1_short(table)
+    (record,) = csv.DictReader(csv_text(table).splitlines())
+    assert float(record["val_f1"]) == pytest.approx(0.6)
 
 
 def test_a_run_without_its_config_is_not_compared(tmp_path):

@@ -16,11 +16,9 @@ def table1(table: Table) -> dict[str, list[str]]:
     """Returns all columns of the networks."""
     lines = table.lines
     paper = [_paper(line) for line in lines]
-    chosen_by = {
-        monitor_name(monitor): [
-            _mean_and_deviation(mean(found := values(line.runs, monitor)), deviation(found)) for line in lines
-        ]
-        for monitor in table.monitors
+    measures = {
+        monitor_name(name): [_mean_and_deviation(mean(v := values(line.runs, name)), deviation(v)) for line in lines]
+        for name in table.measures
     }
     comparison = {"paper": paper, "difference": [cell(line.difference, "+.4f") for line in lines]}
     return {
@@ -31,7 +29,7 @@ def table1(table: Table) -> dict[str, list[str]]:
         "epochs": [cell(line.epochs) for line in lines],
         **{name: [one_cell(cell(line.settings[name])) for line in lines] for name in table.settings},
         "accuracy": [_accuracy_and_n(line) for line in lines],
-        **chosen_by,
+        **measures,
         **(comparison if any(line.paper for line in lines) else {}),
         "top-5": [cell(line.top5, ".4f") for line in lines],
         "parameters": [cell(line.parameters, ",.0f") for line in lines],
@@ -45,8 +43,11 @@ def table1_short(table: Table) -> dict[str, list[str]]:
     """Returns the columns of `table1`, shortened for a terminal."""
     names = short(table.settings)
     names |= {"optimizer": "optim.", "parameters": "params", "difference": "diff.", "train time": "time"}
+    left_out = {monitor_name(name) for name in table.measures if name not in table.monitors}
     columns = {}
     for name, cells in table1(table).items():
+        if name in left_out:
+            continue
         if name == "accuracy":
             columns |= _accuracies(table.lines)
         elif name == "parameters":

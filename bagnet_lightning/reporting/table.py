@@ -12,7 +12,7 @@ from bagnet_lightning.names import OPTIMIZERS, epochs_text, model_name, model_or
 from bagnet_lightning.reporting.related import RelatedLine, related_lines
 from bagnet_lightning.reporting.seeds import SeedsLine, mean, over_seeds, repetitions, values
 from bagnet_lightning.reporting.settings import differing_settings, format_settings, weights_name
-from bagnet_lightning.results import read_runs
+from bagnet_lightning.results import own_measures, read_runs
 from bagnet_lightning.table1 import PaperRow, departures, paper_row, paper_rows
 
 TINY_IMAGENET = {"train_images": 100_000, "val_images": 10_000, "classes": 200}  # the data of the paper's values
@@ -75,6 +75,12 @@ class Table:
         """What chose the best epochs of networks, besides the accuracies that every table has."""
         used = {str(run["config"].get("monitor")): None for line in self.lines for run in line.runs}
         return [name for name in used if name not in ("None", "val_accuracy", "val_top5_accuracy")]
+
+    @property
+    def measures(self) -> list[str]:
+        """The monitors, and what else callbacks of networks have logged in validations."""
+        logged = dict.fromkeys(name for line in self.lines for run in line.runs for name in own_measures(run))
+        return [*dict.fromkeys([*self.monitors, *logged])]
 
     @property
     def runs(self) -> list[dict]:

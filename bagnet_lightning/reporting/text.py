@@ -99,7 +99,7 @@ def related_csv_text(table: Table) -> str:
 
 
 def _record(line: Line, table: Table) -> dict:
-    own = [name for name in table.monitors if name != "val_balanced_accuracy"]
+    own = [name for name in table.measures if name != "val_balanced_accuracy"]
     return {
         "row": line.row,
         "model": line.model,

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from rich.console import Console
 
 from bagnet_lightning.config import NAMING, kind, without_hydra
@@ -52,6 +53,7 @@ class Sweep(Callback):
         self.console = Console(soft_wrap=True)
 
     def on_run_start(self, config: DictConfig, **kwargs) -> None:
+        _set_hydra(config, Path(config.hydra.run.dir))
         self.shared = set(config.hydra.overrides.task)
         _check(config)
         if _parallel_launcher(config):
@@ -60,7 +62,8 @@ class Sweep(Callback):
             _print_jobs([(Path(config.hydra.run.dir), config, WHOLE_DEVICE)])
 
     def on_multirun_start(self, config: DictConfig, **kwargs) -> None:
-        self.shared = set(config.hydra.overrides.task)
+        asked = OmegaConf.to_container(config.hydra.overrides.task)  # ${hydra:...} is not known here
+        self.shared = set(asked)
         if not _lists_jobs(config):
             if config.dry_run:
                 sys.exit("error: dry_run=true: this hydra/sweeper chooses its jobs one after the other")
@@ -68,13 +71,14 @@ class Sweep(Callback):
             return
         loader = GlobalHydra.instance().config_loader()
         try:
-            overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(config.hydra.overrides.task))
+            overrides = OverridesParser.create(config_loader=loader).parse_overrides(asked)
             (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
             configs = [loader.load_sweep_config(config, job) for job in jobs]
         except HydraException:
             return  # Hydra raises it again, and then reports it
         launcher = _parallel_launcher(config)
         for job in configs:
+            _set_hydra(job, folder(job))
             _check(job, sweep=True, launcher=launcher)
         name, times = Counter(job.hydra.sweep.subdir for job in configs).most_common(1)[0]
         if times > 1:
@@ -126,6 +130,13 @@ class Sweep(Callback):
 def _lists_jobs(config: DictConfig) -> bool:
     """Whether all jobs of a sweep are known before the first one, as they are by Hydra's own sweeper."""
     return config.hydra.sweeper._target_ == f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
+
+
+def _set_hydra(config: DictConfig, run_folder: Path) -> None:
+    """Lets ${hydra:...} in a configuration be resolved before its job starts, as it will be then."""
+    with read_write(config.hydra):
+        config.hydra.runtime.output_dir = str(run_folder.absolute())
+    HydraConfig.instance().set_config(config)
 
 
 def _check(config: DictConfig, sweep: bool = False, launcher: ParallelLauncher | None = None) -> None:

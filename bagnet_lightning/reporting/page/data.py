@@ -6,7 +6,7 @@ from datetime import datetime
 
 from bagnet_lightning.config import leaves
 from bagnet_lightning.errors import UserError
-from bagnet_lightning.names import clipped, model_name, model_order
+from bagnet_lightning.names import clipped, model_name, model_order, monitor_name
 from bagnet_lightning.predictions import Predictions, read_predictions
 from bagnet_lightning.reporting.figures import optimizer_colour
 from bagnet_lightning.reporting.notes import notes
@@ -39,7 +39,12 @@ def page_data(tables: list[Table], pictures: dict[str, str], with_gallery: bool,
         "made": datetime.now().astimezone().isoformat(timespec="seconds"),
         "live": live,
         "sweeps": [
-            {"name": name, "folder": str(table.folder), "notes": _notes(table)}
+            {
+                "name": name,
+                "folder": str(table.folder),
+                "notes": _notes(table),
+                "monitors": [monitor_name(monitor) for monitor in table.monitors],
+            }
             for name, table in zip(names, tables, strict=True)
         ],
         "between": _between(tables),

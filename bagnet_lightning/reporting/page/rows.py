@@ -132,7 +132,7 @@ def _entry(line: Line, table: Table, prefix: str) -> dict:
         "std": line.std,
         "n": len(line.runs) if line.accuracy is not None else None,
         "difference": line.difference,
-        "chosenBy": {monitor_name(monitor): mean(values(line.runs, monitor)) for monitor in table.monitors},
+        "measures": {monitor_name(name): mean(values(line.runs, name)) for name in table.measures},
         "top5": line.top5,
         "parameters": line.parameters,
         "speed": line.images_per_second,

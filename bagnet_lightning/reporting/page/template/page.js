@@ -35,13 +35,13 @@ function showOverview() {
   at("related-part").hidden = !data.related.length;
   at("pretraining-part").hidden = !data.pretrainings.length;
   const epochs = onlyEpochs(data), compared = data.rows.some(row => row.entries.some(entry => known(entry?.difference)));
-  const measures = [...new Set(data.sweeps.flatMap((_, i) => chosenBy(data, i)))];
+  const monitors = [...new Set(data.sweeps.flatMap(sweep => sweep.monitors))];
   const ofPaper = data.rows.some(row => known(row.paper));
   at("table1-name").textContent = ofPaper ? "Table 1, beside the paper" : "Networks";
   at("figure2-name").textContent = ofPaper ? "Figure 2" : "Accuracy by network and optimizer";
   at("legend").textContent = `Best validation accuracy${known(epochs) ? ` of ${epochs} epoch${epochs === 1 ? "" : "s"}` : ""}.`
-    + (measures.length ? ` Best epochs are chosen by ${measures.join(", ")}.` : "")
-    + (measures.includes("balanced") ? " Balanced: each class counts the same." : "")
+    + (monitors.length ? ` Best epochs are chosen by ${monitors.join(", ")}.` : "")
+    + (monitors.includes("balanced") ? " Balanced: each class counts the same." : "")
     + (compared ? " Green: above the paper; red: below." : "");
   showTable("results", columns(data), data, data.rows, state);
   showTable("related", relatedColumns(data), data, data.related, state);

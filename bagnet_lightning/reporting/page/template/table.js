@@ -40,8 +40,8 @@ function columns(data) {
     if (any(entry => known(entry.std))) list.push(
       { group, name: "±", title: "standard deviation over seeds or folds", of: of("std"), show: share },
       { group, name: "n", title: "runs that differ only in their seed or fold", of: of("n") });
-    for (const name of chosenBy(data, i)) list.push(
-      { group, name, title: "by which a best epoch was chosen", of: row => row.entries[i]?.chosenBy[name], show: share });
+    for (const name of measuresOf(data, i)) list.push(
+      { group, name, title: "in the best epoch", of: row => row.entries[i]?.measures[name], show: share });
     if (compared && !several) list.push(paper);
     if (any(entry => known(entry.difference)))
       list.push({ group, name: several ? "− paper" : "difference", of: of("difference"), show: signed, direction: true });
@@ -57,10 +57,10 @@ function columns(data) {
   return list;
 }
 
-// What chose best epochs of a sweep, beside the accuracy.
-function chosenBy(data, sweep) {
+// What is shown of a sweep beside the accuracy: what chose best epochs, and what callbacks have logged.
+function measuresOf(data, sweep) {
   const entry = data.rows.map(row => row.entries[sweep]).find(known);
-  return entry ? Object.keys(entry.chosenBy) : [];
+  return entry ? Object.keys(entry.measures) : [];
 }
 
 // The number of epochs, if it is the same everywhere: then it needs no column.
