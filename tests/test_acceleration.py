@@ -251,6 +251,33 @@ def test_what_is_not_possible_is_off_or_refused(tmp_path, monkeypatch):
             fit(composed(*RUN, f"trainer.compile={asked}"), tmp_path / "compile")
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({}, None),
+        ({"capability": (6, 1)}, "below compute capability 7.0"),
+        ({"world_size": 2}, "with several processes"),
+        ({"accumulate_grad_batches": 2}, "with trainer.accumulate_grad_batches above 1"),
+        ({"precision": "16-mixed"}, "with trainer.precision=16-mixed, which scales the loss"),
+    ],
+)
+def test_what_a_graph_would_train_wrongly_on_a_gpu_is_trained_without(monkeypatch, changed, words):
+    usual = {"capability": (9, 0), "world_size": 1, "accumulate_grad_batches": 1, "precision": "bf16-mixed"}
+    trainer = SimpleNamespace(**usual | changed, strategy=SimpleNamespace(root_device=torch.device("cuda")))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: trainer.capability)
+    assert acceleration._no_graph(trainer) == words
+
+
+def test_a_run_that_is_to_be_exactly_repeatable_is_not_compiled_unasked(monkeypatch):
+    trainer = SimpleNamespace(world_size=1, strategy=SimpleNamespace(root_device=torch.device("cuda")))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (9, 0))
+    monkeypatch.setattr(acceleration, "find_spec", lambda name: name)
+    assert acceleration._no_compiling(trainer, "auto") is None
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert acceleration._no_compiling(trainer, "auto") == "with trainer.deterministic=true"
+    assert acceleration._no_compiling(trainer, True) is None
+
+
 def test_batch_norms_that_fuse_train_the_same_where_a_step_is_compiled_on_the_cpu(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, dynamic, options: function)
     calls, original = [], WrittenOutBatchNorm2d.forward

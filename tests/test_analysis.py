@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,17 @@ def test_a_constant_added_to_a_patchs_logits_keeps_the_strongest():
     assert before["by_class"][:-1] != after["by_class"][:-1]
 
 
+def test_random_patches_are_of_all_places_and_of_the_seed():
+    """The first patch alone says class 0, so strongly that it outvotes seven others."""
+    patches, labels = torch.zeros(160, 4, 4, 2), torch.zeros(160, dtype=torch.int64)
+    patches[..., 1] = 1
+    patches[:, 0, 0] = torch.tensor([8.5, 0])
+    one, again, other = (accuracy_of_strongest(patches, labels, seed)["random"] for seed in (0, 0, 1))
+    assert one == again != other
+    for kept, value in zip((1, 2, 4, 8), one, strict=False):
+        assert value["mean"] == pytest.approx(kept / 16, abs=0.12)
+
+
 def test_informative_patches_are_the_highest_one_an_image():
     patches = torch.zeros(4, 2, 3, 2)
     labels = torch.tensor([0, 0, 1, 1])
@@ -144,6 +156,14 @@ def test_curves_run_from_the_image_to_its_fill_and_back():
     for curve, start, end in ((curves["deletion"], whole, blank), (curves["insertion"], blank, whole)):
         assert torch.allclose(curve[:, 0], start)
         assert torch.allclose(curve[:, -1], end)
+
+
+def test_as_many_tiles_are_masked_as_come_nearest_to_the_share():
+    images = torch.ones(1, 3, 8, 40)  # five tiles
+    shown = partial(masking_curves, fill=torch.zeros_like(images), classes=torch.tensor([0]), tile=8, steps=3)
+    curves = shown(lambda x: torch.stack([x.mean((1, 2, 3)), 0 * x[:, 0, 0, 0]], 1), images, maps=torch.rand(1, 8, 40))
+    assert (5 * curves["deletion"].logit()).round().tolist() == [[5, 3, 2, 0]]
+    assert (5 * curves["insertion"].logit()).round().tolist() == [[0, 2, 3, 5]]
 
 
 def test_area_is_the_mean_height():
@@ -251,6 +271,7 @@ def test_the_error_of_a_share_is_the_binomial_one():
         "se": pytest.approx(math.sqrt(0.25 * 0.75 / 400), rel=0.002),
         "n": 400,
     }
+    assert mean_and_error(torch.tensor([0.0, 1.0]))["se"] == pytest.approx(0.5)  # of a sample: n - 1
     assert mean_and_error(torch.tensor([3.0])) == {"mean": 3, "se": None, "n": 1}
     assert mean_and_error(torch.tensor([])) == {"mean": None, "se": None, "n": 0}
 

@@ -41,6 +41,11 @@ def test_draws_are_of_seed_epoch_and_index_alone():
         assert (other != whole).flatten(1).any(1).float().mean() > 0.9
 
 
+def test_no_two_epochs_of_any_seeds_share_their_draws():
+    keys = [draw_key(seed, epoch) for seed in range(40) for epoch in range(-1, 40)]
+    assert len({*keys}) == len(keys)
+
+
 def test_an_alternating_flip_is_each_images_own_in_every_other_epoch():
     images, indices = batch(200), torch.arange(200)
 

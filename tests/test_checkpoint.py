@@ -8,6 +8,7 @@ from bagnet_lightning.checkpoint import (
     adapt_head,
     load_backbone,
     load_trained,
+    published,
     read_if_ours,
     read_network,
     write_backbone,
@@ -44,6 +45,15 @@ def test_a_network_comes_back_as_it_was(tmp_path):
     torch.testing.assert_close(trained.network(images), network(images))
     assert not trained.network.training
     assert trained.class_names == ["name 0", "name 1", "name 2"]
+
+
+def test_what_is_written_for_others_holds_no_path_of_the_users():
+    data = {"name": "mine", "root": "/private", "holdout": 0.1, "fold": 0}
+    config = {"model": {"_target_": "x", "pretrained": "/private/a.ckpt"}, "data": data, "sweep": "/private", **IMAGES}
+    for_others = published(config)
+    assert "private" not in str(for_others)
+    assert for_others["model"]["pretrained"] is True
+    assert for_others["data"] == {"name": "mine", "holdout": 0.1, "fold": 0}
 
 
 @pytest.mark.parametrize("make", [partial(bagnet9, width=0.25), resnet18])

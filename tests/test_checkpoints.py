@@ -78,6 +78,19 @@ def test_the_last_checkpoint_is_written_once_in_the_minutes_that_were_asked_for(
     assert saved == [(tmp_path / "last.ckpt", 700), (tmp_path / "last.ckpt", 1300)]
 
 
+def test_the_last_checkpoint_is_written_once_in_the_steps_that_were_asked_for(tmp_path):
+    saved = []
+    trainer = SimpleNamespace(
+        accumulate_grad_batches=2, is_last_batch=False, save_checkpoint=lambda path: saved.append(trainer.global_step)
+    )
+    callback = LastCheckpoint(tmp_path / "last.ckpt", every_n_steps=3, every_n_minutes=None)
+    callback.on_train_start(trainer, None)
+    for batch in range(16):  # eight steps
+        trainer.global_step = (batch + 1) // 2
+        callback.on_train_batch_end(trainer, None, None, None, batch)
+    assert saved == [3, 6]
+
+
 def test_the_best_accuracy_is_remembered_where_the_folder_has_been_moved(tmp_path):
     before, after = (BestCheckpoint(tmp_path / name, "val_accuracy") for name in "ab")
     before.best_model_score, before.best_model_path = torch.tensor(0.5), str(tmp_path / "a/best.ckpt")

@@ -68,6 +68,26 @@ def test_the_modern_recipe_is_muon_in_one_cycle_with_smoothed_labels():
     assert (recipe.scheduler.pct_start, recipe.model.stem_momentum) == (0.3, 0.1)
 
 
+def test_nothing_else_changes_the_papers_training():
+    config = composed("optim=sgd")
+    assert (config.optim.nesterov, composed("optim=adadelta").optim.weight_decay) == (False, 0)
+    assert (config.weight_average, config.class_weights, config.patch_loss, config.loss) == (None, None, 0, {})
+    trainer = config.trainer
+    assert (trainer.gradient_clip_val, trainer.accumulate_grad_batches, trainer.sync_batchnorm) == (None, 1, True)
+    assert (config.monitor, config.data.holdout, config.callbacks) == ("val_accuracy", 0, {})
+
+
+def test_what_the_results_of_related_systems_were_made_with():
+    tile2vec, simclr = (composed(f"method={name}", name="pretrain") for name in ("tile2vec", "simclr"))
+    assert (tile2vec.method.margin, tile2vec.method.l2) == (10, 0.07)
+    assert (simclr.method.temperature, simclr.method.projection) == (0.5, 128)
+    assert (tile2vec.tiles.size, tile2vec.tiles.radius) == (33, 31)
+    assert (tile2vec.bagnet.stem_momentum, tile2vec.bagnet.zero_init) == (0.1, True)
+    em = composed("head=em", name="classical").em
+    assert (em.rounds, em.trainer.max_epochs, em.optim.lr) == (5, 5, 0.0001)
+    assert (em.image_percentile, em.class_percentile, em.sigma) == (30, 30, 0.7)
+
+
 def test_what_the_docs_promise_of_defaults():
     assert composed().checkpoint == {"every_n_minutes": 10, "every_n_steps": None}
     precisions = {card: composed(f"trainer={card}").trainer.precision for card in ("t4", "k80")}

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import signal
+from multiprocessing.connection import Pipe, wait
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -127,3 +129,34 @@ def test_one_machines_ranks_are_started_and_several_machines_are_asked_for(monke
             ranks.check(composed("trainer=ddp", "trainer.num_nodes=2"), sweep)
     assert ranks.must_start(composed("trainer=ddp"))
     assert not ranks.must_start(composed())
+
+
+def ended(*messages) -> tuple:
+    """The connection and the process of a rank that sends these, and then is killed or waits for the others."""
+    ours, theirs = Pipe()
+    for message in messages:
+        theirs.send(message) if message != "killed" else theirs.close()
+    return ours, SimpleNamespace(wait=lambda: -signal.SIGKILL, other_end=theirs)
+
+
+@pytest.mark.parametrize(
+    ("messages", "end"),
+    [
+        ([["waits"], ["killed"]], "rank 1 of 2 was killed by SIGKILL; go on"),
+        ([[{"status": "failed", "error": "rank 1 is gone"}], ["killed"]], "rank 1 of 2 was killed by SIGKILL; go on"),
+        ([["waits"], [{"status": "failed", "error": "no"}]], {"status": "failed", "error": "no"}),
+        ([[{"status": "finished", "seed": 0}], ["waits"]], {"status": "finished", "seed": 0}),
+        ([["killed"], [{"status": "finished", "seed": 0}]], "rank 0 of 2 was killed by SIGKILL; go on"),
+        ([[15], [15]], 15),
+    ],
+)
+def test_the_end_of_a_run_is_what_the_rank_that_failed_says_or_how_it_died(monkeypatch, messages, end):
+    def wait_for_a_while(connections, timeout):
+        ready = wait(connections, 5 if timeout is None else timeout)
+        assert ready or timeout is not None, "it would wait forever"
+        return ready
+
+    monkeypatch.setattr(ranks, "GRACE_S", 0.2)
+    monkeypatch.setattr(ranks, "wait", wait_for_a_while)
+    both = [ended(*(message for message in sent if message != "waits")) for sent in messages]
+    assert ranks._wait_for_end(both, "go on") == end

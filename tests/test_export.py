@@ -14,7 +14,7 @@ from bagnet_lightning.data.of_config import data_of_run
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.export import main
 from bagnet_lightning.exporting.formats import difference
-from bagnet_lightning.exporting.model_card import write_card
+from bagnet_lightning.exporting.model_card import _to_be_published, write_card
 from bagnet_lightning.exporting.portable import Portable
 from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.results import write_result
@@ -111,6 +111,11 @@ def test_a_hubs_folder_has_a_card_with_what_was_measured_and_comes_back(checkpoi
     assert data_of_run(trained.config, composed("data=textures").data).name == "textures"
 
 
+def test_a_card_has_what_was_asked_for_and_no_path_of_the_users():
+    asked = ["optim=adam", "model.pretrained=true", "data.root=/private", "model.pretrained=/private/a.ckpt", "sweep=x"]
+    assert [override for override in asked if _to_be_published(override)] == asked[:2]
+
+
 def test_what_timm_cannot_make_has_no_config_for_it(checkpoints, tmp_path):
     trained = load_trained(checkpoints["resnet18"])
     trained.config["model"]["stem"] = "small"
@@ -129,6 +134,18 @@ def test_a_file_that_is_not_the_network_is_refused(checkpoints):
     other.mean[:] = torch.nan
     with pytest.raises(UserError, match="differs from the network by nan"):
         difference(trained, other)
+
+
+def test_a_file_that_is_the_network_at_one_size_alone_is_refused(checkpoints):
+    trained = load_trained(checkpoints["bagnet9"])
+    same = Portable(load_trained(checkpoints["bagnet9"]))
+
+    def run(images):
+        outputs = same(images)
+        return outputs if images.shape[2] == images.shape[3] else {name: 2 * value for name, value in outputs.items()}
+
+    with pytest.raises(UserError, match="differs from the network"):
+        difference(trained, run)
 
 
 def test_what_is_written_stays_as_it_was_if_it_cannot_be_checked(checkpoints, tmp_path, monkeypatch):

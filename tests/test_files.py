@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bagnet_lightning.files import csv_of, locked, open_or_make, walk, write_bytes, write_text
+from bagnet_lightning.files import csv_of, locked, open_or_make, temporary_folder, walk, write_bytes, write_text
 
 
 @pytest.mark.parametrize(("write", "old", "new"), [(write_text, "old", "x" * 2000), (write_bytes, b"old", b"x" * 2000)])
@@ -97,6 +97,16 @@ def test_where_nothing_can_be_locked_the_folder_of_the_faster_process_is_used(tm
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     assert open_or_make(tmp_path / "store", lambda manifest: manifest["by"], make, "") == "the first"
+
+
+def test_where_nothing_can_be_locked_what_others_have_half_made_stays(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with temporary_folder(tmp_path / "theirs") as half_made:
+        open_or_make(tmp_path / "ours", lambda manifest: manifest, lambda new: {}, "")
+        assert half_made.is_dir()
 
 
 def test_a_cell_of_a_csv_may_hold_any_character():

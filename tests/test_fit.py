@@ -21,6 +21,7 @@ from bagnet_lightning.sweeps.runs import at_work
 from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.fit import fit, loss_settings
 from bagnet_lightning.training.history import History
+from bagnet_lightning.training.progress import Progress
 from bagnet_lightning.training.trainer import schedule
 
 
@@ -265,6 +266,24 @@ def test_a_run_at_work_tells_how_far_it_is(tmp_path):
         fit(composed(*SMALL, "trainer.max_epochs=1"), tmp_path)
         told = read_run(tmp_path)["progress"]
     assert (told["epoch"], told["epochs"], told["pid"]) == (1, 1, os.getpid())
+
+
+def test_the_seconds_left_are_by_the_pace_of_this_process_alone(tmp_path, monkeypatch):
+    clock = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr("bagnet_lightning.training.progress.time", SimpleNamespace(monotonic=lambda: clock.seconds))
+    trainer = SimpleNamespace(global_step=60, estimated_stepping_batches=100, current_epoch=3, max_epochs=5)
+    trainer.is_global_zero, callback = True, Progress(tmp_path)  # a run that goes on
+    with at_work(tmp_path):
+        callback.on_train_start(trainer, None)
+        assert read_run(tmp_path)["progress"]["seconds_left"] is None
+        trainer.global_step, clock.seconds = 70, 20.0
+        callback.on_train_batch_end(trainer)
+        assert read_run(tmp_path)["progress"]["seconds_left"] == 60
+
+
+def test_a_run_that_validates_on_a_holdout_says_so(tmp_path):
+    result = fit(composed(*SMALL, "data.holdout=0.5", "trainer.max_epochs=1"), tmp_path)
+    assert (result["validated_on"], result["train_images"], result["val_images"]) == ("holdout", 18, 18)
 
 
 def test_what_callbacks_do_at_the_end_of_a_validation_is_not_training(tmp_path):

@@ -30,6 +30,17 @@ def test_images_are_normalised_by_their_own_statistics_by_imagenets_or_not_at_al
     assert data("data.normalize=false").mean == (0, 0, 0)
 
 
+def test_a_channel_that_is_the_same_everywhere_becomes_zeros():
+    module = instantiate(composed(*SMALL, "data.normalize=true").data, _convert_="all")
+    pixels, labels = np.full((4, 9, 9, 3), 51, np.uint8), np.array([0, 1, 0, 1])
+    pixels[:2, ..., 0] = 102
+    module.open_store = lambda: store_of_arrays("ab", "ab", dict.fromkeys(("train", "val"), (pixels, labels)))
+    module.setup()
+    images = module.unaugmented(torch.from_numpy(pixels), torch.arange(4))
+    assert images[:, 0].unique().tolist() == pytest.approx([-1, 1])
+    assert images[:, 1:].abs().max() < 1e-6
+
+
 def trainer(epoch, batches_used=0):
     progress = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=batches_used)))
     return SimpleNamespace(

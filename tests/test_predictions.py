@@ -1,5 +1,6 @@
 import signal
 from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,8 @@ from bagnet_lightning.predictions import (
     write_predictions,
 )
 from bagnet_lightning.results import read_metrics
-from bagnet_lightning.training import trainer
+from bagnet_lightning.training import best_predictions, trainer
+from bagnet_lightning.training.best_predictions import BestPredictions
 from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.fit import fit
 
@@ -160,6 +162,22 @@ def test_the_best_epoch_is_that_of_the_chosen_accuracy(tmp_path, monkeypatch, mo
     assert result["best_val_accuracy"] == pytest.approx([8 / 12, 7 / 12][epoch - 1])
     best = torch.load(tmp_path / "best.ckpt", weights_only=True)
     assert best["global_step"] == 3 * epoch
+
+
+def test_of_equal_epochs_the_predictions_of_the_first_stay_in_the_order_of_the_images(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(best_predictions, "write_predictions", lambda *given: written.append([*given[2:4]]))
+    trainer = SimpleNamespace(callback_metrics={"val_accuracy": torch.tensor(0.5)}, world_size=1, is_global_zero=True)
+    trainer.datamodule = SimpleNamespace(class_names=NAMES, val_images=SimpleNamespace(labels=torch.tensor([0, 1, 2])))
+    callback = BestPredictions(tmp_path, "val_accuracy")
+    for predicted in ([0, 1, 1], [2, 2, 2]):
+        callback.on_validation_start(trainer, None)
+        for indices in ([2, 0], [1]):  # as ranks have them
+            outputs = {"predicted": torch.tensor(predicted)[indices]}
+            callback.on_validation_batch_end(trainer, None, outputs, (None, None, torch.tensor(indices)))
+        callback.on_validation_end(trainer, None)
+    ((labels, predicted),) = written
+    assert (labels.tolist(), predicted.tolist()) == ([0, 1, 2], [0, 1, 1])
 
 
 def test_a_run_that_goes_on_keeps_its_best_epoch(tmp_path, monkeypatch):

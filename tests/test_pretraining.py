@@ -2,10 +2,12 @@
 
 import math
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import PowerCut, composed
+from hydra.utils import instantiate
 from PIL import Image
 from safetensors.torch import load_file
 from test_interrupts import assert_equal_runs, before
@@ -13,10 +15,11 @@ from test_interrupts import assert_equal_runs, before
 from bagnet_lightning.checkpoint import load_backbone, read_checkpoint
 from bagnet_lightning.errors import Interrupted, UserError
 from bagnet_lightning.models.bagnet import bagnet9
-from bagnet_lightning.pretraining.fit import fit
+from bagnet_lightning.pretraining.fit import _add_test_images, _cut_into_tiles, fit
 from bagnet_lightning.pretraining.pretrainer import Pretrainer, neighbour_is_nearer
 from bagnet_lightning.pretraining.simclr import SimCLR
 from bagnet_lightning.pretraining.tile2vec import Tile2Vec
+from bagnet_lightning.pretraining.tiles import Tiles
 from bagnet_lightning.results import read_metrics
 
 SMALL = [
@@ -153,6 +156,32 @@ def test_unlabelled_test_images_are_trained_on_too(tmp_path):
         fit(composed(*asked, "data.group='[0-9]'", "data.holdout=0.5", name="pretrain"), tmp_path / "groups")
     with pytest.raises(UserError, match=r"splits=train\+test: textures has no test images"):
         fit(small("splits=train+test"), tmp_path / "other")
+
+
+def pretraining_data(*overrides: str):
+    """The data of a pretraining, whose validation images are unlabelled test images, too."""
+    data = instantiate(small(*overrides).data, _convert_="all")
+    store = data.open_store()
+    splits, digests = {**store.splits, "test": store.splits["val"]}, {**store.digests, "test": "0"}
+    data.open_store = lambda: replace(store, splits=splits, digests=digests)
+    data.setup()
+    return data
+
+
+def test_images_that_are_held_out_are_not_trained_on_beside_the_test_images():
+    data = pretraining_data("data.holdout=0.5")
+    held_out = data.val_images.split.images[data.val_images.chosen]
+    _add_test_images(data)
+    trained = data.train_images.split.images[data.train_images.chosen]
+    assert len(trained) == 18 + 12
+    assert not (trained[:, None] == held_out).flatten(2).all(2).any()
+
+
+def test_held_out_tiles_are_compared_with_those_of_other_classes():
+    data = pretraining_data()
+    _cut_into_tiles(data, Tiles(17, 8, flip=True, colour=0.0), kinds=3)
+    labels, images = data.val_images.labels.tolist(), data.val_images
+    assert labels == images.split.labels[images.chosen].tolist() != sorted(labels)
 
 
 @pytest.mark.parametrize(

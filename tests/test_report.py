@@ -9,6 +9,7 @@ from rich.console import Console
 from sweep_folders import write_run
 
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.reporting.columns import duration
 from bagnet_lightning.reporting.notes import notes
 from bagnet_lightning.reporting.report import write_report
 from bagnet_lightning.reporting.table import read_table
@@ -90,6 +91,11 @@ def test_runs_that_were_asked_for_and_not_begun_count_too(tmp_path):
         "1 of 2 runs finished.",
         "Not begun: 1; the same command again goes on.",
     ]
+
+
+def test_durations_are_in_the_unit_that_suits_them():
+    seconds = (None, 9.94, 9.96, 99.4, 99.6, 5969, 5971, 36_000)
+    assert [*map(duration, seconds)] == ["", "9.9 s", "10 s", "99 s", "2 min", "99 min", "1.7 h", "10.0 h"]
 
 
 def test_values_that_cannot_be_compared_stand_in_parentheses(tmp_path):

@@ -65,6 +65,13 @@ def test_an_unfinished_run_tells_what_it_can(tmp_path):
     assert {key: run[key] for key in expected} == expected
 
 
+def test_the_best_epoch_of_an_unfinished_run_is_that_of_its_monitor(tmp_path):
+    (tmp_path / "config.yaml").write_text(CONFIG + "monitor: val_balanced_accuracy\n")
+    lines = ["epoch,step,val_accuracy,val_balanced_accuracy", "1,10,0.3,0.2", "2,20,0.25,0.24", "3,30,0.4,nan"]
+    (tmp_path / "metrics.csv").write_text("\n".join(lines))
+    assert read_run(tmp_path)["best_val_accuracy"] == 0.25
+
+
 def test_an_unfinished_run_has_the_names_that_its_result_will_have(tmp_path):
     config = composed("model._target_=mynet.SmallNet")
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
@@ -145,6 +152,7 @@ def test_runs_are_found_at_any_depth_but_not_inside_each_other(tmp_path):
         (socket.gethostname(), 10, True),
         (socket.gethostname(), 9999, False),
         ("elsewhere", 10, True),
+        ("elsewhere", 200, True),  # a sign of life is given every minute, and some may be late
         ("elsewhere", 9999, False),
     ],
 )

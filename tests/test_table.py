@@ -28,6 +28,7 @@ def test_seeds_become_mean_and_sample_deviation(tmp_path):
     assert line.std == pytest.approx(statistics.stdev(accuracies)) == pytest.approx(0.02)
     assert len(line.runs) == 3
     assert line.train_seconds == 200
+    assert line.top5 == pytest.approx(1.6 * 0.43)
     assert line.difference == pytest.approx(0.43 - 0.4234)
 
 

@@ -88,6 +88,23 @@ def test_one_saturation_by_hand():
     torch.testing.assert_close(out, expected.expand(1, 2, 2, 3), atol=0.01, rtol=0)
 
 
+def test_one_contrast_and_one_brightness_by_hand():
+    none = 0x8000  # of 16 bits, the factor 1
+    tile = torch.tensor([100.0, 50.0])[None, None, :, None].expand(1, 1, 2, 3)
+    for bits, expected in ((none | 0xFFFF << 16, [110, 40]), (0xFFFF | none << 16, [140, 70])):
+        out = distorted(tile, torch.tensor([bits | none << 32 | 63 << 54]), strength=0.5)
+        torch.testing.assert_close(out[0, 0, :, 0], torch.tensor(expected).float(), atol=0.01, rtol=0)
+
+
+def test_each_tile_is_recoloured_by_itself():
+    """Else a neighbour would be known by its colours, which is what the changes are there to prevent."""
+    images = torch.full((400, HEIGHT, WIDTH, 3), 100, dtype=torch.uint8)
+    tiles = Tiles(9, 8, flip=False, colour=0.5).augmented(images, torch.arange(400), key(), kinds=3)
+    brightness = tiles.mean((1, 2, 3)).view(3, 400)
+    assert brightness.std(1).min() > 10
+    assert (torch.corrcoef(brightness) - torch.eye(3)).abs().max() < 0.2
+
+
 def test_tiles_that_do_not_fit_are_refused():
     tiles = Tiles(17, 8, flip=True, colour=0.0)
     tiles.check(18, 40)

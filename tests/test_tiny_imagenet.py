@@ -321,6 +321,18 @@ def test_a_refusal_is_not_asked_again(empty, server):
     assert server.requests == [0]
 
 
+def test_a_server_that_falls_silent_is_not_waited_for_forever(empty, server, monkeypatch):
+    waits, urlopen = [], tiny_imagenet.urlopen
+
+    def noted(request, timeout=None):
+        waits.append(timeout)
+        return urlopen(request, timeout=timeout)
+
+    monkeypatch.setattr(tiny_imagenet, "urlopen", noted)
+    tiny_imagenet._download(server.url, empty / "part")
+    assert waits == [tiny_imagenet.TIMEOUT_S]
+
+
 @pytest.mark.parametrize("url", [NOWHERE, "http://no-such-host.invalid/x.zip", "nonsense"])
 def test_without_network_one_line_says_what_was_tried_and_the_two_ways_out(empty, url):
     with pytest.raises(UserError) as error:
