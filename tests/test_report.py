@@ -10,6 +10,7 @@ from sweep_folders import write_run
 
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.reporting.columns import duration
+from bagnet_lightning.reporting.figures import _panels
 from bagnet_lightning.reporting.notes import notes
 from bagnet_lightning.reporting.report import write_report
 from bagnet_lightning.reporting.table import read_table
@@ -90,6 +91,17 @@ def test_runs_that_were_asked_for_and_not_begun_count_too(tmp_path):
     assert notes(read_table(tmp_path))[:2] == [
         "1 of 2 runs finished.",
         "Not begun: 1; the same command again goes on.",
+    ]
+
+
+def test_settings_with_one_value_for_each_network_need_no_panel_of_their_own(tmp_path):
+    for name, model, width in (("a", "bagnet9", 0.25), ("b", "mine", 32)):
+        write_run(tmp_path / name, model, config={"model.width": width})
+    table = read_table(tmp_path)
+    assert (table.settings, [title for title, _ in _panels(table)]) == (["model.width"], ["15 epochs, from scratch"])
+    write_run(tmp_path / "c", "mine", config={"model.width": 64})
+    assert [title for title, _ in _panels(read_table(tmp_path))] == [
+        f"15 epochs, width {width}" for width in (0.25, 32, 64)
     ]
 
 

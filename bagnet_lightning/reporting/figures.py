@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from bagnet_lightning.names import OPTIMIZERS, epochs_text, model_name, model_order, optimizer_name
 from bagnet_lightning.presentation.plots import GREY
-from bagnet_lightning.reporting.settings import format_settings
+from bagnet_lightning.reporting.settings import format_settings, of_networks
 from bagnet_lightning.reporting.table import Line, Table, sortable
 from bagnet_lightning.results import read_metrics
 
@@ -75,7 +75,7 @@ def draw_curves(table: Table) -> Figure:
     not finish.
     """
     models = sorted({line.model for line in table.lines}, key=model_order)
-    variants = list(dict.fromkeys(_variant(line) for line in table.lines))
+    variants = list(dict.fromkeys(_variant(line, table) for line in table.lines))
     figure = Figure(figsize=(max(6.5, 3.3 * len(models) + 0.6), 6.4), dpi=DPI, layout="constrained")
     panels = figure.subplots(2, len(models), sharex="col", sharey="row", squeeze=False)
     crosses = False
@@ -85,7 +85,7 @@ def draw_curves(table: Table) -> Figure:
         panels[1, column].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         for line in (line for line in table.lines if line.model == model):
             histories = [history for run in line.runs if (history := read_metrics(run["folder"]))]
-            style = _style(variants.index(_variant(line)), optimizer_colour(line.optimizer))
+            style = _style(variants.index(_variant(line, table)), optimizer_colour(line.optimizer))
             for axes, name, unit in zip(panels[:, column], ("val_accuracy", "train_loss"), (100, 1), strict=True):
                 drawn = _draw_curve(axes, histories, name, unit, style, finished=line.status == "finished")
                 crosses |= drawn and line.status != "finished"
@@ -115,21 +115,24 @@ def _panels(table: Table) -> list[tuple[str, list[Line]]]:
     """Returns (title, lines) of each combination of epochs, pretraining and settings, the paper's own first."""
 
     def key(line: Line) -> tuple:
-        settings = [sortable(value) for value in line.settings.values()]
+        settings = [sortable(value) for value in _settings(line, table).values()]
         return line.epochs != 15, line.pretrained != "no", -(line.epochs or 0), line.pretrained, settings
 
-    return [(title, list(lines)) for title, lines in groupby(sorted(table.lines, key=key), _title)]
+    def title(line: Line) -> str:
+        return f"{epochs_text(line.epochs)}, {_variant(line, table) or 'from scratch'}"
+
+    return [(text, list(lines)) for text, lines in groupby(sorted(table.lines, key=key), title)]
 
 
-def _title(line: Line) -> str:
-    variant = _variant(line) or "from scratch"
-    return f"{epochs_text(line.epochs)}, {variant}"
-
-
-def _variant(line: Line) -> str:
+def _variant(line: Line, table: Table) -> str:
     """Describes pretraining and settings; empty for a run from scratch without settings."""
-    parts = ["" if line.pretrained == "no" else f"pretrained ({line.pretrained})", format_settings(line.settings)]
-    return ", ".join(filter(None, parts))
+    pretrained = "" if line.pretrained == "no" else f"pretrained ({line.pretrained})"
+    return ", ".join(filter(None, [pretrained, format_settings(_settings(line, table))]))
+
+
+def _settings(line: Line, table: Table) -> dict[str, object]:
+    told = of_networks(table.settings, ((other.model, other.settings) for other in table.lines))
+    return {name: value for name, value in line.settings.items() if name not in told}
 
 
 def _slots(lines: list[Line]) -> int:

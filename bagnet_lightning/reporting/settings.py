@@ -55,6 +55,19 @@ def short(settings: Iterable[str]) -> dict[str, str]:
     return {setting: name if taken.count(name) == 1 else setting for setting, name in names.items()}
 
 
+def of_networks(settings: Iterable[str], lines: Iterable[tuple[str, dict]]) -> list[str]:
+    """Returns the settings, like "model.stem", that have one value for each network, so that its name tells them.
+
+    lines: of each the network's name and its settings; None, or none, where it lacks one.
+    """
+    found, lines = [], [*lines]
+    for name in (name for name in settings if name.startswith("model.")):
+        values = {(network, repr(own[name])) for network, own in lines if own.get(name) is not None}
+        if len(values) == len({network for network, _ in values}):
+            found.append(name)
+    return found
+
+
 def format_settings(values: dict[str, object]) -> str:
     """Formats {"model.width": 0.25, "optim.lr": 0.1} as "width 0.25, lr 0.1"."""
     texts = {name: clipped(value) for name, value in values.items() if value is not None}

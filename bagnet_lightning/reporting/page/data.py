@@ -14,7 +14,7 @@ from bagnet_lightning.reporting.page.neighbours import distinguished, neighbours
 from bagnet_lightning.reporting.page.rows import pretraining_rows, related_rows, rows_of, run_name
 from bagnet_lightning.reporting.page.runs import common_config, describe
 from bagnet_lightning.reporting.seeds import values
-from bagnet_lightning.reporting.settings import differing_settings, short
+from bagnet_lightning.reporting.settings import differing_settings, of_networks, short
 from bagnet_lightning.reporting.table import Table
 from bagnet_lightning.results import finite, read_jobs
 
@@ -31,6 +31,7 @@ def page_data(tables: list[Table], pictures: dict[str, str], with_gallery: bool,
         runs |= _runs_of(table, prefix, classes)
     settings = list(dict.fromkeys(setting for table in tables for setting in table.settings))
     rows = rows_of(tables, prefixes)
+    told = of_networks(settings, ((row["model"], row["settings"]) for row in rows))
     with_gallery = with_gallery and any(table.lines for table in tables)
     gallery, reason = _gallery(tables, prefixes) if with_gallery else (None, None)
     models = sorted({row["model"] for row in rows}, key=model_order)
@@ -49,7 +50,9 @@ def page_data(tables: list[Table], pictures: dict[str, str], with_gallery: bool,
         ],
         "between": _between(tables),
         "states": Counter(run["state"] for run in runs.values()),
-        "settings": [{"key": setting, "name": name} for setting, name in short(settings).items()],
+        "settings": [
+            {"key": setting, "name": name, "of_networks": setting in told} for setting, name in short(settings).items()
+        ],
         "models": [[model, model_name(model)] for model in models],
         "colours": {row["optimizer"]: optimizer_colour(row["optimizer"]) for row in rows},
         "rows": rows,

@@ -78,7 +78,7 @@ const optimizersOf = data => [...new Map(data.rows.map(row => [row.optimizer, ro
 const percent = value => known(value) ? 100 * value : null;
 
 const variantOf = (data, row) => [`${row.epochs ?? "?"} epoch${row.epochs === 1 ? "" : "s"}`, row.pretrained === "no" ? "from scratch" : `pretrained (${row.pretrained})`,
-  ...data.settings.filter(s => known(row.settings[s.key])).map(s => `${s.name} ${row.settings[s.key]}`)].join(", ");
+  ...data.settings.filter(s => !s.of_networks && known(row.settings[s.key])).map(s => `${s.name} ${row.settings[s.key]}`)].join(", ");
 
 function showFigure2(data, state) {
   const variants = [...new Set(data.rows.map(row => variantOf(data, row)))];
