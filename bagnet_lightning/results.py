@@ -210,14 +210,25 @@ def _parse_result(text: str) -> tuple[str | None, dict]:
 
 def _best_so_far(metrics: list[dict], monitor: str | None) -> float | None:
     """Returns the accuracy of the epoch that is best by `monitor`."""
-
-    def order(row: dict) -> float:
-        value = row.get(monitor, row["val_accuracy"])
-        return -math.inf if value is None or math.isnan(value) else value
-
     known = [row for row in metrics if row.get("val_accuracy") is not None]
-    best = max(known, key=order, default=None)
+    name = monitor if known and monitor in known[0] else "val_accuracy"
+    best = max(known, key=lambda row: merit(name, row.get(name)), default=None)
     return best and best["val_accuracy"]
+
+
+def lower_is_better(monitor: str) -> bool:
+    """Whether a measure is a loss: its name ends in "loss"."""
+    return monitor.endswith("loss")
+
+
+def merit(monitor: str, value: float | None) -> float:
+    """Returns what is higher for a better epoch, of which the first of equal ones counts.
+
+    value: of the measure `monitor`; nan and None are less than all others, as nan is for Lightning.
+    """
+    if value is None or math.isnan(value):
+        return -math.inf
+    return -value if lower_is_better(monitor) else value
 
 
 def progress_file(folder: Path) -> Path:

@@ -90,8 +90,8 @@ RULES: dict[str, Rule] = {
     "class_weights": one_of("balanced", None),
     "patch_loss": number(0, 1),
     "monitor": (
-        lambda value: isinstance(value, str) and re.fullmatch(r"val_(?!loss$)\w+", value) is not None,
-        "val_accuracy, val_top5_accuracy, val_balanced_accuracy, or a val_... that a callback logs",
+        lambda value: isinstance(value, str) and re.fullmatch(r"val_\w+", value) is not None,
+        "val_accuracy, val_top5_accuracy, val_balanced_accuracy, val_loss, or a val_... that a callback logs",
     ),
     "weight_average": or_null(_SHARE),
     "checkpoint.every_n_steps": or_null(whole(1)),

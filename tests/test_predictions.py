@@ -147,11 +147,11 @@ def test_a_measure_of_ones_own_is_kept_and_may_choose_the_epoch(tmp_path):
         fit(composed(*SMALL, monitor), tmp_path / "unknown")
 
 
-@pytest.mark.parametrize(("monitor", "epoch"), [("val_accuracy", 1), ("val_balanced_accuracy", 2)])
+@pytest.mark.parametrize(("monitor", "epoch"), [("val_accuracy", 1), ("val_balanced_accuracy", 2), ("val_loss", 2)])
 def test_the_best_epoch_is_that_of_the_chosen_accuracy(tmp_path, monkeypatch, monitor, epoch):
     def scripted(self, batch):
         right = [(8, 0), (4, 3)][self.trainer.current_epoch]  # of 8 images of a class, and 4 of another
-        self.val_totals += torch.tensor([12.0, sum(right), 12, 12])
+        self.val_totals += torch.tensor([12.0 * right[0], sum(right), 12, 12])
         self.val_classes = torch.tensor([[8, right[0]], [4, right[1]], [0, 0]])
         return {"predicted": batch[1]}
 
@@ -162,6 +162,8 @@ def test_the_best_epoch_is_that_of_the_chosen_accuracy(tmp_path, monkeypatch, mo
     assert result["best_val_accuracy"] == pytest.approx([8 / 12, 7 / 12][epoch - 1])
     best = torch.load(tmp_path / "best.ckpt", weights_only=True)
     assert best["global_step"] == 3 * epoch
+    assert result.get("val_loss") == (4 if monitor == "val_loss" else None)
+    assert (read_predictions(tmp_path).labels == read_predictions(tmp_path).predicted).all()
 
 
 def test_of_equal_epochs_the_predictions_of_the_first_stay_in_the_order_of_the_images(tmp_path, monkeypatch):

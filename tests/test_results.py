@@ -72,6 +72,13 @@ def test_the_best_epoch_of_an_unfinished_run_is_that_of_its_monitor(tmp_path):
     assert read_run(tmp_path)["best_val_accuracy"] == 0.25
 
 
+def test_the_best_epoch_by_a_loss_is_that_of_the_lowest(tmp_path):
+    (tmp_path / "config.yaml").write_text(CONFIG + "monitor: val_loss\n")
+    lines = ["epoch,step,val_accuracy,val_loss", "1,10,0.3,2.0", "2,20,0.25,1.5", "3,30,0.4,nan"]
+    (tmp_path / "metrics.csv").write_text("\n".join(lines))
+    assert read_run(tmp_path)["best_val_accuracy"] == 0.25
+
+
 def test_an_unfinished_run_has_the_names_that_its_result_will_have(tmp_path):
     config = composed("model._target_=mynet.SmallNet")
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))

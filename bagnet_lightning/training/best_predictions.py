@@ -1,6 +1,5 @@
 """Keeps the network's predictions for the validation images at its best epoch in predictions.npz."""
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +9,11 @@ from torch import Tensor
 
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.predictions import write_predictions
-
-
-def comparable(value: float) -> float:
-    """Returns the value; for nan, which a measure of one's own may be, less than all others, as Lightning does."""
-    return -math.inf if math.isnan(value) else value
+from bagnet_lightning.results import merit
 
 
 class BestPredictions(Callback):
-    """Writes predictions.npz in every epoch with a new highest `monitor`, from the outputs of validation_step."""
+    """Writes predictions.npz from what validation_step returns, in every epoch that is the best so far by `monitor`."""
 
     def __init__(self, folder: Path, monitor: str):
         self.folder, self.monitor = folder, monitor
@@ -33,7 +28,7 @@ class BestPredictions(Callback):
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self.monitor not in trainer.callback_metrics:
             raise UserError(f"monitor={self.monitor}: no callback has logged it by the end of a validation")
-        value = comparable(trainer.callback_metrics[self.monitor].item())
+        value = merit(self.monitor, trainer.callback_metrics[self.monitor].item())
         if trainer.world_size > 1:
             values = [None] * trainer.world_size
             torch.distributed.all_gather_object(values, value)

@@ -17,19 +17,21 @@ from torch.utils._pytree import tree_any, tree_map
 from bagnet_lightning.checkpoint import read_checkpoint
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.files import write_bytes
+from bagnet_lightning.results import lower_is_better
 
 WAITING_AT_MOST = 2  # checkpoints: an epoch's best.ckpt and last.ckpt
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """best.ckpt: the weights of the epoch with the highest `monitor`, kept also when the run's folder has been moved.
+    """best.ckpt: the weights of the epoch that is best by `monitor`, kept also when the run's folder has been moved.
 
     Lightning forgets the best value in another folder, and would overwrite the best epoch with the next one.
     """
 
     def __init__(self, folder: Path, monitor: str):
+        mode = "min" if lower_is_better(monitor) else "max"
         super().__init__(
-            folder, "best", monitor=monitor, mode="max", save_weights_only=True, enable_version_counter=False
+            folder, "best", monitor=monitor, mode=mode, save_weights_only=True, enable_version_counter=False
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

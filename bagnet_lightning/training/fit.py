@@ -18,7 +18,8 @@ from bagnet_lightning.data.of_config import data_of
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import check_additive
 from bagnet_lightning.models.bagnet import BagNet
-from bagnet_lightning.training.best_predictions import BestPredictions, comparable
+from bagnet_lightning.results import merit
+from bagnet_lightning.training.best_predictions import BestPredictions
 from bagnet_lightning.training.checkpoints import BestCheckpoint
 from bagnet_lightning.training.classifier import Classifier
 from bagnet_lightning.training.trainer import prepare, schedule, train
@@ -39,8 +40,8 @@ def fit(
     data.check_classes()
     if config.monitor not in Classifier.logged and not config.callbacks:
         raise UserError(
-            f"monitor={config.monitor}: choose val_accuracy, val_top5_accuracy or val_balanced_accuracy, or add a "
-            "callback that logs it"
+            f"monitor={config.monitor}: choose val_accuracy, val_top5_accuracy, val_balanced_accuracy or val_loss, or "
+            "add a callback that logs it"
         )
     if config.monitor == "val_top5_accuracy" and len(data.class_ids) <= 5:
         raise UserError(f"monitor=val_top5_accuracy: it is 1 for {len(data.class_ids)} classes; choose another")
@@ -71,10 +72,11 @@ def fit(
     if config.weight_average is not None:
         callbacks.insert(0, WeightAverage(config.weight_average))
     rows, measured = train(config, folder, classifier, data, callbacks, logger, description, code)
-    best = max(rows, key=lambda row: comparable(row[config.monitor]))  # the first of equal epochs
-    own = {name: best[name] for name in best if name.startswith("val_") and name not in Classifier.logged}
+    best = max(rows, key=lambda row: merit(config.monitor, row[config.monitor]))
+    own = [name for name in best if name.startswith("val_") and name not in Classifier.logged]  # of callbacks
+    own += ["val_loss"] if config.monitor == "val_loss" else []
     return {
-        **own,  # what callbacks have logged
+        **{name: best[name] for name in own},
         "best_val_accuracy": best["val_accuracy"],
         "best_epoch": best["epoch"],
         "final_val_accuracy": rows[-1]["val_accuracy"],

@@ -16,7 +16,7 @@ from bagnet_lightning.reporting.page.runs import common_config, describe
 from bagnet_lightning.reporting.seeds import values
 from bagnet_lightning.reporting.settings import differing_settings, of_networks, short
 from bagnet_lightning.reporting.table import Table
-from bagnet_lightning.results import finite, read_jobs
+from bagnet_lightning.results import finite, merit, read_jobs
 
 
 def page_data(tables: list[Table], pictures: dict[str, str], with_gallery: bool, live: bool) -> dict:
@@ -143,8 +143,12 @@ def _gallery(tables: list[Table], prefixes: list[str]) -> tuple[dict | None, str
         return None, "There is no finished BagNet."
     monitors = {run["config"].get("monitor") for run, *_ in finished}
     monitor = monitors.pop() if len(monitors) == 1 else None  # else only accuracy compares them
-    best = max(finished, key=lambda found: [*values(found[:1], monitor), found[0]["best_val_accuracy"]][0])
-    run, prefix, table = best
+
+    def order(found: tuple[dict, str, Table]) -> float:
+        known = values(found[:1], monitor)
+        return merit(monitor, known[0]) if known else found[0]["best_val_accuracy"]
+
+    run, prefix, table = max(finished, key=order)
     name, checkpoint = prefix + run_name(run, table), run["folder"] / "best.ckpt"
     try:
         predictions = read_predictions(run["folder"])
