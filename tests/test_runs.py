@@ -32,8 +32,8 @@ def test_a_finished_run_is_told_again_and_another_configuration_refused(tmp_path
     refused = skip_or_refuse(other, tmp_path, described_other, lead=True)
     assert (refused["status"], "another configuration" in refused["error"]) == ("failed", True)
     assert (
-        "configuration (encoding.codebook.size); name another sweep=NAME, or start over with fresh=true"
-        in refused["error"]
+        "configuration (encoding.codebook.size); name another folder, by sweep=NAME or hydra.run.dir=PATH, or start "
+        "over with fresh=true" in refused["error"]
     )
     assert (tmp_path / "result.json").exists()
     text = (tmp_path / "config.yaml").read_text()  # as of a version that had no such key
