@@ -132,17 +132,18 @@ def test_one_machines_ranks_are_started_and_several_machines_are_asked_for(monke
 
 
 def ended(*messages) -> tuple:
-    """The connection and the process of a rank that sends these, and then is killed or waits for the others."""
+    """The connection and the process of a rank that sends these, and then is killed, ends or waits for the others."""
     ours, theirs = Pipe()
     for message in messages:
-        theirs.send(message) if message != "killed" else theirs.close()
-    return ours, SimpleNamespace(wait=lambda: -signal.SIGKILL, other_end=theirs)
+        theirs.send(message) if message not in ("killed", "ends") else theirs.close()
+    return ours, SimpleNamespace(wait=lambda: -signal.SIGKILL if "killed" in messages else 0, other_end=theirs)
 
 
 @pytest.mark.parametrize(
     ("messages", "end"),
     [
         ([["waits"], ["killed"]], "rank 1 of 2 was killed by SIGKILL; go on"),
+        ([["waits"], ["ends"]], "rank 1 of 2 ended with exit code 0; go on"),
         ([[{"status": "failed", "error": "rank 1 is gone"}], ["killed"]], "rank 1 of 2 was killed by SIGKILL; go on"),
         ([["waits"], [{"status": "failed", "error": "no"}]], {"status": "failed", "error": "no"}),
         ([[{"status": "finished", "seed": 0}], ["waits"]], {"status": "finished", "seed": 0}),

@@ -151,7 +151,7 @@ def _wait_for_end(ranks: list[tuple[Connection, subprocess.Popen]], advice: str)
     The message is a result, the number of a signal that stopped the rank, or, first of all, how a rank died, with the
     `advice` what to do then.
     """
-    ends, died, deadline = [], [], None
+    ends, died, heard, deadline = [], [], set(), None
     running = {connection: number for number, (connection, _) in enumerate(ranks)}
     while running:
         ready = wait(running, timeout=deadline and max(0, deadline - time.monotonic()))
@@ -163,7 +163,7 @@ def _wait_for_end(ranks: list[tuple[Connection, subprocess.Popen]], advice: str)
                 message = connection.recv()
             except (EOFError, ConnectionResetError):
                 del running[connection]
-                if code := ranks[number][1].wait():
+                if (code := ranks[number][1].wait()) or number not in heard:
                     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
                     died.append(f"rank {number} of {len(ranks)} {how}; {advice}")
                     deadline = deadline or time.monotonic() + GRACE_S
@@ -171,6 +171,7 @@ def _wait_for_end(ranks: list[tuple[Connection, subprocess.Popen]], advice: str)
             if isinstance(message, logging.LogRecord):
                 logging.getLogger(message.name).handle(message)
                 continue
+            heard.add(number)
             finished = isinstance(message, dict) and message["status"] == "finished"
             if finished and number == 0:
                 return message
