@@ -95,12 +95,13 @@ def load_backbone(path: str | Path) -> Trained:
     try:
         about, weights = read_network(path)
         options = {key: value for key, value in about["config"]["model"].items() if key != "pretrained"}
-        make = _network(options.pop("_target_"), path)
+        target = options.pop("_target_")
+        make = _network(target, path)
         network = make(num_classes=max(1, len(about["classes"])), **options)
         if not about["classes"]:
             network.fc = nn.Identity()
         network.load_state_dict({key: weights[key] for key in network.state_dict()})
-        if isinstance(network, BagNet) and about["classes"]:
+        if isinstance(network, BagNet) and target not in NETWORKS and about["classes"]:
             check_additive(network, about["config"]["image_size"])
         return Trained(network.eval(), **about)
     except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:

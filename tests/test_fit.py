@@ -16,6 +16,7 @@ from torch import nn
 
 from bagnet_lightning.checkpoint import load_trained, read_checkpoint, read_network, write_backbone
 from bagnet_lightning.errors import Diverged, UserError
+from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.results import read_metrics, read_run
 from bagnet_lightning.sweeps.runs import at_work
 from bagnet_lightning.training.classifier import Classifier
@@ -88,6 +89,18 @@ def test_images_smaller_than_a_patch_and_unknown_arguments_of_lightnings_are_ref
 def test_an_epoch_without_a_validation_is_refused(tmp_path, limit, epoch):
     with pytest.raises(UserError, match=f"epoch {epoch} ended without a validation"):
         fit(composed(*SMALL, f"+trainer.{limit}"), tmp_path)
+
+
+class Loudest(BagNet):
+    def forward(self, images):
+        return self.patch_logits(images).amax((1, 2))
+
+
+def test_a_bagnet_whose_logits_are_no_mean_of_its_patches_is_refused(tmp_path):
+    config, stages = composed(*SMALL), [True, True, False, False]
+    config.model = OmegaConf.create({"_target_": f"{__name__}.Loudest", "wide_stages": stages, "width": 0.25})
+    with pytest.raises(UserError, match="Loudest is a BagNet, but its logits are not the mean of its patches'"):
+        fit(config, tmp_path)
 
 
 def test_a_measure_that_cannot_choose_and_a_loss_without_a_name_are_refused(tmp_path):
@@ -378,7 +391,6 @@ def test_out_of_memory_names_the_batch_size_and_the_ways_out(tmp_path, monkeypat
 
 def test_half_batches_accumulated_are_the_whole_batch_where_batch_statistics_do_not_matter(tmp_path, monkeypatch):
     monkeypatch.setattr(nn.BatchNorm2d, "forward", lambda self, x: x * 0.5)
-    monkeypatch.setattr("bagnet_lightning.training.fit.check_additive", lambda *_: None)
     settings = {
         "whole": [],
         "accumulated": ["data.batch_size=6", "trainer.accumulate_grad_batches=2"],

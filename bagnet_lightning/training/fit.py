@@ -11,7 +11,7 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bagnet_lightning.checkpoint import adapt_head, read_if_ours, trainings
+from bagnet_lightning.checkpoint import NETWORKS, adapt_head, read_if_ours, trainings
 from bagnet_lightning.config import plain
 from bagnet_lightning.data.image_data import IMAGENET_MEAN, ImageData
 from bagnet_lightning.data.of_config import data_of
@@ -53,7 +53,8 @@ def fit(
     network = instantiate(config.model, _partial_=True)(num_classes=len(data.class_ids))
     if isinstance(network, BagNet):
         network.check_size(data.store.side, data.store.side)
-        check_additive(network, data.store.side)
+        if config.model._target_ not in NETWORKS:
+            check_additive(network, data.store.side)
     start = read_if_ours(pretrained) if isinstance(pretrained, str) else None
     description = "; ".join([summary(network, data), *adapt(network, data, pretrained or False, start)])
     known = {"image_size": data.store.side, "train_digest": data.store.digests["train"]}
