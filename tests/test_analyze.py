@@ -225,6 +225,14 @@ def test_without_captum_the_rest_is_measured(boxed, monkeypatch):
     assert "evidence" in measured["pointing"]
 
 
+def test_a_network_that_grad_cam_says_nothing_about_is_measured_without_it(boxed, monkeypatch):
+    pytest.importorskip("captum")
+    monkeypatch.setattr("bagnet_lightning.explanation.attribution._last_stage", lambda *_: None)
+    measured = measure(*boxed, map_count=1, seed=0)
+    assert "BagNet-9 has no stage of convolutions after its first: no Grad-CAM." in measured["notes"]
+    assert set(measured["pointing"]) == {"chance", "centre", "evidence", "contributions", "integrated_gradients"}
+
+
 def test_images_that_tiles_do_not_fit_are_left_whole(boxed):
     trained, sample = boxed
     odd = Sample(sample.pixels[:, :, :25], sample.labels, sample.boxes, sample.indices)

@@ -7,7 +7,7 @@ import torch
 
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import contributions
-from bagnet_lightning.explanation.attribution import grad_cam, integrated_gradients
+from bagnet_lightning.explanation.attribution import grad_cam, integrated_gradients, methods_for
 from bagnet_lightning.models.bagnet import bagnet9, bagnet33
 from bagnet_lightning.models.resnet import resnet18
 
@@ -87,6 +87,41 @@ def test_grad_cam_of_a_network_without_stages_is_of_its_last_convolution():
     image = torch.randn(1, 3, 9, 9, dtype=torch.float64)
     expected = torch.nn.functional.interpolate(model[0][:3](image)[:, 2:3] / 25, (9, 9), mode="bilinear")
     torch.testing.assert_close(grad_cam(model, image, torch.tensor([2])), expected[:, 0])
+
+
+class Transformer(torch.nn.Module):
+    """As a vision transformer: patches by one convolution, tokens afterwards."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.fc = torch.nn.Conv2d(3, 4, 4, 4), torch.nn.Linear(4, 5)
+
+    def forward(self, images):
+        return self.fc(self.patches(images).flatten(2).mean(2))
+
+
+def test_a_network_without_convolutions_after_its_stem_has_no_grad_cam():
+    model, images, classes = Transformer().double(), torch.randn(1, 3, 8, 8).double(), torch.tensor([0])
+    assert list(methods_for(model, 8, 8)) == ["integrated_gradients"]
+    with pytest.raises(
+        UserError, match=r"Grad-CAM needs convolutions after the stem .* Transformer has none for .* 8 x"
+    ):
+        grad_cam(model, images, classes)
+
+
+def test_convolutions_of_pooled_features_are_not_the_stage_of_grad_cam():
+    torch.manual_seed(0)
+    body = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 6, 3))
+    head = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Conv2d(6, 5, 1, bias=False), torch.nn.Flatten())
+    image = torch.randn(1, 3, 9, 9, dtype=torch.float64)
+    model = torch.nn.Sequential(body, head).double()
+    weights = head[1].weight[2]  # (6, 1, 1): of a position's 25th part
+    expected = torch.nn.functional.interpolate(
+        (weights * body(image)).sum(1, keepdim=True) / 25, (9, 9), mode="bilinear"
+    )
+    torch.testing.assert_close(grad_cam(model, image, torch.tensor([2])), expected[:, 0])
+    assert list(methods_for(model, 9, 9)) == ["grad_cam", "integrated_gradients"]
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_without_captum_one_line_says_what_to_install(monkeypatch):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from bagnet_lightning.analysis.metrics import (
@@ -29,7 +29,7 @@ from bagnet_lightning.analysis.metrics import (
 from bagnet_lightning.checkpoint import Trained
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.evidence import patch_corners, patch_evidence
-from bagnet_lightning.explanation.attribution import APPROXIMATIONS
+from bagnet_lightning.explanation.attribution import Maps, methods_for
 from bagnet_lightning.inference.logits import best_device
 from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.progress_bar import progress_bar
@@ -42,8 +42,6 @@ FILLS: dict[str, Callable[[Tensor], Tensor]] = {  # replacements for masked part
 SHUFFLED_TILES = (8, 16, 32)  # px
 PATCHES_A_CLASS = 6  # most informative patches, correct and misleading ones each
 BATCH, MAP_BATCH = 50, 10  # images; fewer if each takes hundreds of passes, so that the progress bar moves
-
-Maps = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of a network, images and a class for each, as in attribution.py
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,9 @@ def _measure_maps(trained: Trained, sample: Sample, seed: int, tile: int, notes:
     if isinstance(trained.network, BagNet):
         methods = {"evidence": evidence_maps, "contributions": contribution_maps}
     if find_spec("captum"):
-        methods |= APPROXIMATIONS
+        methods |= methods_for(trained.network, *sample.pixels.shape[1:3])
+        if "grad_cam" not in methods:
+            notes.append(f"{trained.name} has no stage of convolutions after its first: no Grad-CAM.")
     else:
         notes.append("Grad-CAM and integrated gradients need captum: pip install 'bagnet-lightning[explain]'.")
     pointing = {name: ([], []) for name in methods}

@@ -2,12 +2,14 @@
 
     grad_cam(network, images, classes)              # (B, H, W)
     integrated_gradients(network, images, classes)  # (B, H, W)
+    methods_for(network, height, width)             # those of the two that say something about this network
 
 Both keep their sign: positive pixels are evidence for the class, negative ones against it. Their unit is not the logit
 of a patch, so maps of different methods are compared by their pattern, not by their values. Networks are expected in
 evaluation mode; neither their parameters nor their gradients are touched.
 """
 
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -20,29 +22,32 @@ from bagnet_lightning.models.bagnet import BagNet
 
 PIXELS_AT_A_TIME = 2**18  # in a forward and backward pass: 64 images of 64 px
 
+Maps = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of a network, images and a class for each, as below
+
 
 def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     """Computes Grad-CAM (Selvaraju et al., ICCV 2017) of the last convolutional stage, without its final ReLU.
 
-    network: its stage is the last block of `layer4`, which torchvision's ResNets and the BagNets have, or else the
-    last convolution. images: (B, 3, H, W), normalised. classes: (B,) int64. Returns (B, H, W): the stage's output
-    weighted by the class's mean gradients, upsampled bilinearly, as if its positions tiled the image (as captum does).
+    images: (B, 3, H, W), normalised. classes: (B,) int64. Returns (B, H, W): the stage's output weighted by the class's
+    mean gradients, upsampled bilinearly, as if its positions tiled the image (as captum does).
 
     For a BagNet these are the patches' contributions to the logit except the bias, upsampled from the patches' centres.
-    Raises UserError if captum is not installed, or the network has no convolution.
+    Raises UserError if captum is not installed, or the network has no such stage.
     """
-    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
-    if not convolutions:
-        raise UserError(f"Grad-CAM needs a convolution, and {type(network).__name__} has none")
-    stage = network.layer4[-1] if hasattr(network, "layer4") else convolutions[-1]
+    height, width = images.shape[2:]
+    stage = _last_stage(network, height, width)
+    if stage is None:
+        raise UserError(
+            f"Grad-CAM needs convolutions after the stem that see more than one position, and {type(network).__name__} "
+            f"has none for images of {width} x {height} px"
+        )
     method = _captum().LayerGradCam(network, stage)
-    batch_size = max(1, PIXELS_AT_A_TIME // images[0, 0].numel())
+    batch_size = max(1, PIXELS_AT_A_TIME // (height * width))
     with torch.enable_grad():
         maps = [
             method.attribute(chunk.detach().requires_grad_(), target=target).detach()  # (b, 1, h, w)
             for chunk, target in zip(images.split(batch_size), classes.split(batch_size), strict=True)
         ]
-    height, width = images.shape[2:]
     if isinstance(network, BagNet):
         return _between_patches(torch.cat(maps), network, height, width)[:, 0]
     return F.interpolate(torch.cat(maps), (height, width), mode="bilinear", align_corners=False)[:, 0]
@@ -70,8 +75,39 @@ def integrated_gradients(network: nn.Module, images: Tensor, classes: Tensor, st
     return torch.cat(maps).sum(1)
 
 
-#: By their keys in names.MAPS.
-APPROXIMATIONS = {"grad_cam": grad_cam, "integrated_gradients": integrated_gradients}
+def methods_for(network: nn.Module, height: int, width: int) -> dict[str, Maps]:
+    """Returns the methods for a network and images of height x width px, by their keys in names.MAPS."""
+    methods = {"grad_cam": grad_cam, "integrated_gradients": integrated_gradients}
+    if _last_stage(network, height, width) is None:
+        del methods["grad_cam"]
+    return methods
+
+
+def _last_stage(network: nn.Module, height: int, width: int) -> nn.Module | None:
+    """Finds the last module to run that holds a convolution and whose output has more than one position.
+
+    The first convolution does not count: that of a vision transformer is its only one, and says nothing of what the
+    layers above make of the patches. None: there is no such module.
+    """
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    ran = []
+
+    def note(module: nn.Module, _: tuple, output: object) -> None:
+        if isinstance(output, Tensor) and output.dim() == 4 and output[0, 0].numel() > 1:
+            ran.append(module)
+
+    hooks = [
+        module.register_forward_hook(note)
+        for module in network.modules()
+        if any(isinstance(part, nn.Conv2d) and part is not first for part in module.modules())
+    ]
+    try:
+        with torch.no_grad():
+            network(next(network.parameters()).new_zeros(1, 3, height, width))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return ran[-1] if ran else None
 
 
 def _between_patches(maps: Tensor, network: BagNet, height: int, width: int) -> Tensor:

@@ -39,10 +39,13 @@ class Networks:
         self.requested: int | None = None
         if requested is not None:
             self.requested = find_class(requested, self.classes, self.class_names, f"class={requested}")
-        self.approximate, self.notes = not exact, []
-        if self.approximate and find_spec("captum") is None and all(model.field for model in self.models):
-            self.approximate = False
+        self.notes = []
+        if not exact and find_spec("captum") is None and all(model.field for model in self.models):
+            self.models = [replace(model, approximate={}) for model in self.models]
             self.notes.append("exact evidence alone: for others beside it, pip install 'bagnet-lightning[explain]'")
+        elif not exact:
+            unfit = [model.name for model in self.models if "grad_cam" not in model.approximate]
+            self.notes += [f"no Grad-CAM of {name}: it has no stage of convolutions after its first" for name in unfit]
         self.page = Page(self.models, self.requested)
         self.arrays = [Arrays(self.classes, self.class_names) for _ in self.models]
 
@@ -61,7 +64,7 @@ class Networks:
 
     def explain(self, picture: Picture) -> tuple[bytes, list[str]]:
         """Returns a PNG and lines for the terminal. The arrays are kept for `files`."""
-        explanations = explain(self.models, picture, self.requested, self.approximate)
+        explanations = explain(self.models, picture, self.requested)
         self.page.add(picture, explanations)
         lines = []
         for model, explanation, kept in zip(self.models, explanations, self.arrays, strict=True):
