@@ -19,12 +19,14 @@ from bagnet_lightning.errors import UserError, in_one_line
 from bagnet_lightning.evidence import check_additive
 from bagnet_lightning.files import write_bytes
 from bagnet_lightning.models.bagnet import BagNet, bagnet9, bagnet17, bagnet33
+from bagnet_lightning.models.pretrained import head_name
 from bagnet_lightning.models.resnet import resnet18
 from bagnet_lightning.names import model_name, network_name
 from bagnet_lightning.paths import weights_file
 from bagnet_lightning.safe_load import safe_load
 
 NETWORKS = {f"{make.__module__}.{make.__name__}": make for make in (bagnet9, bagnet17, bagnet33, BagNet, resnet18)}
+TIMM = "timm.create_model"
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict:
 def load_trained(path: str | Path) -> Trained:
     """Loads the network of a run's checkpoint, or of its export: safetensors, or a folder for a model hub.
 
-    Raises UserError if the file is neither. Whatever network it names, only those of this package are built, and those
-    that the environment variable BAGNET_NETWORKS lists (mynet.SmallNet,...).
+    Raises UserError if the file is neither. Whatever network it names, only those of this package and of timm are
+    built, and those that the environment variable BAGNET_NETWORKS lists (mynet.SmallNet,...).
     """
     trained = load_backbone(path)
     if not trained.classes:
@@ -94,14 +96,13 @@ def load_backbone(path: str | Path) -> Trained:
         raise UserError(f"checkpoint {path} is for other programs; give best.ckpt, or what format=safetensors exported")
     try:
         about, weights = read_network(path)
-        options = {key: value for key, value in about["config"]["model"].items() if key != "pretrained"}
-        target = options.pop("_target_")
-        make = _network(target, path)
-        network = make(num_classes=max(1, len(about["classes"])), **options)
+        model = about["config"]["model"]
+        options = {key: value for key, value in model.items() if key not in ("_target_", "pretrained")}
+        network = _constructor(model, path)(num_classes=max(1, len(about["classes"])), **options)
         if not about["classes"]:
             network.fc = nn.Identity()
         network.load_state_dict({key: weights[key] for key in network.state_dict()})
-        if isinstance(network, BagNet) and target not in NETWORKS and about["classes"]:
+        if isinstance(network, BagNet) and model["_target_"] not in NETWORKS and about["classes"]:
             check_additive(network, about["config"]["image_size"])
         return Trained(network.eval(), **about)
     except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
@@ -109,13 +110,24 @@ def load_backbone(path: str | Path) -> Trained:
         raise UserError(f"checkpoint {path} does not fit the network it names: {reason.strip()}") from error
 
 
-def _network(target: str, path: Path) -> Callable[..., nn.Module]:
-    """Returns the constructor of the network that the checkpoint `path` names.
+def _constructor(model: dict, path: Path) -> Callable[..., nn.Module]:
+    """Returns the constructor of the network that the checkpoint `path` names in its configuration's `model`.
 
-    It is one of this package, or allowed by the user: a checkpoint is data, and must not choose what is called.
+    It is one of this package, timm's for a network of timm itself (not of a hub or folder, whose weights it would
+    load), or allowed by the user: a checkpoint is data, and must not choose what is called.
     """
+    target = model["_target_"]
     if target in NETWORKS:
         return NETWORKS[target]
+    if target == TIMM:
+        try:
+            import timm
+        except ImportError as error:
+            raise UserError(
+                f"checkpoint {path} is of a network of timm: pip install 'bagnet-lightning[timm]'"
+            ) from error
+        if timm.is_model(model["model_name"]) and "checkpoint_path" not in model:
+            return timm.create_model
     if target not in os.environ.get("BAGNET_NETWORKS", "").split(","):
         raise UserError(
             f"checkpoint {path} names the network {target}, which is not part of this package; if it is yours, say so "
@@ -128,19 +140,21 @@ def _network(target: str, path: Path) -> Callable[..., nn.Module]:
 
 
 def adapt_head(network: nn.Module, classes: list[str], known: list[str], weights: dict[str, Tensor]) -> str | None:
-    """Copies the rows of the last layer, fc, of those `classes` that are `known` to `weights`; others begin anew.
+    """Copies the rows of the last linear layer of those `classes` that are `known` to `weights`; others begin anew.
 
     For a network after load_pretrained, which compares shapes only: its rows may be of other classes. Returns a message
     about the change; None, with nothing changed, if the classes are the same or the weights have no usable rows.
     """
-    fc = getattr(network, "fc", None)
-    if not known or known == classes or not isinstance(fc, nn.Linear):
+    name = head_name(network)
+    if not known or known == classes or name is None:
         return None
-    own = {f"fc.{name}": parameter for name, parameter in fc.named_parameters()}
-    if any(key not in weights or weights[key].shape[1:] != own[key].shape[1:] for key in own):
+    head = network.get_submodule(name)
+    own = {f"{name}.{part}": parameter for part, parameter in head.named_parameters()}
+    shapes = {key: (len(known), *parameter.shape[1:]) for key, parameter in own.items()}
+    if head.out_features != len(classes) or any(key not in weights or weights[key].shape != shapes[key] for key in own):
         return None
     found = [name for name in classes if name in known]
-    fc.reset_parameters()
+    head.reset_parameters()
     rows, known_rows = [classes.index(name) for name in found], [known.index(name) for name in found]
     with torch.no_grad():
         for key, parameter in own.items():

@@ -115,6 +115,16 @@ def test_a_bagnet_of_other_patches_is_this_packages_too(tmp_path):
     assert load_trained(tmp_path / "best.ckpt").network.receptive_field == 13
 
 
+@pytest.mark.parametrize("options", [{"model_name": "hf-hub:a/b"}, {"model_name": "resnet18", "checkpoint_path": "x"}])
+def test_a_checkpoint_does_not_have_timm_load_other_weights(tmp_path, options):
+    pytest.importorskip("timm", reason="timm is an optional dependency: pip install 'bagnet-lightning[timm]'")
+    content = checkpoint(bagnet9(3, width=0.25))
+    content["bagnet_lightning"]["config"]["model"] = {"_target_": "timm.create_model", **options}
+    torch.save(content, tmp_path / "best.ckpt")
+    with pytest.raises(UserError, match=r"names the network timm\.create_model, which is not part of this package"):
+        load_trained(tmp_path / "best.ckpt")
+
+
 def test_what_is_for_other_programs_is_told_so(tmp_path):
     for name in ("best.onnx", "best.pt2"):
         (tmp_path / name).write_bytes(b"x")

@@ -1,5 +1,6 @@
 import csv
 import os
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -317,12 +318,26 @@ def test_a_last_image_that_joins_the_batch_before_it_is_counted(tmp_path):
     assert fit(composed(*asked, "+trainer.limit_train_batches=1"), tmp_path / "limited")["train_images"] == 12
 
 
-def test_networks_of_timm_start_from_files_by_a_key_of_their_own(tmp_path):
-    (tmp_path / "weights.pt").touch()
-    config = composed(*SMALL, f"model.pretrained={tmp_path / 'weights.pt'}")
-    config.model._target_ = "timm.create_model"
-    with pytest.raises(UserError, match="networks of timm take true or false"):
-        fit(config, tmp_path / "run")
+def test_a_network_of_timm_is_trained_read_and_starts_another_training(tmp_path, monkeypatch):
+    pytest.importorskip("timm", reason="timm is an optional dependency: pip install 'bagnet-lightning[timm]'")
+    config = composed(*SMALL, "trainer.max_epochs=1")
+    config.model = {"_target_": "timm.create_model", "model_name": "test_convnext"}
+    fit(config, tmp_path / "run")
+    first = load_trained(tmp_path / "run/last.ckpt")  # with nothing in the environment
+    assert first.name == "test_convnext"
+    config.model = {**config.model, "pretrained": str(tmp_path / "run/last.ckpt")}
+    config.data.classes = [*reversed(first.classes[:3])]
+    config.optim.lr = 1e-12
+    fit(config, tmp_path / "again")
+    second = load_trained(tmp_path / "again/last.ckpt")
+    torch.testing.assert_close(second.network.head.fc.weight, first.network.head.fc.weight[[2, 1, 0]])
+    torch.testing.assert_close(second.network.stem[0].weight, first.network.stem[0].weight)
+    config.model = {**config.model, "checkpoint_path": "x"}
+    with pytest.raises(UserError, match=r"give the file as model\.pretrained=PATH"):
+        fit(config, tmp_path / "other")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"pip install 'bagnet-lightning\[timm\]'"):
+        load_trained(tmp_path / "run/last.ckpt")
 
 
 def test_lightnings_own_checkpoints_can_be_added(tmp_path, monkeypatch):

@@ -57,9 +57,12 @@ def test_features_only_and_other_options():
 
 BAGNET13 = {"_target_": "bagnet_lightning.models.bagnet.BagNet", "wide_stages": [1, 0, 1, 0], "width": 0.25}
 BAGNET13 |= {"pad": 0, "stem_momentum": 0.1, "zero_init": False}  # as in docs/using.md
+TIMMS = {"_target_": "timm.create_model", "model_name": "test_vit.r160_in1k", "img_size": 40, "patch_size": 8}
 
 
-@pytest.mark.parametrize(("model", "settings"), [("bagnet17", None), ("bagnet17", BAGNET13), ("resnet18", None)])
+@pytest.mark.parametrize(
+    ("model", "settings"), [("bagnet17", None), ("bagnet17", BAGNET13), ("resnet18", None), ("resnet18", TIMMS)]
+)
 def test_timm_reads_the_hubs_folder(model, settings, tmp_path):
     checkpoint = write_checkpoint(tmp_path / "best.ckpt", model, settings=settings)
     main.__wrapped__(composed(f"checkpoint={checkpoint}", "format=hub", name="export"))

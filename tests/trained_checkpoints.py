@@ -23,7 +23,8 @@ def write_checkpoint(path: Path, model: str, classes: list[str] = CLASSES, setti
     for name, value in network.state_dict().items():
         if "bn" in name and name.endswith(("bias", "running_mean")):
             value.normal_(0, 0.3)
-    torch.nn.init.normal_(network.fc.bias)
+    if hasattr(network, "fc"):
+        torch.nn.init.normal_(network.fc.bias)
     about = {
         "config": config,
         "classes": classes,

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from bagnet_lightning.checkpoint import NETWORKS, Trained
+from bagnet_lightning.checkpoint import NETWORKS, TIMM, Trained
 from bagnet_lightning.config import NOT_IN_DIGEST, within
 from bagnet_lightning.exporting.portable import describe
 from bagnet_lightning.models.bagnet import BagNet
@@ -42,8 +42,12 @@ def _is_ours(trained: Trained) -> bool:
     return trained.config["model"]["_target_"] in NETWORKS
 
 
+def _is_timms(trained: Trained) -> bool:
+    return trained.config["model"]["_target_"] == TIMM
+
+
 def _is_in_timm(trained: Trained) -> bool:
-    return _is_ours(trained) and trained.config["model"].get("stem", "imagenet") == "imagenet"
+    return _is_timms(trained) or (_is_ours(trained) and trained.config["model"].get("stem", "imagenet") == "imagenet")
 
 
 def _timm_config(trained: Trained) -> dict:
@@ -51,16 +55,21 @@ def _timm_config(trained: Trained) -> dict:
 
     BagNets need `import bagnet_lightning.timm_models` before that call.
     """
-    about = describe(trained, normalises=False)
-    is_bagnet = isinstance(trained.network, BagNet)
-    options = {k: v for k, v in about["config"]["model"].items() if is_bagnet and k not in ("_target_", "pretrained")}
+    about, network = describe(trained, normalises=False), trained.network
+    ours = ("_target_", "model_name", "pretrained")
+    options = {key: value for key, value in about["config"]["model"].items() if key not in ours}
+    if _is_timms(trained):
+        architecture, known = about["model"].partition(".")[0], network.pretrained_cfg
+    else:
+        architecture = "bagnet17" if about["model"] == "BagNet" else about["model"]  # its patches: by model_args
+        known = {"first_conv": "conv1", "classifier": "fc"}
     return {
-        "architecture": "bagnet17" if about["model"] == "BagNet" else about["model"],  # its patches: by model_args
+        "architecture": architecture,
         "num_classes": len(trained.classes),
-        "num_features": trained.network.fc.in_features,
+        "num_features": network.num_features if _is_timms(trained) else network.fc.in_features,
         "label_names": trained.classes,
         "label_descriptions": dict(zip(trained.classes, trained.class_names, strict=True)),
-        "model_args": options,
+        "model_args": options if _is_timms(trained) or isinstance(network, BagNet) else {},
         "pretrained_cfg": {
             "num_classes": len(trained.classes),
             "input_size": [3, trained.image_size, trained.image_size],
@@ -68,8 +77,8 @@ def _timm_config(trained: Trained) -> dict:
             "std": trained.std,
             "crop_pct": 1.0,
             "interpolation": "bicubic",
-            "first_conv": "conv1",
-            "classifier": "fc",
+            "first_conv": known["first_conv"],
+            "classifier": known["classifier"],
         },
         "bagnet_lightning": about,
     }
@@ -146,13 +155,13 @@ def _use(trained: Trained) -> list[str]:
     lines = ["With bagnet_lightning:", "", "    bagnet-predict checkpoint=FOLDER images=PHOTO.jpg"]
     if isinstance(trained.network, BagNet):
         lines += ["    bagnet-explain checkpoint=FOLDER images=PHOTO.jpg"]
-    if not _is_ours(trained):
-        needed = trained.config["model"]["_target_"]
-        lines += ["", f"with its code on PYTHONPATH and BAGNET_NETWORKS={needed} in the environment."]
-    elif _is_in_timm(trained):
-        register = "import bagnet_lightning.timm_models  # registers the BagNets\n    "
+    if _is_in_timm(trained):
+        register = "" if _is_timms(trained) else "import bagnet_lightning.timm_models  # registers the BagNets\n    "
         lines += ["", "or with timm:", "", f"    {register}import timm"]
         lines += ['    network = timm.create_model("local-dir:FOLDER", pretrained=True)']
+    elif not _is_ours(trained):
+        needed = trained.config["model"]["_target_"]
+        lines += ["", f"with its code on PYTHONPATH and BAGNET_NETWORKS={needed} in the environment."]
     mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (trained.mean, trained.std))
     about = f"Images are RGB from 0 to 1, {size} px a side in training, less the mean ({mean}) and divided by ({std})."
     return [*lines, "", about]

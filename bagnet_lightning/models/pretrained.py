@@ -26,8 +26,8 @@ PUBLIC_WEIGHTS = {  # the eight hex digits are the first of the file's sha256
 def load_pretrained(network: nn.Module, name: str, pretrained: bool | str) -> nn.Module:
     """Loads pretrained weights into `network` and returns it.
 
-    The head stays as it was initialised if the file's has another number of classes, or if the file has none (neither
-    fc.weight nor fc.bias), as a backbone that `pretrain` wrote.
+    The head, which is the network's last linear layer, stays as it was initialised if the file's has another number of
+    classes, or if the file has none, as a backbone that `pretrain` wrote.
 
     pretrained: False (as initialised), True (the public ImageNet weights of `name`, downloaded once into torch.hub's
         cache, and then checked by their sha256) or the path of a local file: a state dict saved by torch, a checkpoint
@@ -41,7 +41,7 @@ def load_pretrained(network: nn.Module, name: str, pretrained: bool | str) -> nn
     source = PUBLIC_WEIGHTS[name] if pretrained is True else str(pretrained)
     weights = _download(source) if pretrained is True else _read(Path(source))
     own = network.state_dict()
-    head = ("fc.weight", "fc.bias")
+    head = [key for key in own if key.rpartition(".")[0] == head_name(network)]
     without_head = not any(key in weights for key in head)
     for key in head:
         if without_head or (key in weights and weights[key].shape != own[key].shape):
@@ -56,6 +56,11 @@ def load_pretrained(network: nn.Module, name: str, pretrained: bool | str) -> nn
         )
     network.load_state_dict(weights, strict=False)
     return network
+
+
+def head_name(network: nn.Module) -> str | None:
+    """Returns the name of the network's last linear layer: "fc"."""
+    return next((name for name, part in reversed([*network.named_modules()]) if isinstance(part, nn.Linear)), None)
 
 
 def _download(url: str) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from bagnet_lightning.data.of_config import data_of
 from bagnet_lightning.data.store import Split
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import BagNet
+from bagnet_lightning.models.of_config import network_of
 from bagnet_lightning.pretraining.pretrainer import Method, Pretrainer, neighbour_is_nearer
 from bagnet_lightning.pretraining.tiles import Tiles
 from bagnet_lightning.training.trainer import prepare, schedule, train
@@ -38,7 +39,7 @@ def fit(config: DictConfig, folder: Path, logger: Logger | None = None) -> dict:
         data.check_unseen(start[0]["config"], start[0]["classes"])
     if config.splits == "train+test":
         _add_test_images(data)
-    network = instantiate(config.model, _partial_=True)(num_classes=1)
+    network = network_of(config.model, 1)
     if not hasattr(network, "fc"):
         raise UserError(f"pretraining takes the network's last layer, fc, away, and {type(network).__name__} has none")
     features, network.fc = network.fc.in_features, nn.Identity()

@@ -18,6 +18,7 @@ from bagnet_lightning.data.of_config import data_of
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import check_additive
 from bagnet_lightning.models.bagnet import BagNet
+from bagnet_lightning.models.of_config import network_of
 from bagnet_lightning.results import merit
 from bagnet_lightning.training.best_predictions import BestPredictions
 from bagnet_lightning.training.checkpoints import BestCheckpoint
@@ -45,12 +46,7 @@ def fit(
         )
     if config.monitor == "val_top5_accuracy" and len(data.class_ids) <= 5:
         raise UserError(f"monitor=val_top5_accuracy: it is 1 for {len(data.class_ids)} classes; choose another")
-    pretrained = config.model.get("pretrained")
-    if isinstance(pretrained, str) and config.model._target_.startswith("timm."):
-        raise UserError(
-            "model.pretrained: networks of timm take true or false; checkpoint_path is their key for a file"
-        )
-    network = instantiate(config.model, _partial_=True)(num_classes=len(data.class_ids))
+    network, pretrained = network_of(config.model, len(data.class_ids)), config.model.get("pretrained")
     if isinstance(network, BagNet):
         network.check_size(data.store.side, data.store.side)
         if config.model._target_ not in NETWORKS:

@@ -15,7 +15,7 @@ class ConvMixer(nn.Sequential):
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
         )
-        self.fc = nn.Linear(width, num_classes)  # a layer of this name follows its classes to another training
+        self.fc = nn.Linear(width, num_classes)
 
 
 class Mixing(nn.Module):
