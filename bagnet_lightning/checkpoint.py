@@ -19,6 +19,7 @@ from bagnet_lightning.errors import UserError, in_one_line
 from bagnet_lightning.evidence import check_additive
 from bagnet_lightning.files import write_bytes
 from bagnet_lightning.models.bagnet import BagNet, bagnet9, bagnet17, bagnet33
+from bagnet_lightning.models.of_config import TIMM, import_timm
 from bagnet_lightning.models.pretrained import head_name
 from bagnet_lightning.models.resnet import resnet18
 from bagnet_lightning.names import model_name, network_name
@@ -26,7 +27,6 @@ from bagnet_lightning.paths import weights_file
 from bagnet_lightning.safe_load import safe_load
 
 NETWORKS = {f"{make.__module__}.{make.__name__}": make for make in (bagnet9, bagnet17, bagnet33, BagNet, resnet18)}
-TIMM = "timm.create_model"
 
 
 @dataclass(frozen=True)
@@ -119,14 +119,9 @@ def _constructor(model: dict, path: Path) -> Callable[..., nn.Module]:
     target = model["_target_"]
     if target in NETWORKS:
         return NETWORKS[target]
-    if target == TIMM:
-        try:
-            import timm
-        except ImportError as error:
-            raise UserError(
-                f"checkpoint {path} is of a network of timm: pip install 'bagnet-lightning[timm]'"
-            ) from error
-        if timm.is_model(model["model_name"]) and "checkpoint_path" not in model:
+    if target == TIMM and "checkpoint_path" not in model:
+        timm = import_timm()
+        if timm.is_model(model["model_name"]):
             return timm.create_model
     if target not in os.environ.get("BAGNET_NETWORKS", "").split(","):
         raise UserError(

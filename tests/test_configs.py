@@ -8,8 +8,11 @@ from omegaconf import OmegaConf
 
 from bagnet_lightning.config import _image_files, digest, folder, leaves, plain, training_settings
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.models.of_config import network_of
 from bagnet_lightning.paths import CONF
 from bagnet_lightning.rules import RULES, check
+
+NEEDED = {"image_folder": ["data.root=x"], "timm": ["model.model_name=test_resnet"]}  # by a choice
 
 
 def choices(group):
@@ -20,16 +23,20 @@ def choices(group):
 def test_every_choice_composes_and_keeps_the_rules(group):
     assert choices(group)
     for choice in choices(group):
-        config = composed(f"{group}={choice}", *(["data.root=x"] if choice == "image_folder" else []))
+        config = composed(f"{group}={choice}", *NEEDED.get(choice, []))
         if config.model.pretrained is not True:
             check(config)
         OmegaConf.to_container(config, resolve=True)
 
 
+@pytest.mark.parametrize("recipe", choices("recipe"))
 @pytest.mark.parametrize("model", choices("model"))
-def test_every_model_can_be_made(model):
-    config = composed(f"model={model}", *([] if model == "resnet18" else ["model.width=0.25"]))
-    assert instantiate(config.model, num_classes=3)(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
+def test_every_model_can_be_made(model, recipe):
+    if model == "timm":
+        pytest.importorskip("timm", reason="timm is an optional dependency")
+    settings = ["model.width=0.25"] if model.startswith("bagnet") else []
+    config = composed(f"recipe={recipe}", f"model={model}", *NEEDED.get(model, settings))
+    assert network_of(config.model, 3)(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
 
 
 @pytest.mark.parametrize("optim", choices("optim"))
@@ -103,10 +110,7 @@ def test_only_the_rows_with_imagenet_weights_normalise():
         assert config.data.normalize == ("imagenet" if config.model.pretrained else False)
 
 
-def test_the_modern_recipe_fits_every_model():
-    for model in choices("model"):
-        config = composed("recipe=modern", f"model={model}", *([] if model == "resnet18" else ["model.width=0.25"]))
-        assert instantiate(config.model, num_classes=3)(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
+def test_the_modern_recipe_is_a_default_that_can_be_changed():
     assert composed("recipe=modern").model.pad == 1
     assert composed("recipe=modern", "model.pad=0").model.pad == 0
     assert (composed("recipe=modern").data.crop_padding, composed("recipe=modern").data.normalize) == (4, True)

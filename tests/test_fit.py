@@ -1,5 +1,6 @@
 import csv
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -320,24 +321,29 @@ def test_a_last_image_that_joins_the_batch_before_it_is_counted(tmp_path):
 
 def test_a_network_of_timm_is_trained_read_and_starts_another_training(tmp_path, monkeypatch):
     pytest.importorskip("timm", reason="timm is an optional dependency: pip install 'bagnet-lightning[timm]'")
-    config = composed(*SMALL, "trainer.max_epochs=1")
-    config.model = {"_target_": "timm.create_model", "model_name": "test_convnext"}
+    small = [*SMALL[:5], "trainer=cpu", "model=timm", "trainer.max_epochs=1", "model.model_name=test_convnext"]
+    config = composed(*small)
     fit(config, tmp_path / "run")
     first = load_trained(tmp_path / "run/last.ckpt")  # with nothing in the environment
     assert first.name == "test_convnext"
-    config.model = {**config.model, "pretrained": str(tmp_path / "run/last.ckpt")}
+    config.model.pretrained = str(tmp_path / "run/last.ckpt")
     config.data.classes = [*reversed(first.classes[:3])]
     config.optim.lr = 1e-12
     fit(config, tmp_path / "again")
     second = load_trained(tmp_path / "again/last.ckpt")
     torch.testing.assert_close(second.network.head.fc.weight, first.network.head.fc.weight[[2, 1, 0]])
     torch.testing.assert_close(second.network.stem[0].weight, first.network.stem[0].weight)
-    config.model = {**config.model, "checkpoint_path": "x"}
-    with pytest.raises(UserError, match=r"give the file as model\.pretrained=PATH"):
-        fit(config, tmp_path / "other")
+    for override, refusal in (
+        ("+model.checkpoint_path=x", "give the file as model.pretrained=PATH"),
+        ("model.model_name=resnett", "model.model_name=resnett: timm has no such network"),
+    ):
+        with pytest.raises(UserError, match=re.escape(refusal)):
+            fit(composed(*small, override), tmp_path / "other")
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match=r"pip install 'bagnet-lightning\[timm\]'"):
         load_trained(tmp_path / "run/last.ckpt")
+    with pytest.raises(UserError, match=r"pip install 'bagnet-lightning\[timm\]'"):
+        fit(composed(*small), tmp_path / "other")
 
 
 def test_lightnings_own_checkpoints_can_be_added(tmp_path, monkeypatch):

@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
-from bagnet_lightning.checkpoint import NETWORKS, TIMM, Trained
+from bagnet_lightning.checkpoint import NETWORKS, Trained
 from bagnet_lightning.config import NOT_IN_DIGEST, within
 from bagnet_lightning.exporting.portable import describe
 from bagnet_lightning.models.bagnet import BagNet
+from bagnet_lightning.models.of_config import TIMM
 from bagnet_lightning.names import model_name, optimizer_name
 from bagnet_lightning.results import read_run
 
