@@ -157,6 +157,10 @@ def _check(config: DictConfig, sweep: bool = False, launcher: ParallelLauncher |
                 f"checkpoint={config.get('checkpoint')}: a run goes on from its own last.ckpt; weights to start from "
                 "are model.pretrained=FILE"
             )
+        if any(override.startswith("+trainer.") for override in config.hydra.overrides.task):
+            from bagnet_lightning.training.trainer import check_arguments  # which takes seconds
+
+            check_arguments(config.trainer)
         for group in ("trainer", "em.trainer"):
             if reserved := [key for key in OmegaConf.select(config, group) or {} if key in RESERVED_ARGUMENTS]:
                 raise UserError(f"{group}.{reserved[0]} cannot be set here: leave it out")

@@ -172,9 +172,8 @@ def make_trainer(config: DictConfig, callbacks: Sequence[Callback] = (), logger:
     """Returns the Trainer of a run, on its device. Raises UserError for an argument that Lightning does not know."""
     options = {"benchmark": not config.trainer.deterministic, "profiler": NoProfiler(), **plain(config.trainer)}
     options["precision"] = chosen_precision(config.trainer.precision, config.trainer.accelerator)
+    check_arguments(config.trainer)
     options = {key: value for key, value in options.items() if key not in SWITCHES}
-    if unknown := options.keys() - inspect.signature(Trainer.__init__).parameters.keys():
-        raise UserError(f"Lightning's Trainer takes no {min(unknown)}: leave trainer.{min(unknown)} out")
     plugins = [CheckpointWriter(), *([SyncBatchNorm()] if config.trainer.sync_batchnorm else [])]
     if config.trainer.devices == config.trainer.num_nodes == 1:
         plugins.append(LightningEnvironment())  # whatever SLURM has allocated; the launcher requeues jobs
@@ -190,6 +189,12 @@ def make_trainer(config: DictConfig, callbacks: Sequence[Callback] = (), logger:
         log_every_n_steps=50,
         use_distributed_sampler=False,
     )
+
+
+def check_arguments(trainer: DictConfig) -> None:
+    """Raises UserError for a key of the configuration group trainer that Lightning's Trainer does not know."""
+    if unknown := trainer.keys() - inspect.signature(Trainer.__init__).parameters.keys() - {*SWITCHES}:
+        raise UserError(f"Lightning's Trainer takes no {min(unknown)}: leave trainer.{min(unknown)} out")
 
 
 def _out_of_memory(module: Learner, data: ImageData) -> UserError:
