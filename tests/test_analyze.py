@@ -229,7 +229,7 @@ def test_a_network_that_grad_cam_says_nothing_about_is_measured_without_it(boxed
     pytest.importorskip("captum")
     monkeypatch.setattr("bagnet_lightning.explanation.attribution._last_stage", lambda *_: None)
     measured = measure(*boxed, map_count=1, seed=0)
-    assert "BagNet-9 has no stage of convolutions after its first: no Grad-CAM." in measured["notes"]
+    assert "BagNet-9 has no Grad-CAM: its last features are no map of two positions or more." in measured["notes"]
     assert set(measured["pointing"]) == {"chance", "centre", "evidence", "contributions", "integrated_gradients"}
 
 

@@ -32,7 +32,7 @@ def explained(tmp_path_factory):
         coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8))
         pictures.append(Picture(name, np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)), label))
     page = Page(models)
-    explanations = [explain(models, picture, None) for picture in pictures]
+    explanations = [explain(models, picture, None, True) for picture in pictures]
     for picture, both in zip(pictures, explanations, strict=True):
         page.add(picture, both)
     path = folder / "index.html"
@@ -178,7 +178,7 @@ def test_of_two_classes_the_other_one_is_compared_with(browser, tmp_path):
     model = load_model(write_checkpoint(tmp_path / "best.ckpt", "bagnet9", names), True)
     page = Page([model])
     picture = Picture("one", np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8), 0)
-    page.add(picture, explain([model], picture, None))
+    page.add(picture, explain([model], picture, None, False))
     (tmp_path / "index.html").write_text(page.html(), encoding="utf-8")
     browser.get((tmp_path / "index.html").as_uri())
     eventually(browser, lambda: "against" in browser.find_element(By.CSS_SELECTOR, ".stage").text)

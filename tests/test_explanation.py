@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -45,7 +44,7 @@ def picture():
 
 @pytest.fixture(scope="module")
 def explanations(models, picture):
-    return explain(models, picture, requested=4)
+    return explain(models, picture, requested=4, approximate=True)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +66,7 @@ def test_both_networks_are_explained_for_the_same_classes(explanations):
 def test_a_network_that_grad_cam_says_nothing_about_is_explained_without_it(models, picture, monkeypatch):
     monkeypatch.setattr("bagnet_lightning.explanation.attribution._last_stage", lambda *_: None)
     networks = Networks([models[1].path], None, exact=False)
-    assert networks.notes == ["no Grad-CAM of ResNet-18: it has no stage of convolutions after its first"]
+    assert networks.notes == ["ResNet-18 has no Grad-CAM: its last features are no map of two positions or more"]
     networks.explain(picture)
     held = np.load(BytesIO(networks.files()["evidence.npz"]), allow_pickle=False)
     assert "integrated_gradients_0" in held
@@ -150,7 +149,7 @@ def test_sixteen_images_of_64_px_and_200_classes_make_a_page_below_five_megabyte
     picture = Picture("x", pixels, 0)
     page = Page([model])
     empty = len(page.html())
-    page.add(picture, explain([model], picture, None))
+    page.add(picture, explain([model], picture, None, True))
     assert len(page.images[0]["classes"]) == 12
     assert empty + 16 * (len(page.html()) - empty) < 5e6
 
@@ -226,7 +225,7 @@ def test_files_of_every_mode_are_explained(tmp_path, models, mode):
     ((only,), notes) = pictures_of_files(path, None, 1, CLASS_INDICES, any_size)
     assert notes == []
     assert only.pixels.shape == (40, 40, 3)
-    (explanation,) = explain(models[:1], only, None)
+    (explanation,) = explain(models[:1], only, None, approximate=False)
     assert explanation.dense.isfinite().all()
 
 
@@ -262,7 +261,7 @@ def test_mistakes_are_explained(tmp_path, models):
         pictures_of_files(tmp_path / "x.txt", None, 1, CLASS_INDICES, any_size)
     small = Picture("small.png", np.zeros((16, 30, 3), np.uint8), None)
     with pytest.raises(UserError, match=r"small\.png: images of 30 x 16 px are smaller .* 17 px or more are needed"):
-        explain(models, small, None)
+        explain(models, small, None, False)
     with pytest.raises(UserError, match="is a ResNet-18, and only BagNets have exact evidence"):
         load_model(models[1].path, exact_only=True)
 
@@ -281,7 +280,7 @@ def test_predictions_are_never_tf32(models, picture, monkeypatch):
         model.network.register_forward_hook(lambda *_: allowed.append(torch.backends.cudnn.allow_tf32))
         for model in models
     ]
-    explain([replace(model, approximate={}) for model in models], picture, None)
+    explain(models, picture, None, approximate=False)
     for hook in hooks:
         hook.remove()
     assert allowed == [False] * len(models)

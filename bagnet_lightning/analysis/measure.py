@@ -29,7 +29,7 @@ from bagnet_lightning.analysis.metrics import (
 from bagnet_lightning.checkpoint import Trained
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.evidence import patch_corners, patch_evidence
-from bagnet_lightning.explanation.attribution import Maps, methods_for
+from bagnet_lightning.explanation.attribution import NO_STAGE, Maps, methods_for
 from bagnet_lightning.inference.logits import best_device
 from bagnet_lightning.models.bagnet import BagNet
 from bagnet_lightning.progress_bar import progress_bar
@@ -142,7 +142,7 @@ def _measure_maps(trained: Trained, sample: Sample, seed: int, tile: int, notes:
     if find_spec("captum"):
         methods |= methods_for(trained.network, *sample.pixels.shape[1:3])
         if "grad_cam" not in methods:
-            notes.append(f"{trained.name} has no stage of convolutions after its first: no Grad-CAM.")
+            notes.append(f"{trained.name} has no Grad-CAM: {NO_STAGE}.")
     else:
         notes.append("Grad-CAM and integrated gradients need captum: pip install 'bagnet-lightning[explain]'.")
     pointing = {name: ([], []) for name in methods}

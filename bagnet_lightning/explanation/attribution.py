@@ -10,6 +10,7 @@ evaluation mode; neither their parameters nor their gradients are touched.
 """
 
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 
 import torch
@@ -22,26 +23,24 @@ from bagnet_lightning.models.bagnet import BagNet
 
 PIXELS_AT_A_TIME = 2**18  # in a forward and backward pass: 64 images of 64 px
 
+NO_STAGE = "its last features are no map of two positions or more"
+
 Maps = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of a network, images and a class for each, as below
 
 
 def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    """Computes Grad-CAM (Selvaraju et al., ICCV 2017) of the last convolutional stage, without its final ReLU.
+    """Computes Grad-CAM (Selvaraju et al., ICCV 2017) of the last features, without its final ReLU.
 
-    images: (B, 3, H, W), normalised. classes: (B,) int64. Returns (B, H, W): the stage's output weighted by the class's
-    mean gradients, upsampled bilinearly, as if its positions tiled the image (as captum does).
+    images: (B, 3, H, W), normalised. classes: (B,) int64. Returns (B, H, W): the features weighted by the class's mean
+    gradients, upsampled bilinearly, as if their positions tiled the image (as captum does).
 
     For a BagNet these are the patches' contributions to the logit except the bias, upsampled from the patches' centres.
-    Raises UserError if captum is not installed, or the network has no such stage.
+    Raises UserError if captum is not installed, or the network has no such features.
     """
     height, width = images.shape[2:]
-    stage = _last_stage(network, height, width)
-    if stage is None:
-        raise UserError(
-            f"Grad-CAM needs convolutions after the stem that see more than one position, and {type(network).__name__} "
-            f"has none for images of {width} x {height} px"
-        )
-    method = _captum().LayerGradCam(network, stage)
+    if (found := _last_stage(network, height, width)) is None:
+        raise UserError(f"{type(network).__name__} has no Grad-CAM: {NO_STAGE}")
+    method = _captum().LayerGradCam(*found)
     batch_size = max(1, PIXELS_AT_A_TIME // (height * width))
     with torch.enable_grad():
         maps = [
@@ -83,31 +82,57 @@ def methods_for(network: nn.Module, height: int, width: int) -> dict[str, Maps]:
     return methods
 
 
-def _last_stage(network: nn.Module, height: int, width: int) -> nn.Module | None:
-    """Finds the last module to run that holds a convolution and whose output has more than one position.
+class _Halves(nn.Module):
+    """A BagNet, or a network of timm, with the features (B, C, h, w) between its halves in the module `stage`."""
 
-    The first convolution does not count: that of a vision transformer is its only one, and says nothing of what the
-    layers above make of the patches. None: there is no such module.
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network, self.stage = network, nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        if isinstance(self.network, BagNet):
+            return self.network.fc(self.stage(self.network.features(images)).mean((2, 3)))
+        features = self.network.forward_features(images)
+        if getattr(self.network, "output_fmt", "NCHW") == "NHWC":
+            return self.network.forward_head(self.stage(features.movedim(-1, 1)).movedim(1, -1))
+        return self.network.forward_head(self.stage(features))
+
+
+def _last_stage(network: nn.Module, height: int, width: int) -> tuple[nn.Module, nn.Module] | None:
+    """Finds the last features (B, C, h, w) for images of height x width px, of more than one position.
+
+    Of BagNets and of timm's networks it is known what they are; of others they are what the last module to run gives
+    that holds a convolution, but not the first one alone: that of a vision transformer says nothing of what the layers
+    above make of the patches. Returns the network and the module whose output they are; None: there are none.
     """
-    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
-    ran = []
+    if isinstance(network, BagNet) or {"forward_features", "forward_head"} <= {*dir(network)}:
+        network = _Halves(network)
+        modules = {"stage": network.stage}
+    else:
+        first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+        modules = {
+            name: module
+            for name, module in network.named_modules()
+            if any(isinstance(part, nn.Conv2d) and part is not first for part in module.modules())
+        }
+    maps, pooled = [], []  # names
 
-    def note(module: nn.Module, _: tuple, output: object) -> None:
-        if isinstance(output, Tensor) and output.dim() == 4 and output[0, 0].numel() > 1:
-            ran.append(module)
+    def note(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
+        if isinstance(output, Tensor) and output.dim() == 4 and len(output) == 2:
+            if output[0, 0].numel() > 1:
+                maps.append(name)
+            elif type(module) is not nn.Sequential:  # of which the parts before the pooling are stages, too
+                pooled.append(name)
 
-    hooks = [
-        module.register_forward_hook(note)
-        for module in network.modules()
-        if any(isinstance(part, nn.Conv2d) and part is not first for part in module.modules())
-    ]
+    hooks = [module.register_forward_hook(partial(note, name)) for name, module in modules.items()]
     try:
         with torch.no_grad():
-            network(next(network.parameters()).new_zeros(1, 3, height, width))
+            network(next(network.parameters()).new_zeros(2, 3, height, width))
     finally:
         for hook in hooks:
             hook.remove()
-    return ran[-1] if ran else None
+    maps = [name for name in maps if not any(name.startswith(f"{outer}.") for outer in pooled)]
+    return (network, modules[maps[-1]]) if maps else None
 
 
 def _between_patches(maps: Tensor, network: BagNet, height: int, width: int) -> Tensor:

@@ -10,7 +10,7 @@ from bagnet_lightning.checkpoint import Trained, load_trained
 from bagnet_lightning.data.augment import normalize
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.evidence import dense_evidence, patch_corners, patch_evidence, pixel_contributions
-from bagnet_lightning.explanation.attribution import Maps, methods_for
+from bagnet_lightning.explanation.attribution import methods_for
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.inference.logits import best_device, predict
 from bagnet_lightning.models.bagnet import BagNet
@@ -24,7 +24,6 @@ class Model:
     trained: Trained
     name: str  # "BagNet-17"
     field: int | None  # receptive field, px; None: not a BagNet
-    approximate: dict[str, Maps]  # methods to show beside exact evidence, by their keys in names.MAPS
 
     @property
     def network(self) -> nn.Module:
@@ -65,23 +64,19 @@ class Explanation:
 
 
 def load_model(path: str | Path, exact_only: bool) -> Model:
-    """Loads a checkpoint, with the methods of attribution.py unless `exact_only`.
-
-    Raises UserError if the file is none, or if `exact_only` and its network is not a BagNet.
-    """
+    """Loads a checkpoint. Raises UserError if the file is none, or if `exact_only` and its network is not a BagNet."""
     trained = load_trained(path)
     is_bagnet = isinstance(trained.network, BagNet)
     if exact_only and not is_bagnet:
         raise UserError(f"exact=true: {path} is a {trained.name}, and only BagNets have exact evidence; leave it out")
-    network = trained.network.to(best_device())
-    methods = {} if exact_only else methods_for(network, trained.image_size, trained.image_size)
-    return Model(Path(path), trained, trained.name, network.receptive_field if is_bagnet else None, methods)
+    trained.network.to(best_device())
+    return Model(Path(path), trained, trained.name, trained.network.receptive_field if is_bagnet else None)
 
 
-def explain(models: list[Model], picture: Picture, requested: int | None) -> list[Explanation]:
+def explain(models: list[Model], picture: Picture, requested: int | None, approximate: bool) -> list[Explanation]:
     """Returns each model's explanation of the picture, for the same shown classes.
 
-    requested: a class to show besides the predicted and the true ones.
+    requested: a class to show besides the predicted and the true ones. approximate: whether to run captum's methods.
     Raises UserError if the picture is smaller than a model's receptive field.
     """
     pixels = torch.tensor(picture.pixels)[None]
@@ -101,7 +96,8 @@ def explain(models: list[Model], picture: Picture, requested: int | None) -> lis
             contributed = pixel_contributions(model.network, image, shown)
             exact = [values[0].cpu() for values in (dense, contributed, patches)]
         repeated, classes = image.expand(len(shown), -1, -1, -1), torch.tensor(shown, device=image.device)
-        maps = {key: method(model.network, repeated, classes).cpu() for key, method in model.approximate.items()}
+        methods = methods_for(model.network, *image.shape[2:]) if approximate else {}
+        maps = {key: method(model.network, repeated, classes).cpu() for key, method in methods.items()}
         explanations.append(Explanation(values, shown, *exact, maps))
     return explanations
 

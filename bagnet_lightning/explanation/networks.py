@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from bagnet_lightning.data.batches import Images
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.explanation.arrays import Arrays
+from bagnet_lightning.explanation.attribution import NO_STAGE, methods_for
 from bagnet_lightning.explanation.drawing import draw
 from bagnet_lightning.explanation.inputs import Picture
 from bagnet_lightning.explanation.maps import explain, load_model
@@ -39,13 +40,14 @@ class Networks:
         self.requested: int | None = None
         if requested is not None:
             self.requested = find_class(requested, self.classes, self.class_names, f"class={requested}")
-        self.notes = []
-        if not exact and find_spec("captum") is None and all(model.field for model in self.models):
-            self.models = [replace(model, approximate={}) for model in self.models]
+        self.approximate, self.notes = not exact, []
+        if self.approximate and find_spec("captum") is None and all(model.field for model in self.models):
+            self.approximate = False
             self.notes.append("exact evidence alone: for others beside it, pip install 'bagnet-lightning[explain]'")
-        elif not exact:
-            unfit = [model.name for model in self.models if "grad_cam" not in model.approximate]
-            self.notes += [f"no Grad-CAM of {name}: it has no stage of convolutions after its first" for name in unfit]
+        elif self.approximate:
+            for model in self.models:
+                if "grad_cam" not in methods_for(model.network, self.image_size, self.image_size):
+                    self.notes.append(f"{model.name} has no Grad-CAM: {NO_STAGE}")
         self.page = Page(self.models, self.requested)
         self.arrays = [Arrays(self.classes, self.class_names) for _ in self.models]
 
@@ -64,7 +66,7 @@ class Networks:
 
     def explain(self, picture: Picture) -> tuple[bytes, list[str]]:
         """Returns a PNG and lines for the terminal. The arrays are kept for `files`."""
-        explanations = explain(self.models, picture, self.requested)
+        explanations = explain(self.models, picture, self.requested, self.approximate)
         self.page.add(picture, explanations)
         lines = []
         for model, explanation, kept in zip(self.models, explanations, self.arrays, strict=True):

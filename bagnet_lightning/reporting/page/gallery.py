@@ -22,7 +22,7 @@ def gallery(checkpoint: Path, predictions: Predictions) -> list[dict]:
     names = model.trained.class_names
     items = []
     for pixels, label in zip(predictions.examples[:COUNT], predictions.example_labels[:COUNT].tolist(), strict=True):
-        (explanation,) = explain([model], Picture("", pixels, label), None)
+        (explanation,) = explain([model], Picture("", pixels, label), None, approximate=False)
         limit = exact_limit([explanation])
         items.append(
             {
