@@ -20,7 +20,7 @@ from bagnet_lightning.evidence import check_additive
 from bagnet_lightning.files import write_bytes
 from bagnet_lightning.models.bagnet import BagNet, bagnet9, bagnet17, bagnet33
 from bagnet_lightning.models.of_config import TIMM, import_timm
-from bagnet_lightning.models.pretrained import head_name
+from bagnet_lightning.models.pretrained import head_names
 from bagnet_lightning.models.resnet import resnet18
 from bagnet_lightning.names import model_name, network_name
 from bagnet_lightning.paths import weights_file
@@ -102,12 +102,24 @@ def load_backbone(path: str | Path) -> Trained:
         if not about["classes"]:
             network.fc = nn.Identity()
         network.load_state_dict({key: weights[key] for key in network.state_dict()})
-        if isinstance(network, BagNet) and model["_target_"] not in NETWORKS and about["classes"]:
-            check_additive(network, about["config"]["image_size"])
-        return Trained(network.eval(), **about)
-    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        trained = Trained(network.eval(), **about)
+        if model["_target_"] not in NETWORKS and about["classes"]:
+            _check_outputs(trained)
+        return trained
+    except (AssertionError, AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         *_, reason = str(error).splitlines() or [type(error).__name__]
         raise UserError(f"checkpoint {path} does not fit the network it names: {reason.strip()}") from error
+
+
+@torch.no_grad()
+def _check_outputs(trained: Trained) -> None:
+    """Raises an exception if a network of others gives no logits, or if a BagNet's are not its patches' mean."""
+    size = trained.image_size
+    if isinstance(trained.network, BagNet):
+        check_additive(trained.network, size)
+    logits = trained.network(torch.zeros(1, 3, size, size))
+    if logits.shape != (1, len(trained.classes)):
+        raise ValueError(f"its outputs are no logits of {len(trained.classes)} classes")
 
 
 def _constructor(model: dict, path: Path) -> Callable[..., nn.Module]:
@@ -119,10 +131,12 @@ def _constructor(model: dict, path: Path) -> Callable[..., nn.Module]:
     target = model["_target_"]
     if target in NETWORKS:
         return NETWORKS[target]
-    if target == TIMM and "checkpoint_path" not in model:
+    if target == TIMM:
         timm = import_timm()
-        if timm.is_model(model["model_name"]):
-            return timm.create_model
+        if "checkpoint_path" in model or not timm.is_model(model["model_name"]):
+            name = model.get("checkpoint_path") or model["model_name"]
+            raise UserError(f"checkpoint {path} is of {name}, which is no network of this timm, {timm.__version__}")
+        return timm.create_model
     if target not in os.environ.get("BAGNET_NETWORKS", "").split(","):
         raise UserError(
             f"checkpoint {path} names the network {target}, which is not part of this package; if it is yours, say so "
@@ -135,22 +149,24 @@ def _constructor(model: dict, path: Path) -> Callable[..., nn.Module]:
 
 
 def adapt_head(network: nn.Module, classes: list[str], known: list[str], weights: dict[str, Tensor]) -> str | None:
-    """Copies the rows of the last linear layer of those `classes` that are `known` to `weights`; others begin anew.
+    """Copies the rows of the network's head of those `classes` that are `known` to `weights`; others begin anew.
 
     For a network after load_pretrained, which compares shapes only: its rows may be of other classes. Returns a message
-    about the change; None, with nothing changed, if the classes are the same or the weights have no usable rows.
+    about the change; None, with nothing changed, if the classes are the same, or those of the weights are not known.
     """
-    name = head_name(network)
-    if not known or known == classes or name is None:
+    if not known or known == classes:
         return None
-    head = network.get_submodule(name)
-    own = {f"{name}.{part}": parameter for part, parameter in head.named_parameters()}
-    shapes = {key: (len(known), *parameter.shape[1:]) for key, parameter in own.items()}
-    if head.out_features != len(classes) or any(key not in weights or weights[key].shape != shapes[key] for key in own):
-        return None
+    heads = {name: network.get_submodule(name) for name in head_names(network)}
+    own = {f"{name}.{part}": rows for name, head in heads.items() for part, rows in head.named_parameters()}
+    shapes = {key: (len(known), *rows.shape[1:]) for key, rows in own.items() if len(rows) == len(classes)}
+    if not own or any(key not in weights or weights[key].shape != shapes.get(key) for key in own):
+        return (
+            "note: which layer tells its classes apart is not known; it stays as in the file, whose classes are others"
+        )
     found = [name for name in classes if name in known]
-    head.reset_parameters()
     rows, known_rows = [classes.index(name) for name in found], [known.index(name) for name in found]
+    for head in heads.values():
+        head.reset_parameters()
     with torch.no_grad():
         for key, parameter in own.items():
             parameter[rows] = weights[key][known_rows]

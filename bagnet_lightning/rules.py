@@ -117,6 +117,10 @@ RULES: dict[str, Rule] = {
     "data.train_images": whole(1),
     "data.val_images": whole(1),
     "model.pretrained": _PRETRAINED,
+    "model.model_name": (
+        lambda value: isinstance(value, str) and bool(re.fullmatch(r"[\w.]+", value)),
+        "a name in timm.list_models(); a folder or file of weights is model.pretrained=PATH",
+    ),
     "model.width": number(0.25),
     "model.pad": whole(0),
     "model.stem_momentum": number(0, 1, above=True),
@@ -192,7 +196,7 @@ def _is_own(config: DictConfig, group: str) -> bool:
     if group in ("", "data"):
         return False
     target = OmegaConf.select(config, f"{group}._target_")
-    return target is not None and str(target).partition(".")[0] not in ("bagnet_lightning", "torch")
+    return target is not None and str(target).partition(".")[0] not in ("bagnet_lightning", "timm", "torch")
 
 
 def check(config: DictConfig, rules: dict[str, Rule] = RULES) -> None:

@@ -15,6 +15,7 @@ from bagnet_lightning.checkpoint import (
 )
 from bagnet_lightning.errors import UserError
 from bagnet_lightning.models.bagnet import BagNet, bagnet9
+from bagnet_lightning.models.pretrained import head_names, load_pretrained
 from bagnet_lightning.models.resnet import resnet18
 from bagnet_lightning.training.checkpoints import CheckpointWriter
 
@@ -97,11 +98,34 @@ def test_a_head_follows_its_classes(tmp_path):
             same = [torch.equal(network.fc.weight[row], source.fc.weight[place]) for place in range(3)]
             assert same == [name == f"n{place}" for place in range(3)]
             assert name == "new" or network.fc.bias[row] == source.fc.bias[int(name[1])]
-    assert adapt_head(torch.nn.Sequential(), ["n2"], *start) is None  # a network of the user's own
+    for own in (torch.nn.Sequential(), torch.nn.Linear(4, 2)):  # without a head, and with one that the file lacks
+        assert adapt_head(own, ["n2", "n0"], *start).startswith(
+            "note: which layer tells its classes apart is not known"
+        )
     network = bagnet9(3, width=0.25, pretrained=str(tmp_path / "best.ckpt"))
     assert adapt_head(network, ["n0", "n1", "n2"], *start) is None
     assert adapt_head(network, ["n2", "n1", "n0"], [], read) is None  # a backbone's
     assert torch.equal(network.fc.weight, source.fc.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"), [("deit_tiny_distilled_patch16_224", ["head", "head_dist"]), ("resnetv2_18", ["head.fc"])]
+)
+def test_all_heads_of_a_network_of_timm_follow_their_classes(tmp_path, name, heads):
+    timm = pytest.importorskip("timm", reason="timm is an optional dependency: pip install 'bagnet-lightning[timm]'")
+    options = {"img_size": 64, "depth": 1} if "deit" in name else {}
+    source = timm.create_model(name, num_classes=3, **options)
+    torch.save(source.state_dict(), tmp_path / "weights.pt")
+    assert head_names(source) == heads
+    for classes in (["n1", "n2", "n0"], ["n2", "new"]):
+        network = timm.create_model(name, num_classes=len(classes), **options)
+        load_pretrained(network, name, str(tmp_path / "weights.pt"))
+        adapt_head(network, classes, ["n0", "n1", "n2"], source.state_dict())
+        for head in heads:
+            rows, known = network.get_submodule(head).weight, source.get_submodule(head).weight
+            for row, label in zip(rows, classes, strict=True):
+                same = [torch.equal(row, other) for other in known]
+                assert same == [label == f"n{place}" for place in range(3)]
 
 
 def test_a_bagnet_of_other_patches_is_this_packages_too(tmp_path):
@@ -115,13 +139,22 @@ def test_a_bagnet_of_other_patches_is_this_packages_too(tmp_path):
     assert load_trained(tmp_path / "best.ckpt").network.receptive_field == 13
 
 
-@pytest.mark.parametrize("options", [{"model_name": "hf-hub:a/b"}, {"model_name": "resnet18", "checkpoint_path": "x"}])
-def test_a_checkpoint_does_not_have_timm_load_other_weights(tmp_path, options):
-    pytest.importorskip("timm", reason="timm is an optional dependency: pip install 'bagnet-lightning[timm]'")
-    content = checkpoint(bagnet9(3, width=0.25))
+@pytest.mark.parametrize(
+    ("options", "refusal"),
+    [
+        ({"model_name": "hf-hub:a/b"}, "is of hf-hub:a/b, which is no network of this timm"),
+        ({"model_name": "resnet18", "checkpoint_path": "x"}, "is of x, which is no network of this timm"),
+        ({"model_name": 5}, "does not fit the network it names"),
+        ({"model_name": "test_resnet", "global_pool": "nosuch"}, "does not fit the network it names: Invalid pool"),
+        ({"model_name": "test_resnet", "features_only": True}, "does not fit the network it names"),
+    ],
+)
+def test_a_checkpoint_has_timm_build_classifiers_alone_and_load_nothing(tmp_path, options, refusal):
+    timm = pytest.importorskip("timm", reason="timm is an optional dependency: pip install 'bagnet-lightning[timm]'")
+    content = checkpoint(timm.create_model("test_resnet", num_classes=3))
     content["bagnet_lightning"]["config"]["model"] = {"_target_": "timm.create_model", **options}
     torch.save(content, tmp_path / "best.ckpt")
-    with pytest.raises(UserError, match=r"names the network timm\.create_model, which is not part of this package"):
+    with pytest.raises(UserError, match=refusal):
         load_trained(tmp_path / "best.ckpt")
 
 

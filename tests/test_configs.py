@@ -222,7 +222,7 @@ def test_rules_are_of_keys_that_exist():
         "pretrain": ("method",),
     }
     configs = [
-        composed(f"{group}={choice}", name=name)
+        composed(f"{group}={choice}", *NEEDED.get(choice, []), name=name)
         for name, members in groups.items()
         for group in members
         for choice in choices(group)

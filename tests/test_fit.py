@@ -334,8 +334,9 @@ def test_a_network_of_timm_is_trained_read_and_starts_another_training(tmp_path,
     torch.testing.assert_close(second.network.head.fc.weight, first.network.head.fc.weight[[2, 1, 0]])
     torch.testing.assert_close(second.network.stem[0].weight, first.network.stem[0].weight)
     for override, refusal in (
-        ("+model.checkpoint_path=x", "give the file as model.pretrained=PATH"),
-        ("model.model_name=resnett", "model.model_name=resnett: timm has no such network"),
+        ("+model.checkpoint_path=x", "model.checkpoint_path cannot be set here, but model.pretrained=PATH"),
+        ("+model.num_classes=3", "model.num_classes cannot be set here: leave it out"),
+        ("model.model_name=test_resnett", "has no such network; nearest: test_resnet"),
     ):
         with pytest.raises(UserError, match=re.escape(refusal)):
             fit(composed(*small, override), tmp_path / "other")

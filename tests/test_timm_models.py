@@ -1,5 +1,6 @@
 """BagNets as timm and torch.hub give them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from trained_checkpoints import CLASSES, write_checkpoint
 from bagnet_lightning.checkpoint import load_trained
 from bagnet_lightning.evidence import patch_evidence
 from bagnet_lightning.export import main
+from bagnet_lightning.exporting.formats import FORMATS
+from bagnet_lightning.exporting.model_card import write_card
 from bagnet_lightning.models import bagnet
 
 timm = pytest.importorskip("timm", reason="timm is an optional dependency")
@@ -70,6 +73,19 @@ def test_timm_reads_the_hubs_folder(model, settings, tmp_path):
     images = torch.rand(2, 3, 40, 40)
     torch.testing.assert_close(network(images), load_trained(checkpoint).network(images))
     assert network.pretrained_cfg["mean"] == [0.5, 0.4, 0.3]
+
+
+def test_timm_builds_a_network_of_a_fixed_size_as_it_was(tmp_path):
+    trained = load_trained(write_checkpoint(tmp_path / "best.ckpt", "resnet18"))
+    settings = {"_target_": "timm.create_model", "model_name": "test_vit_relpos"}  # for 160 px, where timm says so
+    network = timm.create_model("test_vit_relpos", num_classes=len(CLASSES)).eval()
+    config = {**trained.config, "model": settings, "image_size": 160}
+    trained = replace(trained, network=network, config=config)
+    FORMATS["safetensors"].write(trained, tmp_path / "model.safetensors")
+    write_card(tmp_path, trained, tmp_path / "best.ckpt")
+    images = torch.rand(2, 3, 160, 160)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    torch.testing.assert_close(again(images), network(images), rtol=0, atol=0)
 
 
 def test_torch_hub_loads(tmp_path):

@@ -61,6 +61,8 @@ def _timm_config(trained: Trained) -> dict:
     options = {key: value for key, value in about["config"]["model"].items() if key not in ours}
     if _is_timms(trained):
         architecture, known = about["model"].partition(".")[0], network.pretrained_cfg
+        if known.get("fixed_input_size"):  # of which timm knows its own alone
+            options.setdefault("img_size", known["input_size"][-1])
     else:
         architecture = "bagnet17" if about["model"] == "BagNet" else about["model"]  # its patches: by model_args
         known = {"first_conv": "conv1", "classifier": "fc"}

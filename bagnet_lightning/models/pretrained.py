@@ -26,8 +26,8 @@ PUBLIC_WEIGHTS = {  # the eight hex digits are the first of the file's sha256
 def load_pretrained(network: nn.Module, name: str, pretrained: bool | str) -> nn.Module:
     """Loads pretrained weights into `network` and returns it.
 
-    The head, which is the network's last linear layer, stays as it was initialised if the file's has another number of
-    classes, or if the file has none, as a backbone that `pretrain` wrote.
+    The head (head_names) stays as it was initialised if the file's has another number of classes, or if the file has
+    none, as a backbone that `pretrain` wrote.
 
     pretrained: False (as initialised), True (the public ImageNet weights of `name`, downloaded once into torch.hub's
         cache, and then checked by their sha256) or the path of a local file: a state dict saved by torch, a checkpoint
@@ -41,7 +41,7 @@ def load_pretrained(network: nn.Module, name: str, pretrained: bool | str) -> nn
     source = PUBLIC_WEIGHTS[name] if pretrained is True else str(pretrained)
     weights = _download(source) if pretrained is True else _read(Path(source))
     own = network.state_dict()
-    head = [key for key in own if key.rpartition(".")[0] == head_name(network)]
+    head = [key for key in own if key.rpartition(".")[0] in head_names(network)]
     without_head = not any(key in weights for key in head)
     for key in head:
         if without_head or (key in weights and weights[key].shape != own[key].shape):
@@ -52,15 +52,17 @@ def load_pretrained(network: nn.Module, name: str, pretrained: bool | str) -> nn
     if mismatched:
         raise UserError(
             f"{source} does not hold the weights of this {name}: {len(mismatched)} tensors differ, the first is "
-            f"{mismatched[0]}; choose the model (and model.width) that the file was made with"
+            f"{mismatched[0]}; choose the model, and settings of it such as model.width, that the file was made with"
         )
     network.load_state_dict(weights, strict=False)
     return network
 
 
-def head_name(network: nn.Module) -> str | None:
-    """Returns the name of the network's last linear layer: "fc"."""
-    return next((name for name, part in reversed([*network.named_modules()]) if isinstance(part, nn.Linear)), None)
+def head_names(network: nn.Module) -> list[str]:
+    """Returns the names of the layers that give logits: those that timm knows, or else the last linear one: ["fc"]."""
+    known = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
+    names = [known] if isinstance(known, str) else [*known]
+    return names or [name for name, part in network.named_modules() if isinstance(part, nn.Linear)][-1:]
 
 
 def _download(url: str) -> dict[str, Tensor]:

@@ -40,8 +40,10 @@ def fit(config: DictConfig, folder: Path, logger: Logger | None = None) -> dict:
     if config.splits == "train+test":
         _add_test_images(data)
     network = network_of(config.model, 1)
-    if not hasattr(network, "fc"):
-        raise UserError(f"pretraining takes the network's last layer, fc, away, and {type(network).__name__} has none")
+    if not isinstance(getattr(network, "fc", None), nn.Linear):
+        raise UserError(
+            f"pretraining takes the network's last linear layer, fc, away, and {type(network).__name__} has none"
+        )
     features, network.fc = network.fc.in_features, nn.Identity()
     method: Method = instantiate(config.method)
     if data.flip not in (True, False):

@@ -26,6 +26,7 @@ from bagnet_lightning.data.image_data import ImageData
 from bagnet_lightning.errors import Interrupted, UserError
 from bagnet_lightning.machine.device import check_device, chosen_precision, device_name, peak_memory_mib
 from bagnet_lightning.machine.versions import commit, versions
+from bagnet_lightning.models.of_config import check_network
 from bagnet_lightning.training.acceleration import SWITCHES, NoProfiler, accelerate, acceleration_used, compile_seconds
 from bagnet_lightning.training.batch_norm import SyncBatchNorm
 from bagnet_lightning.training.checkpoints import CheckpointWriter, LastCheckpoint
@@ -53,9 +54,10 @@ EXPECTED_WARNINGS = (
 def prepare(config: DictConfig, folder: Path) -> dict:
     """Prepares a run before anything of it is created. Returns the versions and the commit of its start.
 
-    Raises UserError if the device is not available.
+    Raises UserError if the device, or the network, is not available.
     """
     check_device(config.trainer.accelerator)
+    check_network(config.model)
     if "PYTHONFAULTHANDLER" in os.environ and hasattr(torch._C, "_set_print_stack_traces_on_fatal_signal"):
         torch._C._set_print_stack_traces_on_fatal_signal(True)  # which library crashed, beside Python's own frames
     for harmless in EXPECTED_WARNINGS:
