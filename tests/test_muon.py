@@ -29,6 +29,21 @@ def test_only_filters_are_orthogonalised_whatever_their_memory_format():
     assert steps[2].is_contiguous(memory_format=torch.channels_last)
 
 
+def test_matrices_move_as_1x1_filters_unless_their_group_is_not_hidden():
+    generator = torch.Generator().manual_seed(0)
+    start, gradient = torch.randn(2, 24, 12, generator=generator)
+    matrix, head = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    filters = torch.nn.Parameter(start[..., None, None].clone())
+    groups = [{"params": [matrix, filters]}, {"params": [head], "hidden": False}]
+    for parameter in (matrix, filters, head):
+        parameter.grad = gradient.view_as(parameter).clone()
+    Muon(groups, lr=0.1, momentum=0.9, weight_decay=0.0).step()
+    torch.testing.assert_close(matrix, filters[..., 0, 0])
+    torch.testing.assert_close(head.data, start - 0.1 * 1.9 * gradient)
+    values = torch.linalg.svdvals((start - matrix.data) / 0.1)
+    assert values.max() < 1.25 * 2**0.5  # 24 / 12
+
+
 def test_a_1x1_filter_moves_as_by_torchs_muon():
     torchs = getattr(torch.optim, "Muon", None) or pytest.skip("torch before 2.9")
     generator = torch.Generator().manual_seed(0)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from bagnet_lightning.errors import UserError
+from bagnet_lightning.models.pretrained import head_names
 
 
 class Learner(LightningModule, ABC):
@@ -90,11 +91,15 @@ class Learner(LightningModule, ABC):
         return self.trainer.strategy.reduce(torch.stack([self.train_totals, self.val_totals]), reduce_op="sum")
 
     def make_optimizer(self) -> Optimizer:
-        parameters = [*self.parameters()]
+        heads = {f"network.{name}" for name in head_names(self.network)}
+        layers = {name: layer for name, layer in self.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
+        hidden = {layer.weight for name, layer in layers.items() if name not in heads}
+        others = [p for p in self.parameters() if p not in hidden]
         optimizer = self.optimizer(
             [
-                {"params": [p for p in parameters if p.ndim > 1]},
-                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+                {"params": [p for p in self.parameters() if p in hidden], "hidden": True},  # which Muon asks for
+                {"params": [p for p in others if p.ndim > 1], "hidden": False},
+                {"params": [p for p in others if p.ndim <= 1], "hidden": False, "weight_decay": 0.0},
             ],
             **self._fused(),
         )

@@ -1,4 +1,4 @@
-"""Muon: Nesterov SGD whose steps of convolution filters are orthogonalised (Jordan et al. 2024)."""
+"""Muon: Nesterov SGD whose steps of hidden filters and matrices are orthogonalised (Jordan et al. 2024)."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -18,13 +18,13 @@ STREAMS = 4
 class Muon(Optimizer):
     """Moves filters (O, I, k, k) by `lr` times matrices (O, I k k) whose singular values are about 1, tiny ones aside.
 
-    Other parameters (norms, biases, the classifier) are updated as by Nesterov SGD with the same `lr`. weight_decay:
-    decoupled, multiplied by `lr`. torch.optim.Muon takes matrices only, each by itself; here filters of one shape are
-    one batch.
+    Matrices (O, I) likewise. Other parameters (norms, biases), and groups that are not `hidden` (the classifier), are
+    updated as by Nesterov SGD with the same `lr`. weight_decay: decoupled, multiplied by `lr`. torch.optim.Muon takes
+    matrices only, each by itself; here those of one shape are one batch.
     """
 
     def __init__(self, params: Iterable, lr: float, momentum: float, weight_decay: float):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "hidden": True})
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         loss = closure() if closure else None
@@ -38,7 +38,9 @@ class Muon(Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
-            steps = orthogonal_filters(self._nesterov(parameters, group["momentum"]))
+            steps = self._nesterov(parameters, group["momentum"])
+            if group["hidden"]:
+                steps = orthogonal_filters(steps)
             torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
             if isinstance(rate, Tensor):
                 torch._foreach_mul_(steps, rate)
@@ -58,10 +60,13 @@ class Muon(Optimizer):
 
 
 def orthogonal_filters(steps: list[Tensor]) -> list[Tensor]:
-    """Returns `steps` with filters orthogonalised, and scaled by sqrt(O / (I k k)) if tall; others are unchanged."""
+    """Returns `steps` with filters and matrices orthogonalised, and scaled by sqrt(O / (I k k)) if tall.
+
+    Others are unchanged.
+    """
     groups = defaultdict(list)  # indices of the filters whose matrices, transposed if tall, have one shape
     for index, step in enumerate(steps):
-        if step.ndim == 4:
+        if step.ndim in (2, 4):
             groups[tuple(sorted((len(step), step[0].numel())))].append(index)
     ordered = [groups[shape] for shape in sorted(groups, reverse=True)]  # the longest jobs first
     results = _run_in_streams([partial(_orthogonal, [steps[index] for index in group]) for group in ordered], steps)
@@ -74,16 +79,18 @@ def orthogonal_filters(steps: list[Tensor]) -> list[Tensor]:
 
 def _orthogonal(filters: list[Tensor]) -> list[Tensor]:
     # In the order (O, k, k, I) of channels_last memory: the order of columns does not matter.
-    matrices = [step.permute(0, 2, 3, 1).flatten(1) for step in filters]
+    matrices = [step.permute(0, 2, 3, 1).flatten(1) if step.ndim == 4 else step for step in filters]
     tall = [len(matrix) > matrix.shape[1] for matrix in matrices]
     wide = torch.stack([matrix.T if is_tall else matrix for matrix, is_tall in zip(matrices, tall, strict=True)])
     orthogonal = orthogonalized(wide)
     scale = max(1.0, orthogonal.shape[2] / orthogonal.shape[1]) ** 0.5
     results = []
     for step, matrix, is_tall in zip(filters, orthogonal, tall, strict=True):
-        outputs, inputs, height, width = step.shape
         matrix = (matrix.T * scale).contiguous() if is_tall else matrix
-        results.append(matrix.view(outputs, height, width, inputs).permute(0, 3, 1, 2))
+        if step.ndim == 4:
+            outputs, inputs, height, width = step.shape
+            matrix = matrix.view(outputs, height, width, inputs).permute(0, 3, 1, 2)
+        results.append(matrix)
     return results
 
 
