@@ -31,7 +31,7 @@ def main(config: DictConfig) -> None:
         raise UserError("format=onnx needs more packages: pip install 'bagnet-lightning[export]'")
 
     from bagnet_lightning.checkpoint import load_trained
-    from bagnet_lightning.exporting.formats import FORMATS, difference
+    from bagnet_lightning.exporting.formats import FORMATS, difference, load_by_timm
     from bagnet_lightning.exporting.model_card import in_the_way, write_card
 
     if hub and (file := in_the_way(out)):
@@ -49,6 +49,8 @@ def main(config: DictConfig) -> None:
             if hub:
                 for note in write_card(folder, trained, checkpoint):
                     print(f"note: {note}", file=sys.stderr)
+                if (folder / "config.json").exists() and find_spec("timm"):
+                    noise = max(noise, difference(trained, load_by_timm(folder, trained)))
                 (out / "config.json").unlink(missing_ok=True)  # the new network may have none
             for file in folder.iterdir():
                 file.replace(target.parent / file.name)

@@ -4,7 +4,7 @@ import io
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -129,6 +129,15 @@ def _example(trained: Trained) -> Tensor:
     smallest = getattr(trained.network, "receptive_field", 32) + getattr(trained.network, "stride", 0)
     size = max(trained.image_size, smallest)  # more than the training images' if only one patch would fit
     return torch.zeros(2, 3, size, size + 8)
+
+
+def load_by_timm(folder: Path, trained: Trained) -> Portable:
+    """Loads a folder for a hub, with the config.json that timm reads, as other programs do."""
+    import timm
+
+    import bagnet_lightning.timm_models  # noqa: F401  registers the BagNets
+
+    return Portable(replace(trained, network=timm.create_model(f"local-dir:{folder}", pretrained=True)))
 
 
 FORMATS = {
