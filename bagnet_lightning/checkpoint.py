@@ -97,7 +97,8 @@ def load_backbone(path: str | Path) -> Trained:
     try:
         about, weights = read_network(path)
         model = about["config"]["model"]
-        options = {key: value for key, value in model.items() if key not in ("_target_", "pretrained")}
+        of_weights = ("pretrained", "checkpoint_path")  # that the training started from
+        options = {key: value for key, value in model.items() if key not in ("_target_", *of_weights)}
         network = _constructor(model, path)(num_classes=max(1, len(about["classes"])), **options)
         if not about["classes"]:
             network.fc = nn.Identity()
@@ -106,7 +107,9 @@ def load_backbone(path: str | Path) -> Trained:
         if model["_target_"] not in NETWORKS and about["classes"]:
             _check_outputs(trained)
         return trained
-    except (AssertionError, AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # constructors raise various exceptions for settings that they do not take
         *_, reason = str(error).splitlines() or [type(error).__name__]
         raise UserError(f"checkpoint {path} does not fit the network it names: {reason.strip()}") from error
 
@@ -133,8 +136,8 @@ def _constructor(model: dict, path: Path) -> Callable[..., nn.Module]:
         return NETWORKS[target]
     if target == TIMM:
         timm = import_timm()
-        if "checkpoint_path" in model or not timm.is_model(model["model_name"]):
-            name = model.get("checkpoint_path") or model["model_name"]
+        if not timm.is_model(model["model_name"]):
+            name = model["model_name"]
             raise UserError(f"checkpoint {path} is of {name}, which is no network of this timm, {timm.__version__}")
         return timm.create_model
     if target not in os.environ.get("BAGNET_NETWORKS", "").split(","):
@@ -190,6 +193,7 @@ def published(config: dict) -> dict:
     """Returns the part of a run's configuration that files for others hold: the network and its images, no paths."""
     model, data = config["model"], config["data"]
     choice = {key: data[key] for key in ("name", "classes", "holdout", "fold", "group") if key in data}
+    model = {key: value for key, value in model.items() if key != "checkpoint_path"}
     return {
         **{key: config[key] for key in ("image_size", "train_digest")},
         "model": {**model, "pretrained": model.get("pretrained", False) is not False},

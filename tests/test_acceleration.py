@@ -131,9 +131,8 @@ def test_the_update_of_muon_alone_is_recorded_too(tmp_path, cuda, monkeypatch):
 
 def test_the_update_of_a_network_without_norms_and_biases_is_recorded(cuda):
     module = torch.nn.Linear(2, 2, bias=False)
-    optimizer = muon.Muon(
-        [{"params": [module.weight], "hidden": False}, {"params": []}], lr=0.1, momentum=0.9, weight_decay=0.0
-    )
+    optimizer = muon.Muon([{"params": [module.weight]}, {"params": []}], lr=0.1, momentum=0.9, weight_decay=0.0)
+    module.weight.hidden = False
     UpdateGraphed(SimpleNamespace(module=module, in_place=True), required=True).attach(optimizer)
     before = module.weight.detach().clone()
     module.weight.grad = torch.ones(2, 2)

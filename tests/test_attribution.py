@@ -122,6 +122,30 @@ def test_convolutions_of_pooled_features_are_not_the_stage_of_grad_cam():
     assert not any(module._forward_hooks for module in model.modules())
 
 
+class Heads(torch.nn.Module):
+    """Its last convolution runs on parts of the images that are batched beside them, as heads of attention are."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 6, 3))
+        self.pool, self.fc = torch.nn.Conv2d(3, 3, 3), torch.nn.Linear(6, 5)
+
+    def forward(self, images):
+        parts = self.pool(self.body(images).unflatten(1, (2, 3)).flatten(0, 1))
+        return self.fc(parts.unflatten(0, (-1, 2)).flatten(1, 2).mean((2, 3)))
+
+
+def test_features_of_parts_of_the_channels_are_no_stage():
+    torch.manual_seed(0)
+    model, image = Heads().double(), torch.randn(1, 3, 12, 12, dtype=torch.float64)
+    features = model.body(image).detach().requires_grad_()
+    parts = model.pool(features.unflatten(1, (2, 3)).flatten(0, 1)).unflatten(0, (-1, 2)).flatten(1, 2)
+    (gradients,) = torch.autograd.grad(model.fc(parts.mean((2, 3)))[0, 1], features)
+    values = (features * gradients.mean((2, 3), keepdim=True)).sum(1, keepdim=True)
+    expected = torch.nn.functional.interpolate(values, (12, 12), mode="bilinear").detach()
+    torch.testing.assert_close(grad_cam(model, image, torch.tensor([1])), expected[:, 0])
+
+
 class Block(torch.nn.Sequential):
     """May have shortcuts, for all that is known."""
 

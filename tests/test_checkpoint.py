@@ -128,6 +128,16 @@ def test_all_heads_of_a_network_of_timm_follow_their_classes(tmp_path, name, hea
                 assert same == [label == f"n{place}" for place in range(3)]
 
 
+def test_the_head_is_fc_or_the_last_linear_layer():
+    gate, fc = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    assert head_names(torch.nn.ModuleDict({"fc": fc, "gate": gate})) == ["fc"]
+    assert head_names(torch.nn.ModuleDict({"gate": gate, "out": fc})) == ["out"]
+    network = torch.nn.ModuleDict({"gate": gate, "out": fc})
+    network.pretrained_cfg = None
+    assert head_names(network) == ["out"]
+    assert head_names(torch.nn.Sequential()) == []
+
+
 def test_a_bagnet_of_other_patches_is_this_packages_too(tmp_path):
     network = BagNet((1, 0, 1, 0), 3, width=0.25)
     content = checkpoint(network)
@@ -143,7 +153,6 @@ def test_a_bagnet_of_other_patches_is_this_packages_too(tmp_path):
     ("options", "refusal"),
     [
         ({"model_name": "hf-hub:a/b"}, "is of hf-hub:a/b, which is no network of this timm"),
-        ({"model_name": "resnet18", "checkpoint_path": "x"}, "is of x, which is no network of this timm"),
         ({"model_name": 5}, "does not fit the network it names"),
         ({"model_name": "test_resnet", "global_pool": "nosuch"}, "does not fit the network it names: Invalid pool"),
         ({"model_name": "test_resnet", "features_only": True}, "does not fit the network it names"),

@@ -75,6 +75,27 @@ def test_norms_and_biases_do_not_decay():
     assert [decays[p] for p in network.parameters()] == [0.5, 0, 0, 0, 0.5, 0]
 
 
+def test_what_muon_takes_for_hidden():
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.attention = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.MultiheadAttention(4, 2)
+            self.fc, self.gate = nn.Linear(4, 4), nn.Linear(4, 4, bias=False)
+            self.places = nn.Parameter(torch.zeros(7, 4))
+
+    network = Network()
+    Classifier(network, **PLAIN).make_optimizer()
+    filters_and_matrices = {name: p.hidden for name, p in network.named_parameters() if p.ndim > 1}
+    assert filters_and_matrices == {
+        "places": False,
+        "conv.weight": True,
+        "attention.in_proj_weight": True,
+        "attention.out_proj.weight": True,
+        "fc.weight": False,
+        "gate.weight": True,
+    }
+
+
 def test_onecycle_spans_the_whole_run_in_steps():
     seen = rates(partial(OneCycleLR, max_lr=2.0, pct_start=0.3), "step", epochs=4)
     assert len(seen) == 4 * BATCHES

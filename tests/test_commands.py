@@ -205,7 +205,7 @@ def test_a_dry_run_prints_the_jobs_and_makes_nothing(command, tmp_path):
         (["+trainer.fast_dev_run=true"], "trainer.fast_dev_run cannot be set here"),
         (["+trainer.val_check_interval=0.5"], "trainer.val_check_interval cannot be set here"),
         (["+trainer.max_steps=11"], "trainer.max_steps cannot be set here"),
-        (["-m", "+trainer.foo=1,2"], "Lightning's Trainer takes no foo: leave trainer.foo out"),
+        (["-m", "++trainer.foo=1,2"], "Lightning's Trainer takes no foo: leave trainer.foo out"),
         (["batches.batch_size=7"], "batches.batch_size is for recipes; ask for data.batch_size"),
         (["scheduler=onecycle", "scheduler.pct_start=1.0"], "a share from 0.0 to below 1"),
         (["epochs=3"], "did you mean trainer.max_epochs?"),

@@ -19,6 +19,7 @@ from torch import nn
 from bagnet_lightning.checkpoint import load_trained, read_checkpoint, read_network, write_backbone
 from bagnet_lightning.errors import Diverged, UserError
 from bagnet_lightning.models.bagnet import BagNet
+from bagnet_lightning.models.of_config import RESERVED, network_of
 from bagnet_lightning.results import read_metrics, read_run
 from bagnet_lightning.sweeps.runs import at_work
 from bagnet_lightning.training.classifier import Classifier
@@ -335,7 +336,11 @@ def test_a_network_of_timm_is_trained_read_and_starts_another_training(tmp_path,
     torch.testing.assert_close(second.network.stem[0].weight, first.network.stem[0].weight)
     for override, refusal in (
         ("+model.checkpoint_path=x", "model.checkpoint_path cannot be set here, but model.pretrained=PATH"),
-        ("+model.num_classes=3", "model.num_classes cannot be set here: leave it out"),
+        *(
+            (f"+model.{key}=1", f"model.{key} cannot be set here: leave it out")
+            for key in RESERVED
+            if "path" not in key
+        ),
         ("model.model_name=test_resnett", "has no such network; nearest: test_resnet"),
     ):
         with pytest.raises(UserError, match=re.escape(refusal)):
@@ -345,6 +350,25 @@ def test_a_network_of_timm_is_trained_read_and_starts_another_training(tmp_path,
         load_trained(tmp_path / "run/last.ckpt")
     with pytest.raises(UserError, match=r"pip install 'bagnet-lightning\[timm\]'"):
         fit(composed(*small), tmp_path / "other")
+
+
+def test_a_network_that_takes_a_file_loads_it_itself_and_others_are_given_its_weights(tmp_path):
+    torch.save({"fc.weight": torch.ones(2, 48), "fc.bias": torch.ones(2)}, tmp_path / "weights.pt")
+    for target, bias in (("Plain", 1), ("Loading", 7)):
+        config = {"_target_": f"test_fit.{target}", "pretrained": str(tmp_path / "weights.pt")}
+        assert network_of(OmegaConf.create(config), 2).fc.bias.tolist() == [bias] * 2
+
+
+class Plain(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.fc = nn.Linear(48, num_classes)
+
+
+class Loading(Plain):
+    def __init__(self, num_classes, pretrained):
+        super().__init__(num_classes)
+        nn.init.constant_(self.fc.bias, 7 if Path(pretrained).exists() else 0)
 
 
 def test_lightnings_own_checkpoints_can_be_added(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ def test_singular_values_become_about_one(shape, amx, atol, monkeypatch):
 def test_only_filters_are_orthogonalised_whatever_their_memory_format():
     filters = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     bias = torch.randn(8)
-    steps = orthogonal_filters([filters, bias, filters.to(memory_format=torch.channels_last)])
+    steps = orthogonal_filters([filters, bias, filters.to(memory_format=torch.channels_last)], [True] * 3)
     assert steps[1] is bias
     torch.testing.assert_close(steps[0], steps[2])
     expected = orthogonalized(filters.flatten(1)[None])[0].view_as(filters)
@@ -29,15 +29,15 @@ def test_only_filters_are_orthogonalised_whatever_their_memory_format():
     assert steps[2].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_matrices_move_as_1x1_filters_unless_their_group_is_not_hidden():
+def test_matrices_move_as_1x1_filters_unless_they_are_not_hidden():
     generator = torch.Generator().manual_seed(0)
     start, gradient = torch.randn(2, 24, 12, generator=generator)
     matrix, head = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
     filters = torch.nn.Parameter(start[..., None, None].clone())
-    groups = [{"params": [matrix, filters]}, {"params": [head], "hidden": False}]
+    head.hidden = False
     for parameter in (matrix, filters, head):
         parameter.grad = gradient.view_as(parameter).clone()
-    Muon(groups, lr=0.1, momentum=0.9, weight_decay=0.0).step()
+    Muon([matrix, filters, head], lr=0.1, momentum=0.9, weight_decay=0.0).step()
     torch.testing.assert_close(matrix, filters[..., 0, 0])
     torch.testing.assert_close(head.data, start - 0.1 * 1.9 * gradient)
     values = torch.linalg.svdvals((start - matrix.data) / 0.1)

@@ -1,5 +1,6 @@
 """BagNets as timm and torch.hub give them."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +74,8 @@ def test_timm_reads_the_hubs_folder(model, settings, tmp_path):
     images = torch.rand(2, 3, 40, 40)
     torch.testing.assert_close(network(images), load_trained(checkpoint).network(images))
     assert network.pretrained_cfg["mean"] == [0.5, 0.4, 0.3]
+    features = json.loads((tmp_path / "hub/config.json").read_text())["num_features"]
+    assert features == network.num_features
 
 
 def test_timm_builds_a_network_of_a_fixed_size_as_it_was(tmp_path):

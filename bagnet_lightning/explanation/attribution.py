@@ -105,7 +105,7 @@ def _last_stage(network: nn.Module, height: int, width: int) -> tuple[nn.Module,
     that holds a convolution, but not the first one alone: that of a vision transformer says nothing of what the layers
     above make of the patches. Returns the network and the module whose output they are; None: there are none.
     """
-    if isinstance(network, BagNet) or {"forward_features", "forward_head"} <= {*dir(network)}:
+    if isinstance(network, BagNet) or type(network).__module__.startswith("timm."):
         network = _Halves(network)
         modules = {"stage": network.stage}
     else:

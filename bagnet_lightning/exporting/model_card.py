@@ -57,22 +57,22 @@ def _timm_config(trained: Trained) -> dict:
     BagNets need `import bagnet_lightning.timm_models` before that call.
     """
     about, network = describe(trained, normalises=False), trained.network
-    ours = ("_target_", "model_name", "pretrained")
-    options = {key: value for key, value in about["config"]["model"].items() if key not in ours}
+    options = {k: v for k, v in about["config"]["model"].items() if k not in ("_target_", "model_name", "pretrained")}
     if _is_timms(trained):
-        architecture, known = about["model"].partition(".")[0], network.pretrained_cfg
+        architecture, features, known = about["model"].partition(".")[0], network.num_features, network.pretrained_cfg
         if known.get("fixed_input_size"):  # of which timm knows its own alone
             options.setdefault("img_size", known["input_size"][-1])
     else:
         architecture = "bagnet17" if about["model"] == "BagNet" else about["model"]  # its patches: by model_args
-        known = {"first_conv": "conv1", "classifier": "fc"}
+        features, known = network.fc.in_features, {"first_conv": "conv1", "classifier": "fc"}
+        options = options if isinstance(network, BagNet) else {}
     return {
         "architecture": architecture,
         "num_classes": len(trained.classes),
-        "num_features": network.num_features if _is_timms(trained) else network.fc.in_features,
+        "num_features": features,
         "label_names": trained.classes,
         "label_descriptions": dict(zip(trained.classes, trained.class_names, strict=True)),
-        "model_args": options if _is_timms(trained) or isinstance(network, BagNet) else {},
+        "model_args": options,
         "pretrained_cfg": {
             "num_classes": len(trained.classes),
             "input_size": [3, trained.image_size, trained.image_size],

@@ -1,6 +1,6 @@
 """Networks from a configuration."""
 
-from functools import partial
+import inspect
 from types import ModuleType
 
 from hydra.utils import instantiate
@@ -12,14 +12,18 @@ from bagnet_lightning.models.pretrained import load_pretrained
 from bagnet_lightning.names import nearest, network_name
 
 TIMM = "timm.create_model"
-SET_HERE = ("num_classes", "in_chans", "features_only", "checkpoint_path")  # arguments of timm's
+# Arguments of timm's that are set here, or hold a path or weights.
+RESERVED = (
+    *("num_classes", "in_chans", "features_only"),
+    *("checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay"),
+)
 
 
 def check_network(config: DictConfig) -> None:
     """Raises UserError for a model group that asks for a network which timm lacks, or one that is no classifier."""
     if config._target_ != TIMM:
         return
-    for key in SET_HERE:
+    for key in RESERVED:
         if key in config:
             instead = ", but model.pretrained=PATH" if key == "checkpoint_path" else ""
             raise UserError(f"model.{key} cannot be set here{instead}: leave it out")
@@ -34,13 +38,14 @@ def check_network(config: DictConfig) -> None:
 def network_of(config: DictConfig, num_classes: int) -> nn.Module:
     """Returns the network of a configuration's model group, with the weights of the file `pretrained` if it is a path.
 
-    Any network can start from a file, also one of the user's own; what pretrained=true means is the network's matter.
+    Any network can start from a file, also one of the user's own, unless it takes `pretrained` itself.
     Raises UserError if the weights cannot be read, or are not those of the network.
     """
     make, pretrained = instantiate(config, _partial_=True), config.get("pretrained")
-    if not isinstance(pretrained, str):
+    takes_it = config._target_ != TIMM and "pretrained" in inspect.signature(make.func).parameters
+    if takes_it or not isinstance(pretrained, str):
         return make(num_classes=num_classes)
-    make = partial(make.func, **{key: value for key, value in make.keywords.items() if key != "pretrained"})
+    del make.keywords["pretrained"]
     return load_pretrained(make(num_classes=num_classes), network_name(config), pretrained)
 
 

@@ -41,7 +41,8 @@ def load_pretrained(network: nn.Module, name: str, pretrained: bool | str) -> nn
     source = PUBLIC_WEIGHTS[name] if pretrained is True else str(pretrained)
     weights = _download(source) if pretrained is True else _read(Path(source))
     own = network.state_dict()
-    head = [key for key in own if key.rpartition(".")[0] in head_names(network)]
+    names = head_names(network)
+    head = [key for key in own if key.rpartition(".")[0] in names]
     without_head = not any(key in weights for key in head)
     for key in head:
         if without_head or (key in weights and weights[key].shape != own[key].shape):
@@ -59,10 +60,11 @@ def load_pretrained(network: nn.Module, name: str, pretrained: bool | str) -> nn
 
 
 def head_names(network: nn.Module) -> list[str]:
-    """Returns the names of the layers that give logits: those that timm knows, or else the last linear one: ["fc"]."""
-    known = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
+    """Returns the names of the layers that give logits: those that timm knows, else ["fc"], or the last linear one."""
+    known = (getattr(network, "pretrained_cfg", None) or {}).get("classifier") or ()
     names = [known] if isinstance(known, str) else [*known]
-    return names or [name for name, part in network.named_modules() if isinstance(part, nn.Linear)][-1:]
+    linear = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
+    return names or (["fc"] if "fc" in linear else linear[-1:])
 
 
 def _download(url: str) -> dict[str, Tensor]:

@@ -157,7 +157,7 @@ def _check(config: DictConfig, sweep: bool = False, launcher: ParallelLauncher |
                 f"checkpoint={config.get('checkpoint')}: a run goes on from its own last.ckpt; weights to start from "
                 "are model.pretrained=FILE"
             )
-        if any(override.startswith("+trainer.") for override in config.hydra.overrides.task):
+        if any(override.startswith(("+trainer.", "++trainer.")) for override in config.hydra.overrides.task):
             from bagnet_lightning.training.trainer import check_arguments  # which takes seconds
 
             check_arguments(config.trainer)

@@ -91,15 +91,17 @@ class Learner(LightningModule, ABC):
         return self.trainer.strategy.reduce(torch.stack([self.train_totals, self.val_totals]), reduce_op="sum")
 
     def make_optimizer(self) -> Optimizer:
+        parameters = [*self.parameters()]
         heads = {f"network.{name}" for name in head_names(self.network)}
-        layers = {name: layer for name, layer in self.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
-        hidden = {layer.weight for name, layer in layers.items() if name not in heads}
-        others = [p for p in self.parameters() if p not in hidden]
+        kinds = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
+        layers = [layer for name, layer in self.named_modules() if isinstance(layer, kinds) and name not in heads]
+        hidden = {p for layer in layers for p in layer.parameters()}
+        for p in parameters:
+            p.hidden = p in hidden  # which Muon asks for
         optimizer = self.optimizer(
             [
-                {"params": [p for p in self.parameters() if p in hidden], "hidden": True},  # which Muon asks for
-                {"params": [p for p in others if p.ndim > 1], "hidden": False},
-                {"params": [p for p in others if p.ndim <= 1], "hidden": False, "weight_decay": 0.0},
+                {"params": [p for p in parameters if p.ndim > 1]},
+                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
             ],
             **self._fused(),
         )

@@ -18,13 +18,13 @@ STREAMS = 4
 class Muon(Optimizer):
     """Moves filters (O, I, k, k) by `lr` times matrices (O, I k k) whose singular values are about 1, tiny ones aside.
 
-    Matrices (O, I) likewise. Other parameters (norms, biases), and groups that are not `hidden` (the classifier), are
-    updated as by Nesterov SGD with the same `lr`. weight_decay: decoupled, multiplied by `lr`. torch.optim.Muon takes
-    matrices only, each by itself; here those of one shape are one batch.
+    Matrices (O, I) likewise. Other parameters (norms, biases), and those whose attribute `hidden` is False (the
+    classifier's), are updated as by Nesterov SGD with the same `lr`. weight_decay: decoupled, multiplied by `lr`.
+    torch.optim.Muon takes matrices only, each by itself; here those of one shape are one batch.
     """
 
     def __init__(self, params: Iterable, lr: float, momentum: float, weight_decay: float):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "hidden": True})
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         loss = closure() if closure else None
@@ -38,9 +38,8 @@ class Muon(Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
-            steps = self._nesterov(parameters, group["momentum"])
-            if group["hidden"]:
-                steps = orthogonal_filters(steps)
+            hidden = [getattr(p, "hidden", True) for p in parameters]
+            steps = orthogonal_filters(self._nesterov(parameters, group["momentum"]), hidden)
             torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
             if isinstance(rate, Tensor):
                 torch._foreach_mul_(steps, rate)
@@ -59,14 +58,14 @@ class Muon(Optimizer):
         return torch._foreach_add(gradients, buffers, alpha=momentum)
 
 
-def orthogonal_filters(steps: list[Tensor]) -> list[Tensor]:
+def orthogonal_filters(steps: list[Tensor], hidden: list[bool]) -> list[Tensor]:
     """Returns `steps` with filters and matrices orthogonalised, and scaled by sqrt(O / (I k k)) if tall.
 
-    Others are unchanged.
+    Others, and those that are not `hidden`, are unchanged.
     """
     groups = defaultdict(list)  # indices of the filters whose matrices, transposed if tall, have one shape
     for index, step in enumerate(steps):
-        if step.ndim in (2, 4):
+        if step.ndim in (2, 4) and hidden[index]:
             groups[tuple(sorted((len(step), step[0].numel())))].append(index)
     ordered = [groups[shape] for shape in sorted(groups, reverse=True)]  # the longest jobs first
     results = _run_in_streams([partial(_orthogonal, [steps[index] for index in group]) for group in ordered], steps)
