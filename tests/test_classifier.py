@@ -16,7 +16,7 @@ from bagnet_lightning.models.bagnet import bagnet9
 from bagnet_lightning.training.classifier import Classifier, top5, totals
 
 BATCHES = 5
-PLAIN = {"optimizer": torch.optim.SGD, "scheduler": StepLR, "interval": "epoch", "about": {}}
+PLAIN = {"optimizer": partial(torch.optim.SGD, lr=1.0), "scheduler": StepLR, "interval": "epoch", "about": {}}
 
 
 def rates(scheduler, interval, epochs, accumulate=1) -> list[float]:
@@ -64,7 +64,10 @@ def test_schedules_count_epochs_and_steps_where_batches_are_accumulated():
 
 def test_norms_and_biases_do_not_decay():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 4))
-    settings = {"optimizer": partial(torch.optim.SGD, weight_decay=0.5), "scheduler": partial(StepLR, step_size=1)}
+    settings = {
+        "optimizer": partial(torch.optim.SGD, lr=1.0, weight_decay=0.5),
+        "scheduler": partial(StepLR, step_size=1),
+    }
     module = Classifier(network, **PLAIN | settings)
     module._trainer = SimpleNamespace(estimated_stepping_batches=1, num_training_batches=1, max_epochs=1)
     decays = {
