@@ -105,10 +105,10 @@ def test_images_without_a_keypoint_are_counted_told_and_classified(tmp_path, cap
 
 @pytest.mark.parametrize("features", ["sift", "fast_brief", "orb", "dense_sift"])
 def test_ten_real_classes_are_told_apart_better_than_by_chance(ten_real_classes, tmp_path, features):
-    data = [f"data.root={ten_real_classes}", "data.images_per_class=30", "workers=1"]
+    data = [f"data.root={ten_real_classes}", "data.images_per_class=30", "data.holdout=0.06", "workers=1"]
     data += ["encoding.codebook.size=100", "encoding.codebook.sample=20000"]
     config = composed(f"features={features}", *data, f"cache={tmp_path}", name="classical")
-    assert run(config, tmp_path)["best_val_accuracy"] > 0.1 + 4 * 0.0134  # standard errors of 500 guesses
+    assert run(config, tmp_path)["best_val_accuracy"] > 0.1 + 4 * 0.0173  # standard errors of 300 guesses
 
 
 @pytest.mark.parametrize(
