@@ -50,7 +50,12 @@ def test_a_network_comes_back_as_it_was(tmp_path):
 
 def test_what_is_written_for_others_holds_no_path_of_the_users():
     data = {"name": "mine", "root": "/private", "holdout": 0.1, "fold": 0}
-    config = {"model": {"_target_": "x", "pretrained": "/private/a.ckpt"}, "data": data, "sweep": "/private", **IMAGES}
+    config = {
+        "model": {"_target_": "x", "pretrained": "/private/a.ckpt", "checkpoint_path": "/private/b"},
+        "data": data,
+        "sweep": "/private",
+        **IMAGES,
+    }
     for_others = published(config)
     assert "private" not in str(for_others)
     assert for_others["model"]["pretrained"] is True

@@ -113,6 +113,7 @@ def test_a_hubs_folder_has_a_card_with_what_was_measured_and_comes_back(checkpoi
 
 def test_a_card_has_what_was_asked_for_and_no_path_of_the_users():
     asked = ["optim=adam", "model.pretrained=true", "data.root=/private", "model.pretrained=/private/a.ckpt", "sweep=x"]
+    asked += ["+model.checkpoint_path=/private/b.ckpt"]
     assert [override for override in asked if _to_be_published(override)] == asked[:2]
 
 

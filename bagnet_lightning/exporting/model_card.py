@@ -150,7 +150,9 @@ def _measured(result: dict | None) -> list[str]:
 def _to_be_published(override: str) -> bool:
     """Whether the card shows `override`: not if it may hold a path of the user's or does not change the training."""
     key, _, value = override.lstrip("+~").partition("=")
-    return not within(key, NOT_IN_DIGEST) and (key != "model.pretrained" or value == "true")
+    return not within(key, NOT_IN_DIGEST) and (
+        key not in ("model.pretrained", "model.checkpoint_path") or value == "true"
+    )
 
 
 def _use(trained: Trained) -> list[str]:
